@@ -1,0 +1,61 @@
+//! What the host told the guest at its first instruction.
+
+#![expect(unsafe_code, reason = "boot information is memory that the host filled")]
+
+use core::sync::atomic::{AtomicPtr, Ordering};
+use hv_abi::GuestPhys;
+use hv_abi::boot::{Blob, BootInfo};
+
+static INFO: AtomicPtr<BootInfo> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Remembers where the boot information is.
+///
+/// # Safety
+///
+/// `info` must be what the host gave the entry point, or as good, and stay unchanged.
+pub(crate) unsafe fn set(info: *const BootInfo) {
+    INFO.store(info.cast_mut(), Ordering::Release);
+}
+
+/// The boot information.
+///
+/// # Panics
+///
+/// Panics before `entry!` has run: there is no guest then.
+pub fn info() -> &'static BootInfo {
+    #[cfg(any(test, feature = "fake-host"))]
+    crate::fake::ensure();
+    let info = INFO.load(Ordering::Acquire);
+    assert!(!info.is_null(), "no boot information: was this started by entry! ?");
+    // SAFETY: not null, so `set` was called, whose caller vouches for it.
+    unsafe { &*info }
+}
+
+/// Guest-physical memory in the direct map.
+pub(crate) fn at<T>(start: GuestPhys) -> *const T {
+    #[cfg(any(test, feature = "fake-host"))]
+    return core::ptr::with_exposed_provenance(start.0 as usize);
+    #[cfg(not(any(test, feature = "fake-host")))]
+    core::ptr::with_exposed_provenance((info().direct_map + start.0) as usize)
+}
+
+/// The bytes of a blob that the host filled.
+fn bytes(blob: Blob) -> &'static [u8] {
+    if blob.length == 0 {
+        return &[];
+    }
+    // SAFETY: the host has put `length` bytes there before the first instruction; the memory map keeps them out of
+    // `USABLE`, and the heap takes only that.
+    unsafe { core::slice::from_raw_parts(at(blob.start), blob.length as usize) }
+}
+
+/// The guest's arguments: what stood behind `--`.
+pub fn arguments() -> impl Iterator<Item = &'static str> {
+    let line = core::str::from_utf8(bytes(info().command_line)).unwrap_or("");
+    line.split('\0').filter(|_| info().command_line.length > 0)
+}
+
+/// The ramdisk; empty if there is none.
+pub fn ramdisk() -> &'static [u8] {
+    bytes(info().ramdisk)
+}

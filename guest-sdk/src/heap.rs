@@ -1,0 +1,91 @@
+//! The global allocator: `talc`, on all memory that the host calls usable.
+//!
+//! Allocation masks upcalls for its duration, so event handlers may allocate, too.
+
+#![expect(unsafe_code, reason = "the memory that the allocator is given")]
+
+use crate::upcall::Masked;
+use core::alloc::{GlobalAlloc, Layout};
+use core::sync::atomic::{AtomicBool, Ordering};
+use hv_abi::boot::region;
+use talc::{ErrOnOom, Span, Talc, Talck};
+
+/// A lock that masks this vCPU's upcalls while it is held.
+pub struct UpcallLock {
+    locked: AtomicBool,
+    was_masked: AtomicBool,
+}
+
+// SAFETY: `lock` returns only when `locked` went from false to true, `unlock` sets it back, so one holder at a time.
+unsafe impl lock_api::RawMutex for UpcallLock {
+    #[expect(clippy::declare_interior_mutable_const, reason = "how lock_api names the initial value")]
+    const INIT: Self = Self { locked: AtomicBool::new(false), was_masked: AtomicBool::new(false) };
+    type GuardMarker = lock_api::GuardNoSend;
+
+    fn lock(&self) {
+        let was_masked = Masked::set();
+        while self.locked.swap(true, Ordering::Acquire) {
+            core::hint::spin_loop();
+        }
+        self.was_masked.store(was_masked, Ordering::Relaxed);
+    }
+
+    fn try_lock(&self) -> bool {
+        let was_masked = Masked::set();
+        let free = !self.locked.swap(true, Ordering::Acquire);
+        if free {
+            self.was_masked.store(was_masked, Ordering::Relaxed);
+        } else {
+            Masked::restore(was_masked);
+        }
+        free
+    }
+
+    unsafe fn unlock(&self) {
+        let was_masked = self.was_masked.load(Ordering::Relaxed);
+        self.locked.store(false, Ordering::Release);
+        Masked::restore(was_masked);
+    }
+}
+
+/// The allocator. `entry!` makes one the global allocator.
+pub struct Heap(Talck<UpcallLock, ErrOnOom>);
+
+impl Heap {
+    /// An allocator with no memory yet.
+    #[expect(clippy::new_without_default, reason = "made once, as a static, by entry!")]
+    pub const fn new() -> Self {
+        Self(Talc::new(ErrOnOom).lock())
+    }
+
+    /// Takes all memory that is usable. To be called once.
+    pub(crate) fn claim_memory(&self) {
+        let usable = crate::memory::map().iter().filter(|r| r.kind == region::USABLE && r.start.0 != 0);
+        for run in usable {
+            let start = crate::boot::at::<u8>(run.start).cast_mut();
+            let span = Span::from_base_size(start, run.length as usize);
+            // SAFETY: `claim` needs memory that is readable, writable and nobody else's. The host's map calls it usable,
+            // so neither image, stack nor boot information is in it, and only this function takes from the map.
+            // A run that is too small to hold the allocator's own data is refused and left alone.
+            let _ = unsafe { self.0.lock().claim(span) };
+        }
+    }
+}
+
+// SAFETY: the inner allocator keeps the contract; this only passes calls on.
+unsafe impl GlobalAlloc for Heap {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as the caller of this promised.
+        unsafe { self.0.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as the caller of this promised.
+        unsafe { self.0.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        // SAFETY: as the caller of this promised.
+        unsafe { self.0.realloc(pointer, layout, size) }
+    }
+}

@@ -1,0 +1,34 @@
+#![doc = include_str!("../README.md")]
+#![no_std]
+
+#[cfg(any(test, feature = "fake-host"))]
+extern crate std;
+
+extern crate alloc;
+
+pub mod boot;
+pub mod console;
+mod entry;
+pub mod events;
+#[cfg(any(test, feature = "fake-host"))]
+pub mod fake;
+pub mod heap;
+pub mod hypercall;
+#[expect(unsafe_code, reason = "temporary")]
+mod mem;
+pub mod memory;
+pub mod panic;
+pub mod process;
+mod raw;
+pub mod time;
+mod upcall;
+
+pub use hv_abi;
+
+/// What `entry!` expands to refers to these; nothing else should.
+#[doc(hidden)]
+pub mod __private {
+    pub use crate::entry::{NOTE_LIKED, start};
+    pub use hv_abi::note::ElfNote;
+    pub use hv_abi::Features;
+}

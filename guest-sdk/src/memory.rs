@@ -1,0 +1,52 @@
+//! Addresses: what a pointer of the guest's is to the host.
+//!
+//! The host is only ever told guest-physical addresses. The image's own memory, its stack included, is mapped
+//! where it is physically, and all memory is mapped once more in the direct map, so both translations are
+//! arithmetic.
+
+#![expect(unsafe_code, reason = "symbols of the linker script, and memory of the direct map")]
+
+use hv_abi::GuestPhys;
+use hv_abi::boot::MemoryRegion;
+
+#[cfg(not(any(test, feature = "fake-host")))]
+unsafe extern "C" {
+    static __hv_image_start: u8;
+    static __hv_image_end: u8;
+}
+
+/// Where `values` is in guest-physical memory, if it is in memory that the host can see: the image, its stack, or
+/// the direct map, which the heap is in.
+pub fn phys_of<T>(values: &[T]) -> Option<GuestPhys> {
+    let start = values.as_ptr().addr() as u64;
+    let length = size_of_val(values) as u64;
+    if length == 0 {
+        return Some(GuestPhys(0));
+    }
+    translate(start, length)
+}
+
+#[cfg(not(any(test, feature = "fake-host")))]
+fn translate(start: u64, length: u64) -> Option<GuestPhys> {
+    let end = start.checked_add(length)?;
+    let image = (&raw const __hv_image_start).addr() as u64..=(&raw const __hv_image_end).addr() as u64;
+    if image.contains(&start) && image.contains(&end) {
+        return Some(GuestPhys(start));
+    }
+    let info = crate::boot::info();
+    let offset = start.checked_sub(info.direct_map)?;
+    (offset + length <= info.memory_size).then_some(GuestPhys(offset))
+}
+
+#[cfg(any(test, feature = "fake-host"))]
+fn translate(start: u64, length: u64) -> Option<GuestPhys> {
+    Some(crate::fake::lend(start, length))
+}
+
+/// All of guest-physical memory and what it is used for, sorted.
+pub fn map() -> &'static [MemoryRegion] {
+    let table = crate::boot::info().memory_map;
+    // SAFETY: the host has put `length` entries there before the first instruction, in memory that the map itself
+    // keeps out of `USABLE`, and the heap takes only that.
+    unsafe { core::slice::from_raw_parts(crate::boot::at(table.start), table.length as usize) }
+}

@@ -1,0 +1,78 @@
+//! From a call's number to the function that serves it.
+//!
+//! The trait, and the `match` over it, come from the table in `hv_abi::call`, so a call that is added there is
+//! served the moment its method is written here, and answers `UNKNOWN_CALL` until then.
+
+use hv_abi::Status;
+use hv_abi::for_each_call;
+
+/// What a call gives: its value, or why not.
+pub(crate) type CallResult = Result<u64, Status>;
+
+macro_rules! hypercalls {
+    ($($(#[$doc:meta])+ $number:literal $name:ident $stem:ident($($argument:ident),*) -> $result:ident,
+       [$($error:ident),*], $crossing:ident, $served:ident;)+) => {
+        /// The host's half of each hypercall. Arguments are the guest's claims.
+        pub(crate) trait Hypercalls {
+            $($(#[$doc])+ fn $stem(&mut self, $($argument: u64),*) -> CallResult {
+                let _ = ($($argument,)*);
+                Err(Status::UNKNOWN_CALL)
+            })+
+        }
+
+        /// Makes a call by number. Arguments that it does not have must be zero.
+        pub(crate) fn dispatch(host: &mut impl Hypercalls, number: u32, arguments: [u64; 5]) -> CallResult {
+            match number {
+                $($number => {
+                    let [$($argument,)* unused @ ..] = arguments;
+                    if unused.iter().any(|argument| *argument != 0) {
+                        return Err(Status::BAD_ARGUMENT);
+                    }
+                    host.$stem($($argument),*)
+                })+
+                _ => Err(Status::UNKNOWN_CALL),
+            }
+        }
+    };
+}
+for_each_call!(hypercalls);
+
+/// An argument that is narrower than 64 bits.
+pub(crate) fn narrow(argument: u64) -> Result<u32, Status> {
+    u32::try_from(argument).map_err(|_| Status::BAD_ARGUMENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hv_abi::call::CALLS;
+
+    struct Nothing;
+    impl Hypercalls for Nothing {}
+
+    struct VersionOnly;
+    impl Hypercalls for VersionOnly {
+        fn version(&mut self) -> CallResult {
+            Ok(7)
+        }
+    }
+
+    #[test]
+    fn a_call_without_a_method_is_unknown() {
+        for call in CALLS {
+            assert_eq!(dispatch(&mut Nothing, call.call.0, [0; 5]), Err(Status::UNKNOWN_CALL), "{}", call.name);
+        }
+        assert_eq!(dispatch(&mut Nothing, CALLS.len() as u32, [0; 5]), Err(Status::UNKNOWN_CALL));
+        assert_eq!(dispatch(&mut Nothing, u32::MAX, [0; 5]), Err(Status::UNKNOWN_CALL));
+    }
+
+    #[test]
+    fn arguments_that_a_call_does_not_have_must_be_zero() {
+        assert_eq!(dispatch(&mut VersionOnly, 0, [0; 5]), Ok(7));
+        for i in 0..5 {
+            let mut arguments = [0; 5];
+            arguments[i] = 1 << 63;
+            assert_eq!(dispatch(&mut VersionOnly, 0, arguments), Err(Status::BAD_ARGUMENT), "argument {i}");
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! Engines: the ways in which guest code is run.
+//!
+//! An [`Engine`] puts a guest kernel's address space somewhere and runs its vCPUs; everything else (hypercalls,
+//! events, time) is the same for all engines and lives outside. Start at [`Running`], what an engine gives.
+
+pub(crate) mod process;
+
+use crate::events::{Notify, VcpuPages};
+use crate::memory::GuestMemory;
+use core::fmt;
+use hv_abi::Status;
+use serde::Serialize;
+use std::sync::Arc;
+
+/// Which engine runs a VM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EngineKind {
+    /// The fastest that works on this host.
+    #[default]
+    Auto,
+    /// Deprivileged host processes; works on any x86-64 Linux.
+    Process,
+}
+
+/// Why an engine could not start a VM.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// A file, mapping, thread or process could not be made.
+    #[error("{what}")]
+    Host {
+        /// What the engine was doing.
+        what: &'static str,
+        /// What the host said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A mapping command failed in a sandbox.
+    #[error("the host refused a mapping in the sandbox: command {command} of its set-up, {error}")]
+    Mapping {
+        /// Index of the command in its batch.
+        command: usize,
+        /// The host's error.
+        error: std::io::Error,
+    },
+    /// The sandbox ended before the guest's first instruction.
+    #[error("the sandbox process ended during set-up: {how}; `hv doctor` says what this host allows")]
+    SandboxDied {
+        /// How it ended.
+        how: String,
+    },
+}
+
+/// A part of guest-physical memory, mapped in the guest kernel's address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mapping {
+    pub virt: u64,
+    pub phys: u64,
+    pub length: u64,
+    pub write: bool,
+    pub execute: bool,
+}
+
+/// What an engine is to run.
+pub(crate) struct Setup<'a> {
+    pub memory: &'a GuestMemory,
+    pub pages: &'a Arc<VcpuPages>,
+    pub mappings: &'a [Mapping],
+    /// First instruction of vCPU 0, and its RDI.
+    pub entry: u64,
+    pub argument: u64,
+}
+
+/// A VM that an engine has ready to run.
+pub(crate) struct Running {
+    pub vcpus: Vec<Box<dyn VcpuRunner>>,
+    pub control: Arc<dyn Control>,
+}
+
+/// Runs VMs.
+pub(crate) trait Engine {
+    /// Makes the guest kernel's address space and its vCPUs, ready for the first instruction.
+    fn start(&self, setup: &Setup<'_>) -> Result<Running, EngineError>;
+}
+
+/// One vCPU, run by one thread of the monitor.
+pub(crate) trait VcpuRunner: Send {
+    /// Runs guest code until something needs the monitor, or until `deadline` on the host's monotonic clock.
+    fn run(&mut self, deadline: Option<u64>) -> Exit;
+
+    /// Answers the hypercall that the last [`Exit::Hypercall`] reported. [`run`](Self::run) goes on with it.
+    fn answer(&mut self, status: Status, value: u64);
+
+    /// Goes on after [`Exit::Trap`] or [`Exit::Stopped`], with what the guest was doing.
+    fn resume(&mut self);
+
+    /// Registers at the hypercall being answered: RIP is not known, RSP and RBP are.
+    fn registers_in_call(&self) -> Registers;
+
+    /// How often, and for how long, this vCPU crossed and span, so far.
+    fn counters(&self) -> Counters;
+}
+
+/// Reaches a running VM from other threads.
+pub(crate) trait Control: Notify {
+    /// Asks a vCPU to stop at its next stopping point; it then gives [`Exit::Stopped`], or is found to be in a
+    /// hypercall. To be repeated until it did.
+    fn request_stop(&self, vcpu: u32);
+
+    /// Takes the request back.
+    fn cancel_stop(&self, vcpu: u32);
+
+    /// Ends all guest code, now.
+    fn kill(&self);
+
+    /// Processor time, in nanoseconds, that a vCPU's guest code has had; `None` when it is gone.
+    fn cpu_time(&self, vcpu: u32) -> Option<u64>;
+
+    /// Host processes that carry the VM's guest code.
+    fn processes(&self) -> Vec<u32>;
+}
+
+/// Why a vCPU came back to the monitor.
+#[derive(Debug)]
+pub(crate) enum Exit {
+    Hypercall { number: u32, arguments: [u64; 5] },
+    /// Guest code did something that it cannot go on from by itself.
+    Trap(Trap),
+    /// It has stopped, as it was asked to, and would go on with these.
+    Stopped(Registers),
+    /// It was found in `block`, stopped as it was asked to.
+    StoppedInBlock,
+    Deadline,
+    /// Guest code is gone: the reason.
+    Died(String),
+}
+
+/// What a guest's instruction did, and where.
+#[derive(Clone, Debug)]
+pub struct Trap {
+    /// What it did.
+    pub fault: Fault,
+    /// The registers before it.
+    pub registers: Registers,
+}
+
+/// Something that a guest kernel's instruction did that it cannot go on from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Fault {
+    /// It used an address that is not mapped, or not mapped for that.
+    PageFault {
+        /// The address.
+        address: u64,
+        /// What it wanted.
+        access: Access,
+    },
+    /// A processor exception.
+    Exception {
+        /// Its vector.
+        vector: u64,
+        /// Its error code.
+        error: u64,
+    },
+    /// It made a host system call instead of a hypercall.
+    SystemCall {
+        /// The number, in EAX.
+        number: u32,
+    },
+    /// It left 64-bit user mode.
+    Selector {
+        /// The code selector that was found.
+        cs: u16,
+    },
+    /// It ran the engine's own code where that cannot be run.
+    InEngine {
+        /// Which signal the host raised.
+        signal: i32,
+        /// Address that it used.
+        address: u64,
+    },
+}
+
+/// What a page fault wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// To read data.
+    Read,
+    /// To write data.
+    Write,
+    /// To fetch an instruction.
+    Execute,
+}
+
+/// A guest's registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[expect(missing_docs, reason = "their names are the processor's")]
+pub struct Registers {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rbp: u64,
+    pub rsp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rip: u64,
+    pub rflags: u64,
+}
+
+/// What a vCPU's crossings cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counters {
+    /// Hypercalls that reached the monitor.
+    pub hypercalls: u64,
+    /// Traps of guest code.
+    pub traps: u64,
+    /// Times the monitor's thread went to sleep.
+    pub sleeps: u64,
+    /// Nanoseconds that the monitor's thread span for requests, about.
+    pub host_spin_ns: u64,
+    /// Nanoseconds that the vCPU's thread span for answers, about, as it says.
+    pub guest_spin_ns: u64,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::PageFault { address, access } => {
+                let verb = match access {
+                    Access::Read => "reading",
+                    Access::Write => "writing",
+                    Access::Execute => "executing",
+                };
+                write!(f, "page fault {verb} address {address:#x}")
+            }
+            Self::Exception { vector, error } => {
+                let name = match vector {
+                    0 => "divide error (#DE)",
+                    1 => "debug exception (#DB)",
+                    3 => "breakpoint (#BP)",
+                    4 => "overflow (#OF)",
+                    5 => "bound range exceeded (#BR)",
+                    6 => "illegal instruction (#UD)",
+                    12 => "stack fault (#SS)",
+                    13 => "general protection fault (#GP)",
+                    16 => "x87 floating-point error (#MF)",
+                    17 => "alignment check (#AC)",
+                    19 => "SIMD floating-point error (#XM)",
+                    _ => return write!(f, "exception {vector}, error code {error:#x}"),
+                };
+                match error {
+                    0 => f.write_str(name),
+                    _ => write!(f, "{name}, error code {error:#x}"),
+                }
+            }
+            Self::SystemCall { number } => write!(
+                f,
+                "direct system call {number}: guests make hypercalls, the host's system calls are not theirs"
+            ),
+            Self::Selector { cs } => {
+                write!(f, "code selector {cs:#x}: guests run 64-bit code only, with selector 0x33")
+            }
+            Self::InEngine { signal, address } => write!(
+                f,
+                "the engine's own code failed (signal {signal}, address {address:#x}): a hypercall entry was \
+                 called with a wrong GS base or stack, or jumped into"
+            ),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Handing control between a vCPU thread and the monitor, through shared memory.
+//!
+//! One word, `turn`, says whose turn it is. The caller (a vCPU thread) publishes a request by setting it, and
+//! waits until it is [`TURN_GUEST`] again; the server (the monitor) waits until it is not, and answers by
+//! setting it back. Each side spins for a bounded time and then sleeps on a futex:
+//!
+//! * the caller sleeps on `turn` itself, having set `caller_sleeps`;
+//! * the server sleeps on `host_sleeps`, so that others in the monitor can wake it, too, by clearing that word.
+//!
+//! Whoever publishes does *store, fence, look whether the other sleeps*; whoever goes to sleep does *say so,
+//! fence, look whether something was published*. One of the two looks must see the other's store, so no
+//! wake-up is lost between honest parties. A hostile caller can lose its own; the monitor's [`kick`] is
+//! repeated, or follows the sandbox's death, when it must arrive.
+//!
+//! The protocol is written once, over [`Atomics`], and model-checked with loom (`tests/handover_model.rs`). The
+//! caller's half that really runs is assembly (`stub.s`), which follows [`Caller`] step by step.
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::Duration;
+
+/// The guest runs, or has been answered.
+pub const TURN_GUEST: u32 = 0;
+/// A hypercall is published.
+pub const TURN_CALL: u32 = 1;
+/// A trap or a stop is published.
+pub const TURN_TRAP: u32 = 2;
+
+/// The operations that the protocol is made of, so that a model checker can stand in for the machine.
+pub trait Atomics {
+    /// A 32-bit word that both sides see.
+    type Word;
+
+    /// Loads with acquire ordering.
+    fn load(word: &Self::Word) -> u32;
+    /// Stores with release ordering.
+    fn store(word: &Self::Word, value: u32);
+    /// Orders the stores before it with the loads after it.
+    fn fence();
+    /// Sleeps while `word` is `expected`, until woken, or until `timeout`; may return early.
+    fn sleep(word: &Self::Word, expected: u32, timeout: Option<Duration>);
+    /// Wakes the sleeper on `word`, if there is one.
+    fn wake(word: &Self::Word);
+    /// Tells the processor that this is a spinning loop.
+    fn relax();
+}
+
+/// The three words of the protocol.
+pub struct Words<'a, A: Atomics> {
+    /// Whose turn it is.
+    pub turn: &'a A::Word,
+    /// 1 while the server sleeps, or is about to; its futex.
+    pub host_sleeps: &'a A::Word,
+    /// 1 while the caller sleeps on `turn`, or is about to.
+    pub caller_sleeps: &'a A::Word,
+}
+
+impl<A: Atomics> Clone for Words<'_, A> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<A: Atomics> Copy for Words<'_, A> {}
+
+/// Why [`Server::wait`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// This turn was published: [`TURN_CALL`], [`TURN_TRAP`], or whatever a hostile caller wrote.
+    Published(u32),
+    /// `interrupted` said so.
+    Interrupted,
+    /// The time-out passed.
+    TimedOut,
+}
+
+/// The monitor's half.
+pub struct Server<'a, A: Atomics>(pub Words<'a, A>);
+
+impl<A: Atomics> Server<'_, A> {
+    /// Spins at most `spin` times for a request. Gives the turn that was published, and how often it spun.
+    pub fn spin(&self, spin: u32) -> (Option<u32>, u32) {
+        let mut spun = 0;
+        loop {
+            match A::load(self.0.turn) {
+                TURN_GUEST if spun < spin => spun += 1,
+                TURN_GUEST => return (None, spun),
+                turn => return (Some(turn), spun),
+            }
+            A::relax();
+        }
+    }
+
+    /// Sleeps until a request is published, `interrupted` is true after a [`kick`], or `timeout` gives `None`
+    /// for "no time left". `timeout` is asked before each sleep; `Some(None)` is "for ever".
+    pub fn sleep(
+        &self,
+        mut interrupted: impl FnMut() -> bool,
+        mut timeout: impl FnMut() -> Option<Option<Duration>>,
+    ) -> Wait {
+        loop {
+            A::store(self.0.host_sleeps, 1);
+            A::fence();
+            let turn = A::load(self.0.turn);
+            let wait = if turn != TURN_GUEST {
+                Wait::Published(turn)
+            } else if interrupted() {
+                Wait::Interrupted
+            } else if let Some(timeout) = timeout() {
+                A::sleep(self.0.host_sleeps, 1, timeout);
+                continue;
+            } else {
+                Wait::TimedOut
+            };
+            A::store(self.0.host_sleeps, 0);
+            return wait;
+        }
+    }
+
+    /// Gives the turn back to the caller. The answer must have been stored before.
+    pub fn answer(&self) {
+        A::store(self.0.turn, TURN_GUEST);
+        A::fence();
+        if A::load(self.0.caller_sleeps) != 0 {
+            A::wake(self.0.turn);
+        }
+    }
+}
+
+/// Makes a server that sleeps look at its `interrupted`, which the caller has made true before.
+pub fn kick<A: Atomics>(host_sleeps: &A::Word) {
+    A::fence();
+    A::store(host_sleeps, 0);
+    A::wake(host_sleeps);
+}
+
+/// The vCPU thread's half: the model of what `stub.s` does at `hv_stub_call` and `hv_stub_publish_trap`.
+pub struct Caller<'a, A: Atomics>(pub Words<'a, A>);
+
+impl<A: Atomics> Caller<'_, A> {
+    /// Publishes `turn` and waits for the answer. The request must have been stored before.
+    pub fn call(&self, turn: u32, spin: u32) {
+        // publish
+        A::store(self.0.turn, turn);
+        A::fence();
+        // wake the host
+        if A::load(self.0.host_sleeps) != 0 {
+            A::store(self.0.host_sleeps, 0);
+            A::wake(self.0.host_sleeps);
+        }
+        // spin
+        for _ in 0..spin {
+            if A::load(self.0.turn) != turn {
+                return;
+            }
+            A::relax();
+        }
+        // sleep
+        A::store(self.0.caller_sleeps, 1);
+        A::fence();
+        while A::load(self.0.turn) == turn {
+            A::sleep(self.0.turn, turn, None);
+        }
+        A::store(self.0.caller_sleeps, 0);
+    }
+}
+
+/// The hand-over page of one vCPU in one sandbox. The guest can write all of it at any time.
+#[derive(Debug, zerocopy::FromBytes)]
+#[repr(C, align(4096))]
+pub(crate) struct Handover {
+    // One cache line that moves with every call.
+    pub turn: AtomicU32,
+    pub number: AtomicU32,
+    pub arguments: [AtomicU64; 5],
+    pub status: AtomicU32,
+    /// 1: the call published is a `block` that gives way to a stop.
+    pub in_block: AtomicU32,
+    pub value: AtomicU64,
+    // One that both sides only read while they spin.
+    pub host_sleeps: AtomicU32,
+    pub caller_sleeps: AtomicU32,
+    /// How often the caller spins before it sleeps. The monitor sets it.
+    pub spin: AtomicU32,
+    /// Not 0: the vCPU is to stop at its next stopping point. The monitor sets it.
+    pub stop: AtomicU32,
+    reserved: [u64; 6],
+    // The caller's own.
+    /// Stack and frame pointer of the guest at its last call, for backtraces.
+    pub rsp: AtomicU64,
+    pub rbp: AtomicU64,
+    /// Addresses of the `ucontext` and `siginfo` of the trap published.
+    pub frame: AtomicU64,
+    pub siginfo: AtomicU64,
+    /// Signal of the trap published; 0 for a stop.
+    pub signal: AtomicU32,
+    reserved2: u32,
+    /// Time-out of `block`, a `timespec`.
+    pub timeout: [AtomicU64; 2],
+    /// How often the caller has spun, in all.
+    pub spun: AtomicU64,
+    reserved3: [[u64; 32]; 15],
+    reserved4: [u64; 7],
+}
+const _: () = assert!(size_of::<Handover>() == 4096);
+const _: () = assert!(core::mem::offset_of!(Handover, host_sleeps) == 64);
+const _: () = assert!(core::mem::offset_of!(Handover, rsp) == 128);
+
+/// The machine's own atomics and futexes, on words that other processes see, too.
+pub struct Machine;
+
+impl Atomics for Machine {
+    type Word = AtomicU32;
+
+    fn load(word: &AtomicU32) -> u32 {
+        word.load(core::sync::atomic::Ordering::Acquire)
+    }
+
+    fn store(word: &AtomicU32, value: u32) {
+        word.store(value, core::sync::atomic::Ordering::Release);
+    }
+
+    fn fence() {
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn sleep(word: &AtomicU32, expected: u32, timeout: Option<Duration>) {
+        let timeout = timeout.map(|t| rustix::thread::futex::Timespec {
+            tv_sec: t.as_secs().min(i64::MAX as u64) as i64,
+            tv_nsec: t.subsec_nanos().into(),
+        });
+        // An error means that the word changed, a signal came or the time passed; the caller looks.
+        let _ =
+            rustix::thread::futex::wait(word, rustix::thread::futex::Flags::empty(), expected, timeout.as_ref());
+    }
+
+    fn wake(word: &AtomicU32) {
+        // Fails only for a word that is not mapped, and this one is.
+        let _ = rustix::thread::futex::wake(word, rustix::thread::futex::Flags::empty(), 1);
+    }
+
+    fn relax() {
+        core::hint::spin_loop();
+    }
+}

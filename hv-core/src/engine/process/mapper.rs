@@ -1,0 +1,196 @@
+//! The monitor's end of a sandbox's mapping thread: batches of system calls, and the evidence that they are done.
+//!
+//! The commands are in memory that the sandbox cannot write, and the report is in memory that only the mapping
+//! thread's `pwrite` reaches: what guest threads do to it meanwhile does not matter.
+
+#![expect(unsafe_code, reason = "writing the command page, which only the monitor writes")]
+
+use super::handover::{Atomics, Machine};
+use super::layout::*;
+use super::{filter, stub};
+use crate::engine::EngineError;
+use crate::events::VcpuPages;
+use crate::shared::SharedFile;
+use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a batch may take before the sandbox is given up. A batch is microseconds; a stopped or starved host is
+/// not a reason to fail early.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The control pages of one sandbox.
+#[derive(Debug)]
+pub(super) struct Mapper {
+    file: SharedFile,
+    sequence: u32,
+}
+
+impl Mapper {
+    /// New control pages with handlers, masks and filters, and no command yet.
+    pub(super) fn new() -> std::io::Result<Self> {
+        let file = SharedFile::new("hv-control", CONTROL_SIZE)?;
+        let mut mapper = Self { file, sequence: 0 };
+        mapper.write_constants();
+        Ok(mapper)
+    }
+
+    pub(super) fn file(&self) -> &SharedFile {
+        &self.file
+    }
+
+    fn control(&mut self) -> *mut Control {
+        self.file.pointer(0, size_of::<Control>()).cast().as_ptr()
+    }
+
+    fn write_constants(&mut self) {
+        let action = |handler| KernelSigaction {
+            handler,
+            flags: (libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER | SA_RESTORER) as u64,
+            restorer: stub::trap(), // never returned to: handlers do not use rt_sigreturn
+            mask: 0,
+        };
+        let (mapping, vcpu) = (filter::mapping_thread(), filter::vcpu_thread());
+        let control = self.control();
+        // SAFETY: the pointer is to a whole `Control` inside the mapping, aligned since mappings are page-aligned.
+        // Nobody else writes it, and no sandbox reads it before its start, which is later.
+        unsafe {
+            (*control).trap_action = action(stub::trap());
+            (*control).kick_action = action(stub::kick());
+            (*control).all_signals = u64::MAX;
+            (*control).no_signals = 0;
+            write_filter(&raw mut (*control).mapping_filter, offset_of!(Control, mapping_filter), &mapping);
+            write_filter(&raw mut (*control).vcpu_filter, offset_of!(Control, vcpu_filter), &vcpu);
+        }
+    }
+
+    /// Makes a batch ready without waiting: for the commands that a sandbox finds at its start.
+    pub(super) fn post(&mut self, commands: &[Command]) {
+        assert!(commands.len() <= MAX_COMMANDS, "a batch has room for {MAX_COMMANDS} commands");
+        self.sequence += 1;
+        let report: &Report = self.file.at(REPORT_OFFSET);
+        report.errno.store(0, Ordering::Relaxed);
+        let sequence = self.sequence;
+        let control = self.control();
+        // SAFETY: as in `write_constants`; the mapping thread does not read commands until `sequence` changes, and
+        // the batch before it is done, since `wait` is called before the next `post`.
+        unsafe {
+            (*control).count = commands.len() as u32;
+            (&mut (*control).commands)[..commands.len()].copy_from_slice(commands);
+            (*control).sequence.store(sequence, Ordering::SeqCst);
+            Machine::wake(&(*control).sequence);
+        }
+    }
+
+    /// Waits until the batch is done.
+    pub(super) fn wait(&self, dead: &AtomicBool, commands: usize) -> Result<(), EngineError> {
+        let report: &Report = self.file.at(REPORT_OFFSET);
+        let start = Instant::now();
+        loop {
+            let done = report.done.load(Ordering::Acquire);
+            if done == self.sequence {
+                break;
+            }
+            if dead.load(Ordering::SeqCst) || start.elapsed() > PATIENCE {
+                return Err(EngineError::SandboxDied { how: "it did not carry out its first commands".into() });
+            }
+            Machine::sleep(&report.done, done, Some(Duration::from_millis(20)));
+        }
+        match report.errno.load(Ordering::Relaxed) {
+            0 => Ok(()),
+            errno => Err(EngineError::Mapping {
+                command: commands.saturating_sub(1 + report.left.load(Ordering::Relaxed) as usize),
+                error: std::io::Error::from_raw_os_error(errno as i32),
+            }),
+        }
+    }
+
+    /// The command that makes a vCPU's thread, which then makes its own: to be the last of a batch, and the thread
+    /// to be seen running before the next.
+    pub(super) fn vcpu_thread(&mut self, vcpu: u32) -> Command {
+        let stack = vcpu_area(vcpu) + STACK;
+        let at = |offset| control_address(offset);
+        let commands = [
+            Command::new(libc::SYS_sigaltstack, [at(offset_of!(Control, signal_stack)), 0, 0, 0, 0, 0]),
+            Command::new(
+                libc::SYS_rt_sigprocmask,
+                [libc::SIG_SETMASK as u64, at(offset_of!(Control, no_signals)), 0, 8, 0, 0],
+            ),
+            Command::new(
+                libc::SYS_seccomp,
+                [libc::SECCOMP_SET_MODE_FILTER.into(), 0, at(offset_of!(Control, vcpu_filter)), 0, 0, 0],
+            ),
+        ];
+        let control = self.control();
+        // SAFETY: as in `post`.
+        unsafe {
+            (*control).signal_stack = [stack, 0, STACK_SIZE];
+            (*control).thread_count = commands.len() as u64;
+            (&mut (*control).thread_commands)[..commands.len()].copy_from_slice(&commands);
+        }
+        let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+        Command::new(libc::SYS_clone, [flags as u64, stack + STACK_SIZE - 128, 0, 0, 0, 0])
+    }
+}
+
+const SA_RESTORER: i32 = 0x0400_0000;
+
+/// Writes a `sock_fprog` with its program.
+///
+/// # Safety
+///
+/// `filter` must be in a mapping of control pages, at `offset`, and nobody may read it meanwhile.
+unsafe fn write_filter(filter: *mut Filter, offset: usize, program: &[u64]) {
+    // SAFETY: the caller says that the pointer is good and not shared; `program` fits, `filter::program` checks it.
+    unsafe {
+        (*filter).length = program.len() as u64;
+        (*filter).address = control_address(offset + offset_of!(Filter, program));
+        (&mut (*filter).program)[..program.len()].copy_from_slice(program);
+    }
+}
+
+/// The commands that every sandbox begins with: signals, a clean address space, the shared pages, its filter.
+pub(super) fn first_commands(pages: &VcpuPages) -> Vec<Command> {
+    let at = |offset| control_address(offset);
+    let action = |signal: i32, offset| {
+        Command::new(libc::SYS_rt_sigaction, [signal as u64, at(offset), 0, 8, 0, 0])
+    };
+    let mut commands: Vec<Command> =
+        TRAP_SIGNALS.iter().map(|signal| action(*signal, offset_of!(Control, trap_action))).collect();
+    commands.push(action(KICK_SIGNAL, offset_of!(Control, kick_action)));
+    commands.push(Command::new(
+        libc::SYS_rt_sigprocmask,
+        [libc::SIG_SETMASK as u64, at(offset_of!(Control, all_signals)), 0, 8, 0, 0],
+    ));
+    // The host's stack, vDSO and whatever else it put there: everything but slot 255's used part.
+    commands.push(Command::new(libc::SYS_munmap, [0, STUB_BASE, 0, 0, 0, 0]));
+    let top = 0x7fff_ffff_f000;
+    commands.push(Command::new(
+        libc::SYS_munmap,
+        [SLOT_255_USED_END, top - SLOT_255_USED_END, 0, 0, 0, 0],
+    ));
+    for vcpu in 0..pages.vcpus() {
+        let area = vcpu_area(vcpu);
+        let exchange = u64::from(vcpu) * EXCHANGE_STRIDE;
+        use descriptor::{EXCHANGE, VCPU_PAGES};
+        commands.push(map(area, 4096, VCPU_PAGES, VcpuPages::offset(vcpu), libc::PROT_READ | libc::PROT_WRITE));
+        commands.push(map(area + CLOCK, 4096, VCPU_PAGES, 0, libc::PROT_READ));
+        commands.push(map(area + HANDOVER, 4096, EXCHANGE, exchange, libc::PROT_READ | libc::PROT_WRITE));
+        let stack = (area + STACK, STACK_SIZE, exchange + 4096);
+        commands.push(map(stack.0, stack.1, EXCHANGE, stack.2, libc::PROT_READ | libc::PROT_WRITE));
+    }
+    commands.push(Command::new(
+        libc::SYS_seccomp,
+        [libc::SECCOMP_SET_MODE_FILTER.into(), 0, at(offset_of!(Control, mapping_filter)), 0, 0, 0],
+    ));
+    commands
+}
+
+/// The command that maps a part of one of the sandbox's files.
+pub(super) fn map(address: u64, length: u64, file: i32, offset: u64, protection: i32) -> Command {
+    let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+    Command::new(
+        libc::SYS_mmap,
+        [address, length, protection as u64, flags as u64, file as u64, offset],
+    )
+}

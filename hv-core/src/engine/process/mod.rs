@@ -1,0 +1,240 @@
+//! The process engine: guest code in deprivileged host processes.
+//!
+//! The guest kernel's address space is a *sandbox process*. In it are the guest's own pages and, in PML4 slot 255,
+//! the stub and the pages it shares with the monitor; nothing else. One thread in it, the *mapping thread*, makes
+//! the system calls that the monitor commands; one thread per vCPU runs guest code, may make no system call but
+//! the stub's futex, and hands control over through memory.
+//!
+//! Start at [`ProcessEngine::start`](Engine::start). `layout` says where everything is, `stub` (assembly) is the code
+//! in the sandbox, `handover` the protocol between it and the monitor, `filter` what its threads may call.
+
+mod elf;
+mod filter;
+mod frame;
+pub(crate) mod handover;
+pub(crate) mod layout;
+mod mapper;
+pub(crate) mod spawn;
+mod spin;
+mod stub;
+mod vcpu;
+
+use super::{Control, Engine, EngineError, Mapping, Running, Setup, VcpuRunner};
+use crate::events::{Notify, VcpuPages};
+use crate::shared::SharedFile;
+use handover::{Atomics, Handover, Machine, TURN_GUEST};
+use hv_abi::vcpu::{run_state, upcall};
+use layout::descriptor;
+use mapper::Mapper;
+use rustix::fd::{AsFd, AsRawFd};
+use spawn::{Child, Death};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32};
+use std::sync::{Arc, Mutex};
+
+/// Runs guest code in host processes.
+pub(crate) struct ProcessEngine;
+
+impl Engine for ProcessEngine {
+    fn start(&self, setup: &Setup<'_>) -> Result<Running, EngineError> {
+        let host = |what| move |source| EngineError::Host { what, source };
+        let vcpus = setup.pages.vcpus();
+        let exchange = SharedFile::new("hv-exchange", u64::from(vcpus) * layout::EXCHANGE_STRIDE)
+            .map_err(host("making the exchange pages"))?;
+        let mut mapper = Mapper::new().map_err(host("making the control pages"))?;
+        let mut commands = mapper::first_commands(setup.pages);
+        // The filter comes last, so that the mappings before it need no room in it.
+        let filter = commands.pop().expect("the filter");
+        commands.extend(setup.mappings.iter().map(guest_mapping));
+        commands.push(filter);
+        commands.push(mapper.vcpu_thread(0));
+        mapper.post(&commands);
+
+        let shared = Arc::new(Shared {
+            pages: setup.pages.clone(),
+            exchange,
+            dead: AtomicBool::new(false),
+            death: Mutex::new(None),
+            pid: AtomicI32::new(0),
+            threads: (0..vcpus).map(|_| AtomicI32::new(0)).collect(),
+        });
+        let descriptors = [
+            setup.memory.file().as_raw_fd(),
+            mapper.file().as_fd().as_raw_fd(),
+            setup.pages.file().as_fd().as_raw_fd(),
+            shared.exchange.as_fd().as_raw_fd(),
+        ];
+        vcpu::first_context(&shared, 0, setup.entry, setup.argument);
+        let notice = {
+            let shared = shared.clone();
+            Box::new(move |death| shared.died(death))
+        };
+        let child = spawn::spawn(descriptors, notice).map_err(host("starting a sandbox process"))?;
+        let ready = mapper.wait(&shared.dead, commands.len()).and_then(|()| shared.first_stop(0, child.pid));
+        ready.map_err(|error| shared.explain(error))?;
+
+        let runner: Box<dyn VcpuRunner> = Box::new(vcpu::Vcpu::new(shared.clone(), 0));
+        let control = Arc::new(Sandbox { shared, child, _mapper: mapper });
+        Ok(Running { vcpus: vec![runner], control })
+    }
+}
+
+fn guest_mapping(mapping: &Mapping) -> layout::Command {
+    let mut protection = libc::PROT_READ;
+    if mapping.write {
+        protection |= libc::PROT_WRITE;
+    }
+    if mapping.execute {
+        protection |= libc::PROT_EXEC;
+    }
+    mapper::map(mapping.virt, mapping.length, descriptor::GUEST_MEMORY, mapping.phys, protection)
+}
+
+/// What the monitor's threads share about one sandbox.
+struct Shared {
+    pages: Arc<VcpuPages>,
+    exchange: SharedFile,
+    /// Set when the process is gone.
+    dead: AtomicBool,
+    death: Mutex<Option<Death>>,
+    pid: AtomicI32,
+    /// Host thread numbers of the vCPU threads, from the host, not from the sandbox.
+    threads: Vec<AtomicI32>,
+}
+
+impl Shared {
+    fn handover(&self, vcpu: u32) -> &Handover {
+        self.exchange.at(vcpu::handover_offset(vcpu))
+    }
+
+    /// On the spawner's thread: the process is gone, and so is everyone who could write its pages.
+    fn died(&self, death: Death) {
+        *self.death.lock().expect("no thread panics with the lock held") = Some(death);
+        self.dead.store(true, SeqCst);
+        for vcpu in 0..self.pages.vcpus() {
+            handover::kick::<Machine>(&self.handover(vcpu).host_sleeps);
+        }
+    }
+
+    /// How it ended, in words.
+    fn death(&self) -> String {
+        match *self.death.lock().expect("no thread panics with the lock held") {
+            Some(Death::Signal(signal)) => {
+                let name = signal_name(signal);
+                format!("the host ended its sandbox process with signal {signal} ({name})")
+            }
+            Some(Death::Exit(code)) => format!("its sandbox process exited with code {code}"),
+            None => "its sandbox process is gone".into(),
+        }
+    }
+
+    fn explain(&self, error: EngineError) -> EngineError {
+        match error {
+            EngineError::SandboxDied { .. } if self.dead.load(SeqCst) => {
+                EngineError::SandboxDied { how: self.death() }
+            }
+            other => other,
+        }
+    }
+
+    /// Waits until a new vCPU thread reports itself, and learns its thread number from the host.
+    fn first_stop(&self, vcpu: u32, pid: i32) -> Result<(), EngineError> {
+        self.pid.store(pid, SeqCst);
+        let server = handover::Server(vcpu::words(self.handover(vcpu)));
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let wait = server.sleep(
+            || self.dead.load(Acquire),
+            || deadline.checked_duration_since(std::time::Instant::now()).map(Some),
+        );
+        if wait != handover::Wait::Published(handover::TURN_TRAP) {
+            return Err(EngineError::SandboxDied { how: format!("a vCPU thread did not start: {wait:?}") });
+        }
+        let thread = self.new_thread(pid).ok_or_else(|| EngineError::SandboxDied {
+            how: "the host does not list its threads in /proc; is it mounted?".into(),
+        })?;
+        self.threads[vcpu as usize].store(thread, SeqCst);
+        Ok(())
+    }
+
+    /// A thread of the process that is neither its first nor known.
+    fn new_thread(&self, pid: i32) -> Option<i32> {
+        let known = |id: &i32| *id == pid || self.threads.iter().any(|thread| thread.load(Relaxed) == *id);
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).find(|id| !known(id))
+    }
+
+    /// Interrupts a vCPU's thread.
+    fn signal(&self, vcpu: u32) {
+        let (pid, thread) = (self.pid.load(Relaxed), self.threads[vcpu as usize].load(Relaxed));
+        if thread != 0 && !self.dead.load(Relaxed) {
+            send_signal(pid, thread);
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "tgkill has no safe wrapper")]
+fn send_signal(pid: i32, thread: i32) {
+    // SAFETY: `tgkill` takes integers. The pair names a thread of our own child, which has not been reaped, since
+    // `dead` is set after that; at worst, in between, no thread has these numbers and the call fails.
+    unsafe { libc::syscall(libc::SYS_tgkill, pid, thread, layout::KICK_SIGNAL) };
+}
+
+/// The sandbox process of a running VM.
+struct Sandbox {
+    shared: Arc<Shared>,
+    child: Child,
+    _mapper: Mapper,
+}
+
+impl Notify for Sandbox {
+    fn notify(&self, vcpu: u32) {
+        let page = self.shared.pages.page(vcpu);
+        // The event is stored before this is called, with a full fence: hv_stub_block does it the other way round.
+        match page.run_state.load(SeqCst) {
+            run_state::BLOCKED => Machine::wake(&page.upcall),
+            _ if page.upcall.load(SeqCst) & upcall::MASKED != 0 => {}
+            // In a call, the vCPU looks before it returns.
+            _ if self.shared.handover(vcpu).turn.load(SeqCst) != TURN_GUEST => {}
+            _ => self.shared.signal(vcpu),
+        }
+    }
+}
+
+impl Control for Sandbox {
+    fn request_stop(&self, vcpu: u32) {
+        self.shared.handover(vcpu).stop.store(1, SeqCst);
+        Machine::wake(&self.shared.pages.page(vcpu).upcall);
+        self.shared.signal(vcpu);
+    }
+
+    fn cancel_stop(&self, vcpu: u32) {
+        self.shared.handover(vcpu).stop.store(0, SeqCst);
+    }
+
+    fn kill(&self) {
+        self.child.kill();
+    }
+
+    fn cpu_time(&self, vcpu: u32) -> Option<u64> {
+        let (pid, thread) = (self.child.pid, self.shared.threads[vcpu as usize].load(Relaxed));
+        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")).ok()?;
+        text.split(' ').next()?.parse().ok()
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        vec![self.child.pid as u32]
+    }
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGKILL => "SIGKILL",
+        libc::SIGSEGV => "SIGSEGV: it left no stack for a signal to land on",
+        libc::SIGSYS => "SIGSYS",
+        libc::SIGBUS => "SIGBUS: is the host out of memory?",
+        libc::SIGILL => "SIGILL",
+        libc::SIGTRAP => "SIGTRAP",
+        libc::SIGFPE => "SIGFPE",
+        _ => "unexpected",
+    }
+}

@@ -1,0 +1,244 @@
+//! Starting sandbox processes, and noticing their death.
+//!
+//! One thread starts all sandboxes of the process and lives as long as it, because a child's
+//! `PR_SET_PDEATHSIG` belongs to the *thread* that made it: when the monitor dies, however it dies, its
+//! sandboxes do. The same thread waits for them, and tells whoever asked for one when it is gone.
+//!
+//! It gives up its own capabilities first, so that a sandbox has none even if the monitor runs as root.
+
+#![expect(unsafe_code, reason = "clone, and a child that shares memory until it executes")]
+
+use super::elf;
+use crossbeam_channel::{Receiver, Sender};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use rustix::process::{Signal, pidfd_send_signal};
+use std::io;
+use std::sync::{Arc, OnceLock};
+
+/// A running sandbox process. Dropping it kills the process.
+#[derive(Debug)]
+pub(super) struct Child {
+    /// Its process number, and the thread number of its mapping thread.
+    pub pid: i32,
+    handle: Arc<OwnedFd>,
+}
+
+impl Child {
+    /// Kills the process. It is gone when the spawner's notice has been given.
+    pub(super) fn kill(&self) {
+        // Fails only if it is dead already.
+        let _ = pidfd_send_signal(&*self.handle, Signal::KILL);
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// How a sandbox ended, as `waitid` has it: a signal's number, or an exit code.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Death {
+    Signal(i32),
+    Exit(i32),
+}
+
+/// Told, on the spawner's thread, when the process is gone.
+pub(super) type Notice = Box<dyn FnOnce(Death) + Send>;
+
+struct Request {
+    descriptors: [RawFd; 4],
+    notice: Notice,
+    reply: Sender<io::Result<Child>>,
+}
+
+struct Spawner {
+    requests: Sender<Request>,
+    doorbell: OwnedFd,
+}
+
+/// Starts a sandbox process with these files as its descriptors 3 to 6, and nothing else of the monitor's.
+pub(super) fn spawn(descriptors: [RawFd; 4], notice: Notice) -> io::Result<Child> {
+    let spawner = spawner()?;
+    let (reply, answer) = crossbeam_channel::bounded(1);
+    let request = Request { descriptors, notice, reply };
+    spawner.requests.send(request).expect("the spawner lives as long as the process");
+    rustix::io::write(&spawner.doorbell, &1_u64.to_ne_bytes())?;
+    answer.recv().expect("the spawner answers each request")
+}
+
+/// Starts the spawner's thread and makes the executable, if that has not been done.
+pub(crate) fn prepare() -> io::Result<()> {
+    spawner().map(drop)
+}
+
+fn spawner() -> io::Result<&'static Spawner> {
+    static SPAWNER: OnceLock<io::Result<Spawner>> = OnceLock::new();
+    SPAWNER.get_or_init(start).as_ref().map_err(|e| io::Error::new(e.kind(), e.to_string()))
+}
+
+fn start() -> io::Result<Spawner> {
+    let executable = elf::executable()?;
+    let (requests, inbox) = crossbeam_channel::unbounded();
+    let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    let bell = doorbell.try_clone()?;
+    std::thread::Builder::new()
+        .name("hv-spawner".into())
+        .stack_size(64 << 10)
+        .spawn(move || run(executable, &inbox, &bell))?;
+    Ok(Spawner { requests, doorbell })
+}
+
+/// The spawner's thread: waits for requests and for deaths.
+fn run(executable: &OwnedFd, inbox: &Receiver<Request>, doorbell: &OwnedFd) {
+    drop_capabilities();
+    block_all_signals();
+    let mut stack = vec![0_u8; 32 << 10];
+    let mut children: Vec<(Arc<OwnedFd>, Notice)> = Vec::new();
+    loop {
+        let mut waits: Vec<_> = core::iter::once(doorbell.as_fd())
+            .chain(children.iter().map(|(handle, _)| handle.as_fd()))
+            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
+            .collect();
+        if poll(&mut waits, None).is_err() {
+            continue;
+        }
+        let ready: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
+        for i in (1..ready.len()).rev().filter(|i| ready[*i]) {
+            let (handle, notice) = children.swap_remove(i - 1);
+            notice(reap(&handle));
+        }
+        let _ = rustix::io::read(doorbell, &mut [0_u8; 8]);
+        for Request { descriptors, notice, reply } in inbox.try_iter() {
+            let child = spawn_child(executable.as_raw_fd(), descriptors, &mut stack);
+            if let Ok(child) = &child {
+                children.push((child.handle.clone(), notice));
+            }
+            let _ = reply.send(child); // whoever asked may have given up; the child is then dropped
+        }
+    }
+}
+
+/// Gives up this thread's capabilities. Without any, or without the right to, it has nothing to give up.
+fn drop_capabilities() {
+    const VERSION_3: u32 = 0x2008_0522;
+    let header = [VERSION_3, 0];
+    let none = [0_u32; 6];
+    // SAFETY: `capset` reads a header and two `__user_cap_data_struct`, eight and 24 bytes: both arrays live.
+    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
+    debug_assert_eq!(result, 0, "giving up capabilities never needs one");
+}
+
+/// Signals are for the monitor's other threads, and children inherit the mask.
+fn block_all_signals() {
+    // SAFETY: a zeroed set is a set; `sigfillset` and `pthread_sigmask` are given one that lives.
+    unsafe {
+        let mut all: libc::sigset_t = core::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, core::ptr::null_mut());
+    }
+}
+
+/// What the child is given, and the error that it leaves if it cannot execute.
+struct Start {
+    executable: RawFd,
+    descriptors: [RawFd; 4],
+    parent: i32,
+    errno: i32,
+}
+
+fn spawn_child(executable: RawFd, descriptors: [RawFd; 4], stack: &mut [u8]) -> io::Result<Child> {
+    let mut start =
+        Start { executable, descriptors, parent: rustix::process::getpid().as_raw_nonzero().get(), errno: 0 };
+    let mut handle: RawFd = -1;
+    let top = stack.as_mut_ptr_range().end.map_addr(|a| a & !15);
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
+    // SAFETY: `clone` needs a stack of its own for the child and a function that keeps to it.
+    // 1. Stack: `stack` is 32 KiB, not otherwise used, and CLONE_VFORK keeps this thread, and with it the
+    //    buffer, waiting until the child has executed or is gone.
+    // 2. The function makes only system calls and touches only `start`, which lives as long, too.
+    // 3. CLONE_PIDFD stores to `handle`, which is an `int` that lives.
+    // Exit signal 0: an embedding program's SIGCHLD handling never sees these children.
+    let pid = unsafe {
+        libc::clone(child, top.cast(), flags, (&raw mut start).cast(), &raw mut handle)
+    };
+    if pid < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `from_raw_fd` needs a descriptor that nobody else owns: the kernel has just made it for us.
+    let handle = Arc::new(unsafe { OwnedFd::from_raw_fd(handle) });
+    if start.errno != 0 {
+        reap(&handle);
+        return Err(io::Error::from_raw_os_error(start.errno));
+    }
+    Ok(Child { pid, handle })
+}
+
+/// First descriptor above the ones that a sandbox has; the executable's, until it executes.
+const EXECUTABLE_FD: RawFd = 7;
+
+/// The child, on its own stack but in the monitor's memory: only system calls, no locks, no allocation.
+extern "C" fn child(start: *mut libc::c_void) -> libc::c_int {
+    // SAFETY: the pointer is to the `Start` of `spawn_child`, which waits for us and so does not touch it.
+    let start = unsafe { &mut *start.cast::<Start>() };
+    // SAFETY: all calls are system calls with integers, or with pointers to memory that lives: the empty path and
+    // the argument vectors are statics or locals. None touches the monitor's descriptors: CLONE_FILES is not set.
+    unsafe {
+        let failed = || *libc::__errno_location();
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
+            || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+        {
+            start.errno = failed();
+            return 1;
+        }
+        if libc::getppid() != start.parent {
+            return 1; // the monitor died before the kernel knew that we go with it
+        }
+        let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        libc::setrlimit(libc::RLIMIT_CORE, &no_core);
+        // Out of the way of 3 to 7 first, then into place.
+        let high = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 16);
+        let files = start.descriptors.map(high);
+        let executable = high(start.executable);
+        for (fd, file) in (3..).zip(files) {
+            if libc::dup2(file, fd) < 0 {
+                start.errno = failed();
+                return 1;
+            }
+        }
+        if libc::dup3(executable, EXECUTABLE_FD, libc::O_CLOEXEC) < 0 {
+            start.errno = failed();
+            return 1;
+        }
+        libc::syscall(libc::SYS_close_range, 0, 2, 0);
+        libc::syscall(libc::SYS_close_range, EXECUTABLE_FD + 1, libc::c_int::MAX, 0);
+        let arguments = [c"hv-sandbox".as_ptr(), core::ptr::null()];
+        let environment: [*const libc::c_char; 1] = [core::ptr::null()];
+        libc::syscall(
+            libc::SYS_execveat,
+            EXECUTABLE_FD,
+            c"".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+        start.errno = failed();
+        1
+    }
+}
+
+/// Takes a dead child's status.
+fn reap(handle: &OwnedFd) -> Death {
+    // SAFETY: a zeroed `siginfo_t` is one; `waitid` writes it, and it lives.
+    let (code, status) = unsafe {
+        let mut info: libc::siginfo_t = core::mem::zeroed();
+        let id = handle.as_raw_fd() as libc::id_t;
+        while libc::waitid(libc::P_PIDFD, id, &mut info, libc::WEXITED | libc::__WALL) != 0
+            && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+        {}
+        (info.si_code, info.si_status())
+    };
+    if code == libc::CLD_EXITED { Death::Exit(status) } else { Death::Signal(status) }
+}

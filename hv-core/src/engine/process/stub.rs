@@ -1,0 +1,133 @@
+//! The stub's code as bytes, and the addresses in it that filters and handlers need.
+
+#![expect(unsafe_code, reason = "the stub is assembly, and its symbols are addresses")]
+
+use super::layout::*;
+use crate::engine::process::handover::{Handover, TURN_CALL, TURN_TRAP};
+use core::mem::offset_of;
+use hv_abi::clock::ClockPage;
+use hv_abi::vcpu::{VcpuPage, run_state, upcall};
+
+core::arch::global_asm!(
+    include_str!("stub.s"),
+    ENTRY_BLOCK = const hv_abi::address::entry::BLOCK,
+    ENTRY_UPCALL_RETURN = const hv_abi::address::entry::UPCALL_RETURN,
+    ENTRY_ENTER_USER = const hv_abi::address::entry::ENTER_USER,
+    UNKNOWN_CALL = const hv_abi::Status::UNKNOWN_CALL.0,
+    CONTROL_BASE = const CONTROL_BASE,
+    CONTROL_SIZE = const CONTROL_SIZE,
+    CONTROL_FD = const descriptor::CONTROL,
+    CLOCK = const CLOCK,
+    HANDOVER = const HANDOVER,
+    STACK = const STACK,
+    STACK_SIZE = const STACK_SIZE,
+    USER_CS = const USER_CS,
+    USER_SS = const USER_SS,
+    H_TURN = const offset_of!(Handover, turn),
+    H_NUMBER = const offset_of!(Handover, number),
+    H_ARGUMENTS = const H_ARGUMENTS,
+    H_STATUS = const offset_of!(Handover, status),
+    H_VALUE = const offset_of!(Handover, value),
+    H_HOST_SLEEPS = const offset_of!(Handover, host_sleeps),
+    H_CALLER_SLEEPS = const offset_of!(Handover, caller_sleeps),
+    H_SPIN = const offset_of!(Handover, spin),
+    H_STOP = const offset_of!(Handover, stop),
+    H_IN_BLOCK = const offset_of!(Handover, in_block),
+    H_RSP = const offset_of!(Handover, rsp),
+    H_RBP = const offset_of!(Handover, rbp),
+    H_FRAME = const offset_of!(Handover, frame),
+    H_SIGINFO = const offset_of!(Handover, siginfo),
+    H_SIGNAL = const offset_of!(Handover, signal),
+    H_SPUN = const offset_of!(Handover, spun),
+    H_TIMEOUT = const offset_of!(Handover, timeout),
+    TURN_CALL = const TURN_CALL,
+    TURN_TRAP = const TURN_TRAP,
+    V_UPCALL = const offset_of!(VcpuPage, upcall),
+    V_UPCALL_ENTRY = const offset_of!(VcpuPage, upcall_entry),
+    V_RUN_STATE = const offset_of!(VcpuPage, run_state),
+    UPCALL_PENDING = const upcall::PENDING,
+    UPCALL_MASKED = const upcall::MASKED,
+    NOT_MASKED = const !(upcall::MASKED as i32),
+    RUN_RUNNING = const run_state::RUNNING,
+    RUN_BLOCKED = const run_state::BLOCKED,
+    WOKEN_BY_DEADLINE = const hv_abi::call::woken_by::DEADLINE,
+    C_SEQUENCE = const offset_of!(ClockPage, sequence),
+    C_TSC_BASE = const offset_of!(ClockPage, tsc_base),
+    C_SCALE = const offset_of!(ClockPage, scale),
+    C_NS_BASE = const offset_of!(ClockPage, ns_base),
+    UC_R8 = const ucontext::R8,
+    UC_RSP = const ucontext::RSP,
+    UC_RIP = const ucontext::RIP,
+    UC_EFLAGS = const ucontext::EFLAGS,
+    UC_FPSTATE = const ucontext::FPSTATE,
+    K_SEQUENCE = const offset_of!(Control, sequence),
+    K_COUNT = const offset_of!(Control, count),
+    K_COMMANDS = const offset_of!(Control, commands),
+    K_THREAD_COUNT = const offset_of!(Control, thread_count),
+    K_THREAD_COMMANDS = const offset_of!(Control, thread_commands),
+    COMMAND_SIZE = const size_of::<Command>(),
+    REPORT_OFFSET = const REPORT_OFFSET,
+    R_DONE = const offset_of!(Report, done),
+    R_ERRNO = const offset_of!(Report, errno),
+    R_LEFT = const offset_of!(Report, left),
+    FUTEX_WAIT = const libc::FUTEX_WAIT,
+    FUTEX_WAKE = const libc::FUTEX_WAKE,
+    SYS_FUTEX = const libc::SYS_futex,
+    SYS_MMAP = const libc::SYS_mmap,
+    SYS_CLONE = const libc::SYS_clone,
+    SYS_PWRITE = const libc::SYS_pwrite64,
+    PROT_READ = const libc::PROT_READ,
+    MAP_SHARED_FIXED = const libc::MAP_SHARED | libc::MAP_FIXED,
+);
+
+/// Declares the stub's labels and a function for each that gives its address in a sandbox.
+macro_rules! labels {
+    ($($(#[$doc:meta])* $function:ident = $symbol:ident;)+) => {
+        unsafe extern "C" {
+            static hv_stub_begin: u8;
+            static hv_stub_end: u8;
+            $(static $symbol: u8;)+
+        }
+        $($(#[$doc])* pub(super) fn $function() -> u64 { in_sandbox(&raw const $symbol) })+
+    };
+}
+
+labels! {
+    /// First instruction of a sandbox process.
+    start = hv_stub_start;
+    /// Handler of the signals that a guest's own instructions raise.
+    trap = hv_stub_trap;
+    /// Handler of the monitor's signal.
+    kick = hv_stub_kick;
+    /// Behind the one instruction that makes the monitor's commands.
+    command = hv_stub_command;
+    pwrite_1 = hv_stub_pwrite_1;
+    pwrite_2 = hv_stub_pwrite_2;
+    pwrite_3 = hv_stub_pwrite_3;
+    mapping_futex_1 = hv_stub_mapping_futex_1;
+    mapping_futex_2 = hv_stub_mapping_futex_2;
+    futex_1 = hv_stub_futex_1;
+    futex_2 = hv_stub_futex_2;
+    futex_3 = hv_stub_futex_3;
+    futex_4 = hv_stub_futex_4;
+    futex_5 = hv_stub_futex_5;
+}
+
+/// Where the byte at `label` of the stub is in a sandbox.
+fn in_sandbox(label: *const u8) -> u64 {
+    STUB_BASE + (label.addr() - (&raw const hv_stub_begin).addr()) as u64
+}
+
+/// The stub's code.
+pub(super) fn code() -> &'static [u8] {
+    let begin = &raw const hv_stub_begin;
+    let length = (&raw const hv_stub_end).addr() - begin.addr();
+    // SAFETY: `from_raw_parts` needs initialised memory that lives and is not written. Both symbols are in one
+    // read-only section of this program, in this order (stub.s), and so are the bytes between them.
+    unsafe { core::slice::from_raw_parts(begin, length) }
+}
+
+/// Whether an address of a sandbox is in the stub.
+pub(crate) fn contains(address: u64) -> bool {
+    (STUB_BASE..STUB_BASE + code().len() as u64).contains(&address)
+}

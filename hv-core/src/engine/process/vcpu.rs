@@ -1,0 +1,158 @@
+//! One vCPU of the process engine: its thread in the sandbox, seen from the monitor's thread that serves it.
+
+use super::handover::{Handover, Machine, Server, TURN_CALL, TURN_TRAP, Wait, Words};
+use super::layout::*;
+use super::spin::{self, Spin};
+use super::{Shared, frame, stub};
+use crate::clock::monotonic_ns;
+use crate::engine::{Counters, Exit, Fault, Registers, Trap, VcpuRunner};
+use hv_abi::Status;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::time::Duration;
+
+pub(super) struct Vcpu {
+    shared: Arc<Shared>,
+    vcpu: u32,
+    spin: Spin,
+    /// What the vCPU is to be given before it goes on.
+    answer: Answer,
+    counters: Counters,
+}
+
+/// What [`Vcpu::run`] does first.
+#[derive(Clone, Copy)]
+enum Answer {
+    /// Nothing: the guest has the turn.
+    Running,
+    /// The turn: its request is answered.
+    Ready,
+}
+
+impl Vcpu {
+    pub(super) fn new(shared: Arc<Shared>, vcpu: u32) -> Self {
+        let spin = Spin::new();
+        shared.handover(vcpu).spin.store(spin::guest_limit(), Relaxed);
+        Self { shared, vcpu, spin, answer: Answer::Running, counters: Counters::default() }
+    }
+
+    fn handover(&self) -> &Handover {
+        self.shared.handover(self.vcpu)
+    }
+
+    fn server(&self) -> Server<'_, Machine> {
+        Server(words(self.handover()))
+    }
+
+    /// Waits for the vCPU's turn to end.
+    fn wait(&mut self, deadline: Option<u64>) -> Wait {
+        let limit = self.spin.limit();
+        let (turn, spun) = self.server().spin(limit);
+        self.spin.spun(spun, turn.is_some());
+        if let Some(turn) = turn {
+            return Wait::Published(turn);
+        }
+        let before = monotonic_ns();
+        self.counters.sleeps += 1;
+        let dead = || self.shared.dead.load(Acquire);
+        let left = || match deadline {
+            None => Some(None),
+            Some(deadline) => {
+                let left = deadline.saturating_sub(monotonic_ns());
+                (left > 0).then_some(Some(Duration::from_nanos(left)))
+            }
+        };
+        let wait = self.server().sleep(dead, left);
+        self.spin.slept(monotonic_ns() - before);
+        wait
+    }
+
+    fn hypercall(&mut self) -> Exit {
+        let handover = self.handover();
+        if handover.in_block.swap(0, Relaxed) != 0 {
+            return Exit::StoppedInBlock;
+        }
+        let number = handover.number.load(Relaxed);
+        let arguments = core::array::from_fn(|i| handover.arguments[i].load(Relaxed));
+        self.counters.hypercalls += 1;
+        Exit::Hypercall { number, arguments }
+    }
+
+    /// A trap, or a stop, that the vCPU says it has come to.
+    fn trap(&mut self) -> Exit {
+        let handover = self.handover();
+        let signal = handover.signal.load(Relaxed) as i32;
+        let Some(frame) = frame::read(&self.shared.exchange, self.vcpu, handover) else {
+            return Exit::Died("it published a trap with a context outside its signal stack".into());
+        };
+        if signal == 0 {
+            return Exit::Stopped(frame.registers);
+        }
+        self.counters.traps += 1;
+        let fault = if stub::contains(frame.registers.rip) {
+            Fault::InEngine { signal, address: frame.address }
+        } else {
+            frame.fault(signal)
+        };
+        Exit::Trap(Trap { fault, registers: frame.registers })
+    }
+}
+
+impl VcpuRunner for Vcpu {
+    fn run(&mut self, deadline: Option<u64>) -> Exit {
+        if let Answer::Ready = std::mem::replace(&mut self.answer, Answer::Running) {
+            self.server().answer();
+        }
+        match self.wait(deadline) {
+            Wait::Published(TURN_CALL) => self.hypercall(),
+            Wait::Published(TURN_TRAP) => self.trap(),
+            Wait::Published(other) => Exit::Died(format!("it set its turn to {other}, which means nothing")),
+            Wait::Interrupted => Exit::Died(self.shared.death()),
+            Wait::TimedOut => Exit::Deadline,
+        }
+    }
+
+    fn answer(&mut self, status: Status, value: u64) {
+        self.handover().status.store(status.0, Relaxed);
+        self.handover().value.store(value, Relaxed);
+        self.answer = Answer::Ready;
+    }
+
+    fn resume(&mut self) {
+        self.answer = Answer::Ready;
+    }
+
+    fn registers_in_call(&self) -> Registers {
+        let handover = self.handover();
+        Registers { rsp: handover.rsp.load(Relaxed), rbp: handover.rbp.load(Relaxed), ..Registers::default() }
+    }
+
+    fn counters(&self) -> Counters {
+        let guest_spins = self.handover().spun.load(Relaxed);
+        Counters {
+            host_spin_ns: spin::to_ns(self.spin.total()),
+            guest_spin_ns: spin::to_ns(guest_spins),
+            ..self.counters
+        }
+    }
+}
+
+/// The words of the protocol in a hand-over page.
+pub(super) fn words(handover: &Handover) -> Words<'_, Machine> {
+    Words {
+        turn: &handover.turn,
+        host_sleeps: &handover.host_sleeps,
+        caller_sleeps: &handover.caller_sleeps,
+    }
+}
+
+/// Writes the context from which a vCPU's thread begins to run guest code.
+pub(super) fn first_context(shared: &Shared, vcpu: u32, entry: u64, argument: u64) {
+    let context = frame::write_first(&shared.exchange, vcpu, entry, argument);
+    shared.handover(vcpu).frame.store(context, Relaxed);
+}
+
+/// Offset in the exchange file of a vCPU's hand-over page.
+pub(super) const fn handover_offset(vcpu: u32) -> u64 {
+    vcpu as u64 * EXCHANGE_STRIDE
+}

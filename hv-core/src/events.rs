@@ -1,0 +1,216 @@
+//! Event channels: how the host, and vCPUs among each other, tell a vCPU that something happened.
+//!
+//! The state that the guest sees is in its vCPU page (`hv_abi::vcpu`); here is who owns which channel, and the
+//! order of steps by which an event is raised without losing a wake-up.
+
+use crate::shared::SharedFile;
+use hv_abi::clock::ClockPage;
+use hv_abi::vcpu::{EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL, VcpuPage, upcall};
+use hv_abi::{PAGE_SIZE, Status};
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Arc, Mutex};
+
+/// The vCPU pages of a VM, and the clock page that stands behind each.
+#[derive(Debug)]
+pub(crate) struct VcpuPages {
+    file: SharedFile,
+    vcpus: u32,
+}
+
+impl VcpuPages {
+    pub(crate) fn new(vcpus: u32) -> std::io::Result<Self> {
+        let file = SharedFile::new("hv-vcpu-pages", (u64::from(vcpus) + 1) * PAGE_SIZE)?;
+        let pages = Self { file, vcpus };
+        for vcpu in 0..vcpus {
+            let page = pages.page(vcpu);
+            page.vcpu.store(vcpu, Relaxed);
+            page.upcall.store(upcall::MASKED, Relaxed);
+            page.masked.iter().for_each(|word| word.store(u64::MAX, Relaxed));
+        }
+        Ok(pages)
+    }
+
+    pub(crate) fn file(&self) -> &SharedFile {
+        &self.file
+    }
+
+    pub(crate) fn vcpus(&self) -> u32 {
+        self.vcpus
+    }
+
+    /// Offset in the file of a vCPU's page. The clock page is at 0.
+    pub(crate) fn offset(vcpu: u32) -> u64 {
+        (u64::from(vcpu) + 1) * PAGE_SIZE
+    }
+
+    pub(crate) fn page(&self, vcpu: u32) -> &VcpuPage {
+        self.file.at(Self::offset(vcpu))
+    }
+
+    pub(crate) fn clock(&self) -> &ClockPage {
+        self.file.at(0)
+    }
+}
+
+/// Gets a vCPU's attention after its page has changed; each engine has its way.
+pub(crate) trait Notify: Send + Sync {
+    /// An upcall is pending in the vCPU's page. If the vCPU runs with upcalls unmasked, or is blocked, it must
+    /// see it soon.
+    fn notify(&self, vcpu: u32);
+}
+
+/// Who owns which channel of a VM.
+pub(crate) struct Events {
+    pages: Arc<VcpuPages>,
+    notify: Arc<dyn Notify>,
+    /// The vCPU that each dynamic channel is bound to.
+    bound: Mutex<Vec<Option<u32>>>,
+}
+
+impl Events {
+    pub(crate) fn new(pages: Arc<VcpuPages>, notify: Arc<dyn Notify>) -> Self {
+        Self { pages, notify, bound: Mutex::new(vec![None; EVENT_CHANNELS as usize]) }
+    }
+
+    /// Sets a channel's pending bit on a vCPU and, unless it is masked, gets the vCPU's attention.
+    pub(crate) fn raise(&self, vcpu: u32, channel: u32) {
+        let page = self.pages.page(vcpu);
+        let (word, bit) = (channel as usize / 64, 1_u64 << (channel % 64));
+        page.pending[word].fetch_or(bit, SeqCst);
+        if page.masked[word].load(SeqCst) & bit == 0 {
+            page.upcall.fetch_or(upcall::PENDING, SeqCst);
+            self.notify.notify(vcpu);
+        }
+    }
+
+    pub(crate) fn allocate(&self, vcpu: u32) -> Result<u32, Status> {
+        if vcpu >= self.pages.vcpus() {
+            return Err(Status::NOT_FOUND);
+        }
+        let mut bound = self.bound();
+        let free = (FIRST_DYNAMIC_CHANNEL as usize..bound.len()).find(|i| bound[*i].is_none());
+        let channel = free.ok_or(Status::NO_SPACE)?;
+        bound[channel] = Some(vcpu);
+        self.reset(vcpu, channel as u32);
+        Ok(channel as u32)
+    }
+
+    pub(crate) fn close(&self, channel: u32) -> Result<(), Status> {
+        let mut bound = self.bound();
+        let vcpu = owner(&mut bound, channel)?.take().ok_or(Status::NOT_FOUND)?;
+        self.reset(vcpu, channel);
+        Ok(())
+    }
+
+    pub(crate) fn send(&self, channel: u32) -> Result<(), Status> {
+        let mut bound = self.bound();
+        let vcpu = owner(&mut bound, channel)?.ok_or(Status::NOT_FOUND)?;
+        self.raise(vcpu, channel);
+        Ok(())
+    }
+
+    pub(crate) fn bind(&self, channel: u32, vcpu: u32) -> Result<(), Status> {
+        let mut bound = self.bound();
+        let slot = owner(&mut bound, channel)?;
+        let old = slot.ok_or(Status::NOT_FOUND)?;
+        if vcpu >= self.pages.vcpus() {
+            return Err(Status::NOT_FOUND);
+        }
+        *slot = Some(vcpu);
+        let (word, bit) = (channel as usize / 64, 1_u64 << (channel % 64));
+        let was = self.pages.page(old).pending[word].fetch_and(!bit, SeqCst);
+        if was & bit != 0 {
+            self.raise(vcpu, channel);
+        }
+        Ok(())
+    }
+
+    /// Not pending, masked.
+    fn reset(&self, vcpu: u32, channel: u32) {
+        let page = self.pages.page(vcpu);
+        let (word, bit) = (channel as usize / 64, 1_u64 << (channel % 64));
+        page.masked[word].fetch_or(bit, SeqCst);
+        page.pending[word].fetch_and(!bit, SeqCst);
+    }
+
+    fn bound(&self) -> std::sync::MutexGuard<'_, Vec<Option<u32>>> {
+        self.bound.lock().expect("no thread panics with the lock held")
+    }
+}
+
+/// The slot of a dynamic channel.
+fn owner(bound: &mut [Option<u32>], channel: u32) -> Result<&mut Option<u32>, Status> {
+    bound.get_mut(channel as usize).ok_or(Status::OUT_OF_RANGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicU32;
+
+    #[derive(Default)]
+    struct Count(AtomicU32);
+    impl Notify for Count {
+        fn notify(&self, _: u32) {
+            self.0.fetch_add(1, Relaxed);
+        }
+    }
+
+    fn events() -> (Events, Arc<VcpuPages>, Arc<Count>) {
+        let pages = Arc::new(VcpuPages::new(2).unwrap());
+        let count = Arc::new(Count::default());
+        (Events::new(pages.clone(), count.clone()), pages, count)
+    }
+
+    #[test]
+    fn a_masked_channel_becomes_pending_and_notifies_nobody() {
+        let (events, pages, count) = events();
+        let channel = events.allocate(0).unwrap();
+        events.send(channel).unwrap();
+        assert_eq!(pages.page(0).pending[0].load(SeqCst), 1 << channel);
+        assert_eq!(pages.page(0).upcall.load(SeqCst), upcall::MASKED);
+        assert_eq!(count.0.load(Relaxed), 0);
+    }
+
+    #[test]
+    fn an_unmasked_channel_sets_the_summary_and_notifies() {
+        let (events, pages, count) = events();
+        let channel = events.allocate(1).unwrap();
+        pages.page(1).masked[0].fetch_and(!(1 << channel), SeqCst);
+        events.send(channel).unwrap();
+        assert_eq!(pages.page(1).upcall.load(SeqCst), upcall::MASKED | upcall::PENDING);
+        assert_eq!(count.0.load(Relaxed), 1);
+    }
+
+    #[test]
+    fn channels_run_out_and_come_back() {
+        let (events, ..) = events();
+        let all: Vec<_> = std::iter::from_fn(|| events.allocate(0).ok()).collect();
+        assert_eq!(all, (FIRST_DYNAMIC_CHANNEL..EVENT_CHANNELS).collect::<Vec<_>>());
+        assert_eq!(events.allocate(0), Err(Status::NO_SPACE));
+        events.close(77).unwrap();
+        assert_eq!(events.close(77), Err(Status::NOT_FOUND));
+        assert_eq!(events.allocate(1), Ok(77));
+    }
+
+    #[test]
+    fn channels_that_do_not_exist_are_told_apart_from_closed_ones() {
+        let (events, ..) = events();
+        assert_eq!(events.send(EVENT_CHANNELS), Err(Status::OUT_OF_RANGE));
+        assert_eq!(events.send(0), Err(Status::NOT_FOUND));
+        assert_eq!(events.close(FIRST_DYNAMIC_CHANNEL), Err(Status::NOT_FOUND));
+        assert_eq!(events.allocate(2), Err(Status::NOT_FOUND));
+        let channel = events.allocate(0).unwrap();
+        assert_eq!(events.bind(channel, 2), Err(Status::NOT_FOUND));
+    }
+
+    #[test]
+    fn a_pending_event_moves_with_its_channel() {
+        let (events, pages, _) = events();
+        let channel = events.allocate(0).unwrap();
+        events.send(channel).unwrap();
+        events.bind(channel, 1).unwrap();
+        assert_eq!(pages.page(0).pending[0].load(SeqCst), 0);
+        assert_eq!(pages.page(1).pending[0].load(SeqCst), 1 << channel);
+    }
+}

@@ -1,0 +1,36 @@
+#![doc = include_str!("../README.md")]
+
+pub mod backtrace;
+mod boot;
+mod calls;
+pub mod clock;
+mod cpu;
+mod dispatch;
+pub mod engine;
+mod events;
+pub mod image;
+pub mod memory;
+mod shared;
+mod vcpu;
+pub mod vm;
+
+pub use engine::EngineKind;
+pub use image::{Image, ImageError};
+pub use vm::{Config, End, Report, StartError, Vm};
+
+/// Starts what every VM of this process needs, ahead of the first one: the thread that makes sandbox processes,
+/// and the measurement of the time-stamp counter. Calling it early makes the first [`Vm::start`] faster.
+///
+/// # Errors
+///
+/// What the host says when it refuses a thread or a file in memory.
+pub fn prepare() -> std::io::Result<()> {
+    clock::prepare();
+    engine::process::spawn::prepare()
+}
+
+/// What this hypervisor serves of the ABI.
+pub fn offered_features() -> hv_abi::Features {
+    hv_abi::Features::EVENTS | hv_abi::Features::MULTICALL
+}
+

@@ -1,0 +1,158 @@
+//! Guest-physical memory, and the only way to its bytes.
+//!
+//! An address from a guest is a claim, not a fact. [`GuestMemory`] checks each one and only copies: no reference
+//! into guest memory leaves this module, because the guest can change it between a check and a use.
+//!
+//! The memory is one memfd, so that sandboxes map it by descriptor; it starts all zero and costs nothing until
+//! it is touched.
+
+use crate::shared::memory_file;
+use hv_abi::GuestPhys;
+use rustix::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A guest-physical range that is not in guest memory, or is misaligned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("guest-physical range {start:#x} + {length:#x} is not inside the {size:#x} bytes of guest memory, or is misaligned")]
+pub struct BadAddress {
+    /// Where the range begins.
+    pub start: u64,
+    /// Its bytes.
+    pub length: u64,
+    /// Bytes of guest memory.
+    pub size: u64,
+}
+
+/// All guest-physical memory of one VM: one run of bytes from 0.
+#[derive(Clone, Debug)]
+pub struct GuestMemory {
+    file: Arc<std::fs::File>,
+    map: GuestMemoryMmap,
+    size: u64,
+}
+
+impl GuestMemory {
+    /// New memory of `size` bytes, all zero. The size must be a multiple of the page size.
+    ///
+    /// # Errors
+    ///
+    /// Whatever the host says about a file or a mapping of that size.
+    pub fn new(size: u64) -> std::io::Result<Self> {
+        let file = Arc::new(std::fs::File::from(memory_file("hv-guest-memory", size, false)?));
+        let length = usize::try_from(size).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+        let range = (GuestAddress(0), length, Some(FileOffset::from_arc(file.clone(), 0)));
+        let map = GuestMemoryMmap::from_ranges_with_files([range]).map_err(std::io::Error::other)?;
+        Ok(Self { file, map, size })
+    }
+
+    /// Bytes of guest memory.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The file that holds it.
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Whether the whole range is guest memory.
+    pub fn contains(&self, start: GuestPhys, length: u64) -> bool {
+        start.0.checked_add(length).is_some_and(|end| end <= self.size)
+    }
+
+    fn check(&self, start: GuestPhys, length: u64, align: u64) -> Result<GuestAddress, BadAddress> {
+        if self.contains(start, length) && start.0.is_multiple_of(align) {
+            Ok(GuestAddress(start.0))
+        } else {
+            Err(BadAddress { start: start.0, length, size: self.size })
+        }
+    }
+
+    /// Fills `bytes` from guest memory.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAddress`] if any of it is not guest memory; then `bytes` is unchanged.
+    pub fn read_bytes(&self, start: GuestPhys, bytes: &mut [u8]) -> Result<(), BadAddress> {
+        let at = self.check(start, bytes.len() as u64, 1)?;
+        self.map.read_slice(bytes, at).map_err(|_| self.bad(start, bytes.len()))
+    }
+
+    /// Writes `bytes` to guest memory.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAddress`] if any of it is not guest memory; then nothing is written.
+    pub fn write_bytes(&self, start: GuestPhys, bytes: &[u8]) -> Result<(), BadAddress> {
+        let at = self.check(start, bytes.len() as u64, 1)?;
+        self.map.write_slice(bytes, at).map_err(|_| self.bad(start, bytes.len()))
+    }
+
+    /// Copies a structure of the ABI out of guest memory.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAddress`] if it is not all in guest memory, or misaligned.
+    pub fn read<T: FromBytes + IntoBytes>(&self, start: GuestPhys) -> Result<T, BadAddress> {
+        self.check(start, size_of::<T>() as u64, align_of::<T>() as u64)?;
+        let mut value = T::new_zeroed();
+        self.read_bytes(start, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Copies a structure of the ABI into guest memory.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAddress`] if it is not all in guest memory, or misaligned.
+    pub fn write<T: IntoBytes + Immutable>(&self, start: GuestPhys, value: &T) -> Result<(), BadAddress> {
+        self.check(start, size_of::<T>() as u64, align_of::<T>() as u64)?;
+        self.write_bytes(start, value.as_bytes())
+    }
+
+    fn bad(&self, start: GuestPhys, length: usize) -> BadAddress {
+        BadAddress { start: start.0, length: length as u64, size: self.size }
+    }
+}
+
+/// Whether vm-memory agrees that the memory is one run from 0.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn memory() -> GuestMemory {
+        GuestMemory::new(2 * 4096).unwrap()
+    }
+
+    #[test]
+    fn a_range_that_ends_exactly_at_the_top_is_inside() {
+        let memory = memory();
+        memory.write_bytes(GuestPhys(8192 - 3), b"end").unwrap();
+        let mut bytes = [0; 3];
+        memory.read_bytes(GuestPhys(8192 - 3), &mut bytes).unwrap();
+        assert_eq!(&bytes, b"end");
+        assert!(memory.contains(GuestPhys(8192), 0));
+        assert_eq!(memory.map.num_regions(), 1);
+    }
+
+    #[test]
+    fn ranges_outside_across_the_end_and_wrapping_are_refused_and_write_nothing() {
+        let memory = memory();
+        for start in [8192, 8190, u64::MAX, u64::MAX - 1, 1 << 63] {
+            let error = memory.write_bytes(GuestPhys(start), b"abc").unwrap_err();
+            assert_eq!(error, BadAddress { start, length: 3, size: 8192 });
+        }
+        let mut last = [0xa5; 2];
+        memory.read_bytes(GuestPhys(8190), &mut last).unwrap();
+        assert_eq!(last, [0, 0]);
+    }
+
+    #[test]
+    fn a_misaligned_structure_is_refused() {
+        assert!(memory().read::<u64>(GuestPhys(4)).is_err());
+        assert!(memory().write(GuestPhys(1), &1_u32).is_err());
+        assert_eq!(memory().read::<u64>(GuestPhys(8)), Ok(0));
+    }
+}

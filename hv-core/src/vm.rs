@@ -1,0 +1,475 @@
+//! A virtual machine: started from a [`Config`], stopped or waited for, and what is said of it at its end.
+//!
+//! One thread per vCPU serves that vCPU (`vcpu`); whoever holds the [`Vm`] hears from them over a channel. Guest
+//! code runs elsewhere, where the engine put it.
+//!
+//! Start at [`Vm::start`].
+
+use crate::backtrace::{self, StackFrame};
+use crate::boot::{self, Boot};
+use crate::clock::GuestClock;
+use crate::engine::process::ProcessEngine;
+use crate::engine::{Control, Counters, Engine, EngineError, EngineKind, Fault, Mapping, Registers, Setup};
+use crate::events::{Events, VcpuPages};
+use crate::image::Image;
+use crate::memory::GuestMemory;
+use crate::vcpu::{Order, VcpuThread};
+use core::fmt;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use hv_abi::address::MAX_MEMORY;
+use hv_abi::{Features, PAGE_SIZE};
+use serde::Serialize;
+use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What becomes of an `int3` in the guest kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Breakpoints {
+    /// It ends the VM, like any exception.
+    #[default]
+    Crash,
+    /// It is counted as a trap, and the guest goes on.
+    Continue,
+}
+
+/// How a VM is to be.
+pub struct Config {
+    /// The guest.
+    pub image: Image,
+    /// Guest-physical memory, in bytes; a multiple of 4096. Default 64 MiB.
+    pub memory: u64,
+    /// Which engine runs it.
+    pub engine: EngineKind,
+    /// The guest's arguments.
+    pub command_line: Vec<String>,
+    /// A file that the guest finds in its memory.
+    pub ramdisk: Vec<u8>,
+    /// Where the guest's console goes. Default: standard output. Errors in writing are dropped, except that a
+    /// closed pipe is remembered and not written to again.
+    pub console: Box<dyn Write + Send>,
+    /// What becomes of an `int3`.
+    pub breakpoints: Breakpoints,
+}
+
+impl Config {
+    /// The defaults, for an image.
+    pub fn new(image: Image) -> Self {
+        Self {
+            image,
+            memory: 64 << 20,
+            engine: EngineKind::Auto,
+            command_line: Vec::new(),
+            ramdisk: Vec::new(),
+            console: Box::new(std::io::stdout()),
+            breakpoints: Breakpoints::Crash,
+        }
+    }
+}
+
+/// Why a VM did not start. No guest instruction was executed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum StartError {
+    #[error("{memory} bytes of memory is not a whole number of pages of {PAGE_SIZE} bytes")]
+    MemoryNotPages { memory: u64 },
+    #[error("0 bytes of memory is too little for any guest; the default is 64M")]
+    NoMemory,
+    #[error("{memory} bytes of memory is more than a VM can have, which is {MAX_MEMORY} (512 GiB)")]
+    MemoryTooLarge { memory: u64 },
+    #[error("the guest needs {needed} bytes of memory and has {memory}; give it more with --memory")]
+    MemoryTooSmall { memory: u64, needed: u64 },
+    #[error("the guest's arguments are {length} bytes long, at most {most} fit")]
+    CommandLineTooLong { length: usize, most: usize },
+    #[error("this processor or kernel does not let programs set FS and GS base (FSGSBASE), which the process engine needs; it takes an x86-64 processor of 2012 or later and Linux 5.9 or later")]
+    NoFsgsbase,
+    #[error("guest memory of {memory} bytes could not be had")]
+    Memory { memory: u64, source: std::io::Error },
+    #[error("{what} could not be made")]
+    Host { what: &'static str, source: std::io::Error },
+    #[error("the process engine could not start the VM")]
+    Engine(#[from] EngineError),
+}
+
+/// A place in a guest's source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Source file.
+    pub file: String,
+    /// Line, from 1.
+    pub line: u32,
+    /// Column, from 1.
+    pub column: u32,
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "end")]
+pub enum End {
+    /// The guest shut itself down.
+    Shutdown {
+        /// Its exit code.
+        code: u8,
+    },
+    /// The guest kernel gave up.
+    Panic {
+        /// What it said.
+        message: String,
+        /// Where in its source.
+        place: Option<Place>,
+    },
+    /// A guest kernel's instruction did something that it cannot go on from.
+    Crash {
+        /// What.
+        fault: Fault,
+        /// What that probably was, if there is a telling sign.
+        hint: Option<&'static str>,
+    },
+    /// The host ended it from outside, at a stopping point.
+    Stopped,
+    /// The host wanted to stop it, and it came to no stopping point.
+    Unanswered,
+    /// Its guest code is gone, without a word.
+    Died {
+        /// What is known of that.
+        reason: String,
+    },
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shutdown { code } => write!(f, "the guest shut down with code {code}"),
+            Self::Panic { message, place: None } => write!(f, "guest panic: {message}"),
+            Self::Panic { message, place: Some(Place { file, line, column }) } => {
+                write!(f, "guest panic at {file}:{line}:{column}: {message}")
+            }
+            Self::Crash { fault, hint: None } => write!(f, "guest crash: {fault}"),
+            Self::Crash { fault, hint: Some(hint) } => write!(f, "guest crash: {fault}: {hint}"),
+            Self::Stopped => f.write_str("the guest was stopped from outside"),
+            Self::Unanswered => f.write_str("the vCPU did not answer when it was asked to stop, and was ended"),
+            Self::Died { reason } => write!(f, "the guest is gone: {reason}"),
+        }
+    }
+}
+
+/// What is said of a VM at its end.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// How it ended.
+    #[serde(flatten)]
+    pub end: End,
+    /// The vCPU that it ended on.
+    pub vcpu: u32,
+    /// That vCPU's registers; in a hypercall only RSP and RBP are known.
+    pub registers: Registers,
+    /// That vCPU's stack, innermost first.
+    pub backtrace: Vec<StackFrame>,
+    /// What its crossings cost.
+    pub counters: Counters,
+}
+
+/// What a vCPU's thread tells.
+pub(crate) enum Message {
+    Stopped { vcpu: u32, registers: Registers },
+    Ended { vcpu: u32, end: End, registers: Registers, counters: Counters },
+}
+
+/// What a VM's threads share.
+pub(crate) struct Shared {
+    pub memory: GuestMemory,
+    pub pages: Arc<VcpuPages>,
+    pub events: Events,
+    pub features: Features,
+    pub breakpoints: Breakpoints,
+    /// Per vCPU: somebody waits for it to stop.
+    pub stopping: Vec<AtomicBool>,
+    console: Mutex<Option<Box<dyn Write + Send>>>,
+}
+
+impl Shared {
+    /// Writes to the console. Output that nobody takes is dropped: it is no fault of the guest's.
+    pub(crate) fn write_console(&self, bytes: &[u8]) {
+        let mut console = self.console.lock().expect("no thread panics with the lock held");
+        if let Some(writer) = console.as_mut()
+            && let Err(error) = writer.write_all(bytes).and_then(|()| writer.flush())
+        {
+            tracing::warn!(%error, "the console's output is gone; what the guest writes from here on is dropped");
+            *console = None;
+        }
+    }
+}
+
+/// A running virtual machine. Dropping it ends it.
+pub struct Vm {
+    shared: Arc<Shared>,
+    control: Arc<dyn Control>,
+    image: Image,
+    mappings: Vec<Mapping>,
+    messages: Receiver<Message>,
+    orders: Sender<Order>,
+    thread: Option<JoinHandle<()>>,
+    report: Option<Report>,
+}
+
+/// One vCPU until several are served.
+const VCPUS: u32 = 1;
+
+/// A vCPU that used this much processor time after it was asked to stop will not.
+const STOP_CPU_TIME: Duration = Duration::from_millis(10);
+/// Nor one that took this long.
+const STOP_WALL_TIME: Duration = Duration::from_secs(1);
+
+impl Vm {
+    /// Makes a VM and runs it.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`] says what is wrong with the configuration or what the host refused.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        check(&config)?;
+        let host = |what| move |source| StartError::Host { what, source };
+        let features = crate::offered_features() & (config.image.note.needed | config.image.note.liked);
+        let memory = GuestMemory::new(config.memory)
+            .map_err(|source| StartError::Memory { memory: config.memory, source })?;
+        let boot = Boot {
+            image: &config.image,
+            ramdisk: &config.ramdisk,
+            command_line: &config.command_line,
+            features,
+            vcpus: VCPUS,
+        };
+        let argument = boot.load(&memory)?;
+        let pages = Arc::new(VcpuPages::new(VCPUS).map_err(host("the vCPU pages"))?);
+        let mappings = boot::mappings(&config.image, memory.size());
+        let setup = Setup {
+            memory: &memory,
+            pages: &pages,
+            mappings: &mappings,
+            entry: config.image.entry,
+            argument,
+        };
+        let engine = match config.engine {
+            EngineKind::Auto | EngineKind::Process => ProcessEngine,
+        };
+        let mut running = engine.start(&setup)?;
+        let control = running.control;
+        let shared = Arc::new(Shared {
+            events: Events::new(pages.clone(), control.clone()),
+            memory,
+            features,
+            breakpoints: config.breakpoints,
+            stopping: (0..VCPUS).map(|_| AtomicBool::new(false)).collect(),
+            console: Mutex::new(Some(config.console)),
+            pages,
+        });
+        let ((messages_in, messages), (orders, orders_out)) = (unbounded(), bounded(1));
+        let thread = VcpuThread {
+            vm: shared.clone(),
+            vcpu: 0,
+            runner: running.vcpus.remove(0),
+            clock: GuestClock::start(shared.pages.clock()),
+            messages: messages_in,
+            orders: orders_out,
+        };
+        let thread = std::thread::Builder::new()
+            .name("hv-vcpu0".into())
+            .spawn(move || thread.run())
+            .map_err(host("a vCPU's thread"))?;
+        tracing::debug!(memory = config.memory, ?features, "started");
+        Ok(Self {
+            shared,
+            control,
+            image: config.image,
+            mappings,
+            messages,
+            orders,
+            thread: Some(thread),
+            report: None,
+        })
+    }
+
+    /// Waits until the VM has ended.
+    pub fn wait(mut self) -> Report {
+        let message = self.messages.recv();
+        self.finish(message.ok())
+    }
+
+    /// Waits at most `time` for the VM's end.
+    ///
+    /// # Errors
+    ///
+    /// Gives the VM back if it runs on.
+    #[expect(clippy::result_large_err, reason = "the error is the VM, given back")]
+    pub fn wait_timeout(mut self, time: Duration) -> Result<Report, Self> {
+        match self.messages.recv_timeout(time) {
+            Err(RecvTimeoutError::Timeout) => Err(self),
+            message => Ok(self.finish(message.ok())),
+        }
+    }
+
+    /// Ends the VM from outside, at a stopping point if its vCPU comes to one.
+    pub fn stop(mut self) -> Report {
+        match self.stop_vcpu(0) {
+            Stop::Stopped(_) => {
+                let _ = self.orders.send(Order::End);
+                let message = self.messages.recv();
+                self.finish(message.ok())
+            }
+            Stop::Ended(message) => self.finish(Some(message)),
+            Stop::Unanswered => {
+                self.control.kill();
+                let (counters, registers) = match self.messages.recv() {
+                    Ok(Message::Ended { counters, registers, .. }) => (counters, registers),
+                    _ => Default::default(),
+                };
+                self.finish(Some(Message::Ended { vcpu: 0, end: End::Unanswered, registers, counters }))
+            }
+        }
+    }
+
+    /// Stops all vCPUs at their next stopping point, and gives the registers of the first.
+    ///
+    /// # Errors
+    ///
+    /// The report, if the VM ended meanwhile, or had to be ended since a vCPU did not answer.
+    #[expect(clippy::result_large_err, reason = "a report is made once in a VM's life")]
+    pub fn pause(self) -> Result<Paused, Report> {
+        let mut vm = self;
+        match vm.stop_vcpu(0) {
+            Stop::Stopped(registers) => Ok(Paused { vm, registers }),
+            Stop::Ended(message) => Err(vm.finish(Some(message))),
+            Stop::Unanswered => Err(vm.stop()),
+        }
+    }
+
+    /// Fires an event channel on vCPU 0, as a device would. For measuring and testing.
+    pub fn raise_event(&self, channel: u32) {
+        if channel < hv_abi::vcpu::EVENT_CHANNELS {
+            self.shared.events.raise(0, channel);
+        }
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.shared.memory
+    }
+
+    /// Host processes that carry the VM's guest code.
+    pub fn processes(&self) -> Vec<u32> {
+        self.control.processes()
+    }
+
+    /// Asks a vCPU to stop until it does, repeating the request, for it can miss one.
+    fn stop_vcpu(&mut self, vcpu: u32) -> Stop {
+        self.shared.stopping[vcpu as usize].store(true, SeqCst);
+        let start = Instant::now();
+        let cpu_at_start = self.control.cpu_time(vcpu);
+        loop {
+            self.control.request_stop(vcpu);
+            match self.messages.recv_timeout(Duration::from_millis(1)) {
+                Ok(Message::Stopped { registers, .. }) => {
+                    self.control.cancel_stop(vcpu);
+                    return Stop::Stopped(registers);
+                }
+                Ok(ended) => return Stop::Ended(ended),
+                Err(RecvTimeoutError::Disconnected) => return Stop::Unanswered,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let used = self.control.cpu_time(vcpu).zip(cpu_at_start).map_or(0, |(now, then)| now - then);
+            if used > STOP_CPU_TIME.as_nanos() as u64 || start.elapsed() > STOP_WALL_TIME {
+                return Stop::Unanswered;
+            }
+        }
+    }
+
+    /// Ends everything and writes the report.
+    fn finish(&mut self, message: Option<Message>) -> Report {
+        self.control.kill();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+        let (vcpu, end, registers, counters) = match message {
+            Some(Message::Ended { vcpu, end, registers, counters }) => (vcpu, end, registers, counters),
+            Some(Message::Stopped { vcpu, registers }) => (vcpu, End::Stopped, registers, Counters::default()),
+            None => (0, End::Died { reason: "its vCPU's thread ended".into() }, Registers::default(), Counters::default()),
+        };
+        let end = match end {
+            End::Crash { fault, hint: None } => {
+                End::Crash { fault, hint: backtrace::hint(fault, &registers, &self.mappings) }
+            }
+            end => end,
+        };
+        let addresses = backtrace::walk(&self.shared.memory, &self.mappings, &registers);
+        let backtrace = backtrace::symbolise(&self.image.bytes, &addresses);
+        let report = Report { end, vcpu, registers, backtrace, counters };
+        tracing::debug!(end = %report.end, "ended");
+        self.report = Some(report.clone());
+        report
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.control.kill();
+        // A paused vCPU waits for an order; without anyone to give one, it ends.
+        let (closed, _) = bounded(0);
+        self.orders = closed;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// How asking a vCPU to stop went.
+enum Stop {
+    Stopped(Registers),
+    Ended(Message),
+    Unanswered,
+}
+
+/// A VM whose vCPUs stand at stopping points.
+pub struct Paused {
+    vm: Vm,
+    registers: Registers,
+}
+
+impl Paused {
+    /// Where vCPU 0 goes on; in a hypercall only RSP and RBP are known.
+    pub fn registers(&self) -> &Registers {
+        &self.registers
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.vm.shared.memory
+    }
+
+    /// Runs on.
+    pub fn resume(self) -> Vm {
+        self.vm.shared.stopping[0].store(false, SeqCst);
+        let _ = self.vm.orders.send(Order::Resume);
+        self.vm
+    }
+}
+
+/// What can be said before anything is made.
+fn check(config: &Config) -> Result<(), StartError> {
+    let memory = config.memory;
+    if memory == 0 {
+        return Err(StartError::NoMemory);
+    }
+    if !memory.is_multiple_of(PAGE_SIZE) {
+        return Err(StartError::MemoryNotPages { memory });
+    }
+    if memory > MAX_MEMORY {
+        return Err(StartError::MemoryTooLarge { memory });
+    }
+    if !crate::cpu::fsgsbase() {
+        return Err(StartError::NoFsgsbase);
+    }
+    Ok(())
+}
