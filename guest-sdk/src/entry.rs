@@ -45,11 +45,13 @@ macro_rules! entry {
         // RDI is the boot information; the image brings its own stack. A zero frame pointer ends backtraces.
         ::core::arch::global_asm!(
             ".globl _start",
+            ".type _start, @function",
             "_start:",
             "lea rsp, [rip + __hv_stack_top]",
             "xor ebp, ebp",
             "call hv_main",
             "ud2",
+            ".size _start, . - _start",
         );
 
         #[unsafe(no_mangle)]

@@ -14,8 +14,7 @@ pub mod events;
 pub mod fake;
 pub mod heap;
 pub mod hypercall;
-#[expect(unsafe_code, reason = "temporary")]
-mod mem;
+pub mod mem;
 pub mod memory;
 pub mod panic;
 pub mod process;

@@ -5,10 +5,9 @@
 //! the host's dispatch trait.
 //!
 //! A call has up to five 64-bit arguments and gives a [`Status`] and one 64-bit value; the value is 0 unless the
-//! table names it. An argument that is narrower than 64 bits must have the rest zero, or the call fails with
-//! `BAD_ARGUMENT`.
+//! table names it. Arguments are compared in full: a channel of 2^32 is out of range, not channel 0.
 
-use crate::{GuestPhys, Status};
+use crate::{Features, GuestPhys, Status};
 use core::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -140,6 +139,24 @@ impl Call {
     /// What the table says of this call, if it knows the number.
     pub fn description(self) -> Option<&'static Description> {
         CALLS.get(usize::try_from(self.0).ok()?)
+    }
+}
+
+impl Call {
+    /// The feature that must be in force for the call to be served; none for the basic ones.
+    pub const fn feature(self) -> Features {
+        match self {
+            Self::TIMER_SET | Self::POLL => Features::EVENTS,
+            Self::EVENT_ALLOCATE | Self::EVENT_CLOSE | Self::EVENT_SEND | Self::EVENT_BIND => Features::EVENTS,
+            Self::MULTICALL => Features::MULTICALL,
+            Self::YIELD_TO | Self::VCPU_START | Self::VCPU_STOP => Features::SMP,
+            Self::ROOT_CREATE | Self::ROOT_DESTROY | Self::MMU_UPDATE | Self::MMU_FLUSH | Self::USER_XSTATE => {
+                Features::MMU
+            }
+            Self::PAGES_REPORT | Self::PAGES_CLAIM | Self::BALLOON => Features::PAGE_REPORTING,
+            Self::DEVICE_READ | Self::DEVICE_WRITE | Self::DEVICE_NOTIFY => Features::DEVICES,
+            _ => Features::empty(),
+        }
     }
 }
 

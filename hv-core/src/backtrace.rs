@@ -46,22 +46,29 @@ fn read_virtual(memory: &GuestMemory, mappings: &[Mapping], address: u64) -> Opt
     memory.read(GuestPhys(mapping.phys + (address - mapping.virt))).ok()
 }
 
-/// Return addresses on the stack, innermost first; RIP is the first if it is known.
-pub(crate) fn walk(memory: &GuestMemory, mappings: &[Mapping], registers: &Registers) -> Vec<u64> {
+/// An address on a guest's stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Address {
+    /// Of an instruction that was being executed.
+    Instruction(u64),
+    /// Behind a call, which may be the last instruction of another line or function.
+    Return(u64),
+}
+
+/// The addresses on a stack, innermost first.
+pub(crate) fn walk(memory: &GuestMemory, mappings: &[Mapping], registers: &Registers) -> Vec<Address> {
     let executable = |address: u64| {
         mappings.iter().any(|m| m.execute && (m.virt..m.virt + m.length).contains(&address))
     };
     let read = |address| read_virtual(memory, mappings, address);
     let mut addresses = Vec::new();
     if registers.rip != 0 {
-        addresses.push(registers.rip);
-        // A jump to nowhere leaves the return address of its call on top of the stack.
-        if !executable(registers.rip) {
-            addresses.extend(read(registers.rsp).filter(|address| executable(*address)));
-        }
-    } else {
-        // In a hypercall: the return address of the entry's caller.
-        addresses.extend(read(registers.rsp).filter(|address| executable(*address)));
+        addresses.push(Address::Instruction(registers.rip));
+    }
+    // In a hypercall RIP is not known, and after a jump to nowhere it says nothing; both have left the return address
+    // of their call on top of the stack.
+    if !executable(registers.rip) {
+        addresses.extend(read(registers.rsp).filter(|address| executable(*address)).map(Address::Return));
     }
     let mut frame = registers.rbp;
     while addresses.len() < MOST_FRAMES {
@@ -69,7 +76,7 @@ pub(crate) fn walk(memory: &GuestMemory, mappings: &[Mapping], registers: &Regis
         if !executable(address) {
             break;
         }
-        addresses.push(address);
+        addresses.push(Address::Return(address));
         if next <= frame {
             break; // stacks grow down, so frames go up
         }
@@ -95,23 +102,31 @@ pub(crate) fn hint(fault: Fault, registers: &Registers, mappings: &[Mapping]) ->
 }
 
 /// Names the functions at some addresses, inlined ones included.
-pub(crate) fn symbolise(image: &[u8], addresses: &[u64]) -> Vec<StackFrame> {
+pub(crate) fn symbolise(image: &[u8], addresses: &[Address]) -> Vec<StackFrame> {
+    // The address shown, and the one looked up.
+    let addresses = addresses.iter().map(|address| match *address {
+        Address::Instruction(at) => (at, at),
+        Address::Return(at) => (at, at - 1),
+    });
     let Ok(file) = object::File::parse(image) else {
-        return addresses.iter().map(|address| unnamed(*address)).collect();
+        return addresses.map(|(address, _)| unnamed(address)).collect();
     };
     let section = |id: SectionId| {
         let data = file.section_by_name(id.name()).and_then(|s| s.data().ok()).unwrap_or_default();
         Ok::<_, addr2line::gimli::Error>(EndianSlice::new(data, LittleEndian))
     };
     let context = Dwarf::load(section).and_then(addr2line::Context::from_dwarf).ok();
-    let first = addresses.first().copied();
     addresses
-        .iter()
-        .flat_map(|address| {
-            // A return address is behind its call, which may be the last instruction of another line.
-            let at = if Some(*address) == first { *address } else { *address - 1 };
-            let frames = context.as_ref().map(|context| inlined(context, *address, at)).unwrap_or_default();
-            if frames.is_empty() { vec![by_symbol(&file, *address, at)] } else { frames }
+        .flat_map(|(address, at)| {
+            let mut frames = context.as_ref().map(|context| inlined(context, address, at)).unwrap_or_default();
+            if frames.is_empty() {
+                frames.push(unnamed(address));
+            }
+            // Line tables alone do not name a function that is not inlined; the symbol table does.
+            frames.iter_mut().filter(|frame| frame.function.is_none()).for_each(|frame| {
+                frame.function = by_symbol(&file, at);
+            });
+            frames
         })
         .collect()
 }
@@ -122,10 +137,9 @@ fn inlined(context: &addr2line::Context<Reader<'_>>, address: u64, at: u64) -> V
     let mut frames = Vec::new();
     let Ok(mut found) = context.find_frames(at).skip_all_loads() else { return frames };
     while let Ok(Some(frame)) = found.next() {
-        let Some(function) = &frame.function else { continue };
         frames.push(StackFrame {
             address,
-            function: function.demangle().ok().map(std::borrow::Cow::into_owned),
+            function: frame.function.as_ref().and_then(|f| f.demangle().ok()).map(|name| name.into_owned()),
             file: frame.location.as_ref().and_then(|l| l.file).map(str::to_owned),
             line: frame.location.as_ref().and_then(|l| l.line),
         });
@@ -134,15 +148,14 @@ fn inlined(context: &addr2line::Context<Reader<'_>>, address: u64, at: u64) -> V
 }
 
 /// The function that an address is in, by the symbol table.
-fn by_symbol(file: &object::File<'_>, address: u64, at: u64) -> StackFrame {
+fn by_symbol(file: &object::File<'_>, at: u64) -> Option<String> {
     let holds = |s: &object::Symbol<'_, '_>| {
         matches!(s.kind(), SymbolKind::Text | SymbolKind::Unknown)
             && s.address() <= at
             && at - s.address() < s.size().max(1)
     };
-    let name = file.symbols().find(holds).and_then(|s| s.name().ok().map(str::to_owned));
-    let function = name.map(|name| format!("{:#}", rustc_demangle::demangle(&name)));
-    StackFrame { function, ..unnamed(address) }
+    let symbol = file.symbols().find(holds)?;
+    Some(format!("{:#}", rustc_demangle::demangle(symbol.name().ok()?)))
 }
 
 fn unnamed(address: u64) -> StackFrame {

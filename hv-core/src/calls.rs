@@ -3,7 +3,7 @@
 //! Arguments are claims: each is checked here, and what they point to is copied once through
 //! [`GuestMemory`](crate::memory::GuestMemory) before it is looked at.
 
-use crate::dispatch::{CallResult, Hypercalls, dispatch, narrow};
+use crate::dispatch::{CallResult, Hypercalls, dispatch};
 use crate::memory::BadAddress;
 use crate::vm::{End, Place, Shared};
 use hv_abi::call::{CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport};
@@ -13,7 +13,6 @@ use zerocopy::IntoBytes;
 /// A vCPU's calls, and what they leave for its loop to do.
 pub(crate) struct Calls<'a> {
     pub vm: &'a Shared,
-    pub vcpu: u32,
     /// Deadline of the vCPU's timer, on the guest's clock.
     pub timer: Option<u64>,
     /// Set by the call that ends the VM.
@@ -71,19 +70,19 @@ impl Hypercalls for Calls<'_> {
     }
 
     fn event_allocate(&mut self, vcpu: u64) -> CallResult {
-        self.vm.events.allocate(narrow(vcpu)?).map(u64::from)
+        self.vm.events.allocate(vcpu).map(u64::from)
     }
 
     fn event_close(&mut self, channel: u64) -> CallResult {
-        self.vm.events.close(narrow(channel)?).map(|()| 0)
+        self.vm.events.close(channel).map(|()| 0)
     }
 
     fn event_send(&mut self, channel: u64) -> CallResult {
-        self.vm.events.send(narrow(channel)?).map(|()| 0)
+        self.vm.events.send(channel).map(|()| 0)
     }
 
     fn event_bind(&mut self, channel: u64, vcpu: u64) -> CallResult {
-        self.vm.events.bind(narrow(channel)?, narrow(vcpu)?).map(|()| 0)
+        self.vm.events.bind(channel, vcpu).map(|()| 0)
     }
 
     fn multicall(&mut self, entries: u64, count: u64) -> CallResult {
@@ -109,7 +108,7 @@ impl Hypercalls for Calls<'_> {
 impl Calls<'_> {
     /// One entry of a multicall. What changes mode or ends something stays outside.
     fn entry(&mut self, entry: &MulticallEntry) -> CallResult {
-        let description = entry.call.description().ok_or(Status::UNKNOWN_CALL)?;
+        let description = entry.call.description().filter(|call| call.served).ok_or(Status::UNKNOWN_CALL)?;
         if !description.in_multicall {
             return Err(Status::NOT_IN_MULTICALL);
         }
@@ -117,7 +116,7 @@ impl Calls<'_> {
             return Err(Status::BAD_ARGUMENT);
         }
         let Call(number) = entry.call;
-        dispatch(self, number, entry.arguments)
+        dispatch(self, self.vm.features, number, entry.arguments)
     }
 
     /// Copies at most `most` bytes out of guest memory.

@@ -3,8 +3,7 @@
 //! The trait, and the `match` over it, come from the table in `hv_abi::call`, so a call that is added there is
 //! served the moment its method is written here, and answers `UNKNOWN_CALL` until then.
 
-use hv_abi::Status;
-use hv_abi::for_each_call;
+use hv_abi::{Call, Features, Status, for_each_call};
 
 /// What a call gives: its value, or why not.
 pub(crate) type CallResult = Result<u64, Status>;
@@ -20,10 +19,15 @@ macro_rules! hypercalls {
             })+
         }
 
-        /// Makes a call by number. Arguments that it does not have must be zero.
-        pub(crate) fn dispatch(host: &mut impl Hypercalls, number: u32, arguments: [u64; 5]) -> CallResult {
+        /// Makes a call by number, if its feature is in force. Arguments that it does not have must be zero.
+        pub(crate) fn dispatch(
+            host: &mut impl Hypercalls,
+            features: Features,
+            number: u32,
+            arguments: [u64; 5],
+        ) -> CallResult {
             match number {
-                $($number => {
+                $($number if features.contains(Call::$name.feature()) => {
                     let [$($argument,)* unused @ ..] = arguments;
                     if unused.iter().any(|argument| *argument != 0) {
                         return Err(Status::BAD_ARGUMENT);
@@ -36,11 +40,6 @@ macro_rules! hypercalls {
     };
 }
 for_each_call!(hypercalls);
-
-/// An argument that is narrower than 64 bits.
-pub(crate) fn narrow(argument: u64) -> Result<u32, Status> {
-    u32::try_from(argument).map_err(|_| Status::BAD_ARGUMENT)
-}
 
 #[cfg(test)]
 mod tests {
@@ -55,24 +54,35 @@ mod tests {
         fn version(&mut self) -> CallResult {
             Ok(7)
         }
+
+        fn event_send(&mut self, _: u64) -> CallResult {
+            Ok(8)
+        }
+    }
+
+    #[test]
+    fn a_call_whose_feature_is_not_in_force_is_unknown() {
+        let send = |features| dispatch(&mut VersionOnly, features, Call::EVENT_SEND.0, [0; 5]);
+        assert_eq!(send(Features::EVENTS), Ok(8));
+        assert_eq!(send(Features::all() - Features::EVENTS), Err(Status::UNKNOWN_CALL));
     }
 
     #[test]
     fn a_call_without_a_method_is_unknown() {
         for call in CALLS {
-            assert_eq!(dispatch(&mut Nothing, call.call.0, [0; 5]), Err(Status::UNKNOWN_CALL), "{}", call.name);
+            assert_eq!(dispatch(&mut Nothing, Features::all(), call.call.0, [0; 5]), Err(Status::UNKNOWN_CALL), "{}", call.name);
         }
-        assert_eq!(dispatch(&mut Nothing, CALLS.len() as u32, [0; 5]), Err(Status::UNKNOWN_CALL));
-        assert_eq!(dispatch(&mut Nothing, u32::MAX, [0; 5]), Err(Status::UNKNOWN_CALL));
+        assert_eq!(dispatch(&mut Nothing, Features::all(), CALLS.len() as u32, [0; 5]), Err(Status::UNKNOWN_CALL));
+        assert_eq!(dispatch(&mut Nothing, Features::all(), u32::MAX, [0; 5]), Err(Status::UNKNOWN_CALL));
     }
 
     #[test]
     fn arguments_that_a_call_does_not_have_must_be_zero() {
-        assert_eq!(dispatch(&mut VersionOnly, 0, [0; 5]), Ok(7));
+        assert_eq!(dispatch(&mut VersionOnly, Features::empty(), 0, [0; 5]), Ok(7));
         for i in 0..5 {
             let mut arguments = [0; 5];
             arguments[i] = 1 << 63;
-            assert_eq!(dispatch(&mut VersionOnly, 0, arguments), Err(Status::BAD_ARGUMENT), "argument {i}");
+            assert_eq!(dispatch(&mut VersionOnly, Features::empty(), 0, arguments), Err(Status::BAD_ARGUMENT), "argument {i}");
         }
     }
 }

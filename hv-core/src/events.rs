@@ -83,10 +83,8 @@ impl Events {
         }
     }
 
-    pub(crate) fn allocate(&self, vcpu: u32) -> Result<u32, Status> {
-        if vcpu >= self.pages.vcpus() {
-            return Err(Status::NOT_FOUND);
-        }
+    pub(crate) fn allocate(&self, vcpu: u64) -> Result<u32, Status> {
+        let vcpu = self.vcpu(vcpu)?;
         let mut bound = self.bound();
         let free = (FIRST_DYNAMIC_CHANNEL as usize..bound.len()).find(|i| bound[*i].is_none());
         let channel = free.ok_or(Status::NO_SPACE)?;
@@ -95,34 +93,39 @@ impl Events {
         Ok(channel as u32)
     }
 
-    pub(crate) fn close(&self, channel: u32) -> Result<(), Status> {
+    pub(crate) fn close(&self, channel: u64) -> Result<(), Status> {
         let mut bound = self.bound();
-        let vcpu = owner(&mut bound, channel)?.take().ok_or(Status::NOT_FOUND)?;
+        let (channel, owner) = slot(&mut bound, channel)?;
+        let vcpu = owner.take().ok_or(Status::NOT_FOUND)?;
         self.reset(vcpu, channel);
         Ok(())
     }
 
-    pub(crate) fn send(&self, channel: u32) -> Result<(), Status> {
+    pub(crate) fn send(&self, channel: u64) -> Result<(), Status> {
         let mut bound = self.bound();
-        let vcpu = owner(&mut bound, channel)?.ok_or(Status::NOT_FOUND)?;
+        let (channel, owner) = slot(&mut bound, channel)?;
+        let vcpu = owner.ok_or(Status::NOT_FOUND)?;
         self.raise(vcpu, channel);
         Ok(())
     }
 
-    pub(crate) fn bind(&self, channel: u32, vcpu: u32) -> Result<(), Status> {
+    pub(crate) fn bind(&self, channel: u64, vcpu: u64) -> Result<(), Status> {
         let mut bound = self.bound();
-        let slot = owner(&mut bound, channel)?;
-        let old = slot.ok_or(Status::NOT_FOUND)?;
-        if vcpu >= self.pages.vcpus() {
-            return Err(Status::NOT_FOUND);
-        }
-        *slot = Some(vcpu);
+        let (channel, owner) = slot(&mut bound, channel)?;
+        let old = owner.ok_or(Status::NOT_FOUND)?;
+        let vcpu = self.vcpu(vcpu)?;
+        *owner = Some(vcpu);
         let (word, bit) = (channel as usize / 64, 1_u64 << (channel % 64));
         let was = self.pages.page(old).pending[word].fetch_and(!bit, SeqCst);
         if was & bit != 0 {
             self.raise(vcpu, channel);
         }
         Ok(())
+    }
+
+    /// A vCPU that exists.
+    fn vcpu(&self, vcpu: u64) -> Result<u32, Status> {
+        u32::try_from(vcpu).ok().filter(|vcpu| *vcpu < self.pages.vcpus()).ok_or(Status::NOT_FOUND)
     }
 
     /// Not pending, masked.
@@ -138,9 +141,11 @@ impl Events {
     }
 }
 
-/// The slot of a dynamic channel.
-fn owner(bound: &mut [Option<u32>], channel: u32) -> Result<&mut Option<u32>, Status> {
-    bound.get_mut(channel as usize).ok_or(Status::OUT_OF_RANGE)
+/// A channel's number, and who owns it.
+fn slot(bound: &mut [Option<u32>], channel: u64) -> Result<(u32, &mut Option<u32>), Status> {
+    let index = usize::try_from(channel).map_err(|_| Status::OUT_OF_RANGE)?;
+    let owner = bound.get_mut(index).ok_or(Status::OUT_OF_RANGE)?;
+    Ok((index as u32, owner))
 }
 
 #[cfg(test)]
@@ -166,7 +171,7 @@ mod tests {
     fn a_masked_channel_becomes_pending_and_notifies_nobody() {
         let (events, pages, count) = events();
         let channel = events.allocate(0).unwrap();
-        events.send(channel).unwrap();
+        events.send(channel.into()).unwrap();
         assert_eq!(pages.page(0).pending[0].load(SeqCst), 1 << channel);
         assert_eq!(pages.page(0).upcall.load(SeqCst), upcall::MASKED);
         assert_eq!(count.0.load(Relaxed), 0);
@@ -177,7 +182,7 @@ mod tests {
         let (events, pages, count) = events();
         let channel = events.allocate(1).unwrap();
         pages.page(1).masked[0].fetch_and(!(1 << channel), SeqCst);
-        events.send(channel).unwrap();
+        events.send(channel.into()).unwrap();
         assert_eq!(pages.page(1).upcall.load(SeqCst), upcall::MASKED | upcall::PENDING);
         assert_eq!(count.0.load(Relaxed), 1);
     }
@@ -196,20 +201,20 @@ mod tests {
     #[test]
     fn channels_that_do_not_exist_are_told_apart_from_closed_ones() {
         let (events, ..) = events();
-        assert_eq!(events.send(EVENT_CHANNELS), Err(Status::OUT_OF_RANGE));
+        assert_eq!(events.send(EVENT_CHANNELS.into()), Err(Status::OUT_OF_RANGE));
         assert_eq!(events.send(0), Err(Status::NOT_FOUND));
-        assert_eq!(events.close(FIRST_DYNAMIC_CHANNEL), Err(Status::NOT_FOUND));
+        assert_eq!(events.close(FIRST_DYNAMIC_CHANNEL.into()), Err(Status::NOT_FOUND));
         assert_eq!(events.allocate(2), Err(Status::NOT_FOUND));
         let channel = events.allocate(0).unwrap();
-        assert_eq!(events.bind(channel, 2), Err(Status::NOT_FOUND));
+        assert_eq!(events.bind(channel.into(), 2), Err(Status::NOT_FOUND));
     }
 
     #[test]
     fn a_pending_event_moves_with_its_channel() {
         let (events, pages, _) = events();
         let channel = events.allocate(0).unwrap();
-        events.send(channel).unwrap();
-        events.bind(channel, 1).unwrap();
+        events.send(channel.into()).unwrap();
+        events.bind(channel.into(), 1).unwrap();
         assert_eq!(pages.page(0).pending[0].load(SeqCst), 0);
         assert_eq!(pages.page(1).pending[0].load(SeqCst), 1 << channel);
     }

@@ -41,7 +41,7 @@ impl VcpuThread {
     /// Runs until the VM ends, and says how.
     pub(crate) fn run(mut self) {
         let vm = self.vm.clone();
-        let mut calls = Calls { vm: &vm, vcpu: self.vcpu, timer: None, end: None };
+        let mut calls = Calls { vm: &vm, timer: None, end: None };
         // The vCPU's timer on the guest's clock, and the same moment on the host's.
         let mut timer = (None, u64::MAX);
         loop {
@@ -81,7 +81,7 @@ impl VcpuThread {
     }
 
     fn hypercall(&mut self, number: u32, arguments: [u64; 5], calls: &mut Calls<'_>) -> Next {
-        let result = dispatch(calls, number, arguments);
+        let result = dispatch(calls, self.vm.features, number, arguments);
         tracing::trace!(vcpu = self.vcpu, call = ?hv_abi::Call(number), ?arguments, ?result, "hypercall");
         if let Some(end) = calls.end.take() {
             return Next::End(end, self.runner.registers_in_call());

@@ -15,7 +15,7 @@ use crate::image::Image;
 use crate::memory::GuestMemory;
 use crate::vcpu::{Order, VcpuThread};
 use core::fmt;
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, never, select, unbounded};
 use hv_abi::address::MAX_MEMORY;
 use hv_abi::{Features, PAGE_SIZE};
 use serde::Serialize;
@@ -211,8 +211,19 @@ pub struct Vm {
     mappings: Vec<Mapping>,
     messages: Receiver<Message>,
     orders: Sender<Order>,
+    stop_requests: (Sender<()>, Receiver<()>),
     thread: Option<JoinHandle<()>>,
-    report: Option<Report>,
+}
+
+/// Ends a VM from another thread than the one that waits for it.
+#[derive(Clone, Debug)]
+pub struct Stopper(Sender<()>);
+
+impl Stopper {
+    /// Makes [`Vm::wait`] stop the guest and return. Does not wait for that; asking twice is asking once.
+    pub fn stop(&self) {
+        let _ = self.0.try_send(()); // full: it has been asked for; disconnected: the VM is gone
+    }
 }
 
 /// One vCPU until several are served.
@@ -287,28 +298,42 @@ impl Vm {
             mappings,
             messages,
             orders,
+            stop_requests: bounded(1),
             thread: Some(thread),
-            report: None,
         })
     }
 
-    /// Waits until the VM has ended.
-    pub fn wait(mut self) -> Report {
-        let message = self.messages.recv();
-        self.finish(message.ok())
+    /// Waits until the VM has ended, or until a [`Stopper`] ends it.
+    pub fn wait(self) -> Report {
+        match self.wait_until(never()) {
+            Ok(report) => report,
+            Err(_) => unreachable!("`never` does not come"),
+        }
     }
 
-    /// Waits at most `time` for the VM's end.
+    /// As [`wait`](Self::wait), for at most `time`.
     ///
     /// # Errors
     ///
     /// Gives the VM back if it runs on.
     #[expect(clippy::result_large_err, reason = "the error is the VM, given back")]
-    pub fn wait_timeout(mut self, time: Duration) -> Result<Report, Self> {
-        match self.messages.recv_timeout(time) {
-            Err(RecvTimeoutError::Timeout) => Err(self),
-            message => Ok(self.finish(message.ok())),
+    pub fn wait_timeout(self, time: Duration) -> Result<Report, Self> {
+        self.wait_until(after(time))
+    }
+
+    #[expect(clippy::result_large_err, reason = "the error is the VM, given back")]
+    fn wait_until(mut self, end: Receiver<Instant>) -> Result<Report, Self> {
+        let (messages, stop) = (self.messages.clone(), self.stop_requests.1.clone());
+        select! {
+            recv(messages) -> message => Ok(self.finish(message.ok())),
+            recv(stop) -> _ => Ok(self.stop()),
+            recv(end) -> _ => Err(self),
         }
+    }
+
+    /// Something by which another thread can end this VM.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.stop_requests.0.clone())
     }
 
     /// Ends the VM from outside, at a stopping point if its vCPU comes to one.
@@ -405,10 +430,8 @@ impl Vm {
         };
         let addresses = backtrace::walk(&self.shared.memory, &self.mappings, &registers);
         let backtrace = backtrace::symbolise(&self.image.bytes, &addresses);
-        let report = Report { end, vcpu, registers, backtrace, counters };
-        tracing::debug!(end = %report.end, "ended");
-        self.report = Some(report.clone());
-        report
+        tracing::debug!(%end, "ended");
+        Report { end, vcpu, registers, backtrace, counters }
     }
 }
 

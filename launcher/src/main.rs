@@ -1,9 +1,40 @@
-//! hv
-fn main() {
-    tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_writer(std::io::stderr).init();
-    let name = std::env::args().nth(2).unwrap();
-    let image = hv_core::Image::parse(sample_guests::find(&name).unwrap().image.to_vec()).unwrap();
-    let vm = hv_core::Vm::start(hv_core::Config::new(image)).unwrap();
-    let report = vm.wait();
-    println!("{report:#?}");
+//! `hv`: runs paravirtualised guests. Everything that it does is a call to `hv-core`; this crate reads the command
+//! line, says what happened, and chooses the exit code.
+//!
+//! Start at [`cli`] for what can be asked for, and at [`run`] for the command that matters most.
+
+mod cli;
+mod console;
+mod doctor;
+mod exit_code;
+mod failure;
+mod images;
+mod logging;
+mod new;
+mod output;
+mod report;
+mod run;
+mod signals;
+mod units;
+
+use clap::Parser;
+use cli::{Cli, Command};
+use failure::Failure;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let code = dispatch(&cli).unwrap_or_else(|failure| failure.tell(cli.command.json()));
+    ExitCode::from(code)
+}
+
+/// Does what was asked for; gives the exit code.
+fn dispatch(cli: &Cli) -> Result<u8, Failure> {
+    logging::start(cli.log_format)?;
+    match &cli.command {
+        Command::Run(options) => run::run(options),
+        Command::Images(options) => images::list(options),
+        Command::New(options) => new::write(options),
+        Command::Doctor(options) => doctor::examine(options),
+    }
 }

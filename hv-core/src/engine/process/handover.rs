@@ -12,21 +12,21 @@
 //! wake-up is lost between honest parties. A hostile caller can lose its own; the monitor's [`kick`] is
 //! repeated, or follows the sandbox's death, when it must arrive.
 //!
-//! The protocol is written once, over [`Atomics`], and model-checked with loom (`tests/handover_model.rs`). The
+//! The protocol is written once, over [`Atomics`], and model-checked with loom (`handover_model`). The
 //! caller's half that really runs is assembly (`stub.s`), which follows [`Caller`] step by step.
 
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
 /// The guest runs, or has been answered.
-pub const TURN_GUEST: u32 = 0;
+pub(crate) const TURN_GUEST: u32 = 0;
 /// A hypercall is published.
-pub const TURN_CALL: u32 = 1;
+pub(crate) const TURN_CALL: u32 = 1;
 /// A trap or a stop is published.
-pub const TURN_TRAP: u32 = 2;
+pub(crate) const TURN_TRAP: u32 = 2;
 
 /// The operations that the protocol is made of, so that a model checker can stand in for the machine.
-pub trait Atomics {
+pub(crate) trait Atomics {
     /// A 32-bit word that both sides see.
     type Word;
 
@@ -45,7 +45,7 @@ pub trait Atomics {
 }
 
 /// The three words of the protocol.
-pub struct Words<'a, A: Atomics> {
+pub(crate) struct Words<'a, A: Atomics> {
     /// Whose turn it is.
     pub turn: &'a A::Word,
     /// 1 while the server sleeps, or is about to; its futex.
@@ -63,7 +63,7 @@ impl<A: Atomics> Copy for Words<'_, A> {}
 
 /// Why [`Server::wait`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
+pub(crate) enum Wait {
     /// This turn was published: [`TURN_CALL`], [`TURN_TRAP`], or whatever a hostile caller wrote.
     Published(u32),
     /// `interrupted` said so.
@@ -73,11 +73,11 @@ pub enum Wait {
 }
 
 /// The monitor's half.
-pub struct Server<'a, A: Atomics>(pub Words<'a, A>);
+pub(crate) struct Server<'a, A: Atomics>(pub Words<'a, A>);
 
 impl<A: Atomics> Server<'_, A> {
     /// Spins at most `spin` times for a request. Gives the turn that was published, and how often it spun.
-    pub fn spin(&self, spin: u32) -> (Option<u32>, u32) {
+    pub(crate) fn spin(&self, spin: u32) -> (Option<u32>, u32) {
         let mut spun = 0;
         loop {
             match A::load(self.0.turn) {
@@ -91,7 +91,7 @@ impl<A: Atomics> Server<'_, A> {
 
     /// Sleeps until a request is published, `interrupted` is true after a [`kick`], or `timeout` gives `None`
     /// for "no time left". `timeout` is asked before each sleep; `Some(None)` is "for ever".
-    pub fn sleep(
+    pub(crate) fn sleep(
         &self,
         mut interrupted: impl FnMut() -> bool,
         mut timeout: impl FnMut() -> Option<Option<Duration>>,
@@ -116,7 +116,7 @@ impl<A: Atomics> Server<'_, A> {
     }
 
     /// Gives the turn back to the caller. The answer must have been stored before.
-    pub fn answer(&self) {
+    pub(crate) fn answer(&self) {
         A::store(self.0.turn, TURN_GUEST);
         A::fence();
         if A::load(self.0.caller_sleeps) != 0 {
@@ -126,18 +126,20 @@ impl<A: Atomics> Server<'_, A> {
 }
 
 /// Makes a server that sleeps look at its `interrupted`, which the caller has made true before.
-pub fn kick<A: Atomics>(host_sleeps: &A::Word) {
+pub(crate) fn kick<A: Atomics>(host_sleeps: &A::Word) {
     A::fence();
     A::store(host_sleeps, 0);
     A::wake(host_sleeps);
 }
 
 /// The vCPU thread's half: the model of what `stub.s` does at `hv_stub_call` and `hv_stub_publish_trap`.
-pub struct Caller<'a, A: Atomics>(pub Words<'a, A>);
+#[cfg(test)]
+pub(crate) struct Caller<'a, A: Atomics>(pub Words<'a, A>);
 
+#[cfg(test)]
 impl<A: Atomics> Caller<'_, A> {
     /// Publishes `turn` and waits for the answer. The request must have been stored before.
-    pub fn call(&self, turn: u32, spin: u32) {
+    pub(crate) fn call(&self, turn: u32, spin: u32) {
         // publish
         A::store(self.0.turn, turn);
         A::fence();
@@ -182,7 +184,10 @@ pub(crate) struct Handover {
     pub spin: AtomicU32,
     /// Not 0: the vCPU is to stop at its next stopping point. The monitor sets it.
     pub stop: AtomicU32,
-    reserved: [u64; 6],
+    /// Processor on which the monitor's thread last ran.
+    pub host_cpu: AtomicU32,
+    reserved1: u32,
+    reserved: [u64; 5],
     // The caller's own.
     /// Stack and frame pointer of the guest at its last call, for backtraces.
     pub rsp: AtomicU64,
@@ -192,7 +197,8 @@ pub(crate) struct Handover {
     pub siginfo: AtomicU64,
     /// Signal of the trap published; 0 for a stop.
     pub signal: AtomicU32,
-    reserved2: u32,
+    /// Processor on which the caller last looked while it span.
+    pub cpu: AtomicU32,
     /// Time-out of `block`, a `timespec`.
     pub timeout: [AtomicU64; 2],
     /// How often the caller has spun, in all.
@@ -205,7 +211,7 @@ const _: () = assert!(core::mem::offset_of!(Handover, host_sleeps) == 64);
 const _: () = assert!(core::mem::offset_of!(Handover, rsp) == 128);
 
 /// The machine's own atomics and futexes, on words that other processes see, too.
-pub struct Machine;
+pub(crate) struct Machine;
 
 impl Atomics for Machine {
     type Word = AtomicU32;

@@ -12,6 +12,8 @@ mod elf;
 mod filter;
 mod frame;
 pub(crate) mod handover;
+#[cfg(test)]
+mod handover_model;
 pub(crate) mod layout;
 mod mapper;
 pub(crate) mod spawn;

@@ -4,9 +4,14 @@
 //! request that comes sooner than that, if there is a core to spare. Whether it will is guessed from the last
 //! waits: one that would have been caught sets the limit to its most, one that would not halves it, so an idle
 //! guest is soon not spun for at all.
+//!
+//! Spinning on the very processor that the other side needs is the worst case, and a scheduler that woke both
+//! there has no reason to part them. So each side tells where it runs; when they meet, the monitor's thread does
+//! not spin but moves away.
 
+use rustix::thread::{sched_getaffinity, sched_setaffinity};
 use std::sync::OnceLock;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The longest spin of the monitor for a request, in nanoseconds: about what a wake-up across cores costs.
 const HOST_NS: u64 = 50_000;
@@ -52,16 +57,43 @@ pub(super) struct Spin {
     limit: u32,
     most: u32,
     total: u64,
+    moved: Instant,
+}
+
+/// Moving more often than this would be fighting with the scheduler.
+const BETWEEN_MOVES: Duration = Duration::from_millis(5);
+
+/// Moves this thread to another processor than the one it is on, if it may run on another.
+fn move_away() -> rustix::io::Result<()> {
+    let allowed = sched_getaffinity(None)?;
+    let mut others = allowed;
+    others.unset(rustix::thread::sched_getcpu());
+    if others.count() > 0 {
+        sched_setaffinity(None, &others)?;
+        sched_setaffinity(None, &allowed)?;
+    }
+    Ok(())
 }
 
 impl Spin {
     pub(super) fn new() -> Self {
         let most = if spare_core() { turns(HOST_NS) } else { 0 };
-        Self { limit: most, most, total: 0 }
+        Self { limit: most, most, total: 0, moved: Instant::now() }
     }
 
-    pub(super) fn limit(&self) -> u32 {
-        self.limit
+    /// How often to spin now. `together`: both sides were last seen on one processor.
+    pub(super) fn limit(&mut self, together: bool) -> u32 {
+        if !together || self.limit == 0 {
+            return self.limit;
+        }
+        if self.moved.elapsed() < BETWEEN_MOVES {
+            return 0;
+        }
+        self.moved = Instant::now();
+        match move_away() {
+            Ok(()) => self.limit,
+            Err(_) => 0, // the host does not let us; then the two take turns
+        }
     }
 
     /// Turns spent in all.
@@ -69,12 +101,19 @@ impl Spin {
         self.total
     }
 
-    /// A spin of `turns` ended with a request, or in vain.
-    pub(super) fn spun(&mut self, turns: u32, caught: bool) {
+    /// How often to spin before looking where both sides are.
+    pub(super) fn brief(&self) -> u32 {
+        self.limit.min(64)
+    }
+
+    /// So many turns were spent.
+    pub(super) fn count(&mut self, turns: u32) {
         self.total += u64::from(turns);
-        if !caught {
-            self.limit /= 2;
-        }
+    }
+
+    /// The limit was reached without a request.
+    pub(super) fn in_vain(&mut self) {
+        self.limit /= 2;
     }
 
     /// A sleep ended after `ns`: would a spin have caught it?
@@ -91,16 +130,17 @@ mod tests {
 
     #[test]
     fn an_idle_guest_is_soon_not_spun_for_and_a_busy_one_is_again() {
-        let mut spin = Spin { limit: 1024, most: 1024, total: 0 };
+        let mut spin = Spin { limit: 1024, most: 1024, total: 0, moved: Instant::now() };
         for _ in 0..11 {
-            spin.spun(spin.limit(), false);
+            let limit = spin.limit(false);
+            spin.count(limit);
+            spin.in_vain();
             spin.slept(10_000_000);
         }
-        assert_eq!(spin.limit(), 0);
+        assert_eq!(spin.limit(false), 0);
         assert_eq!(spin.total(), 2047);
         spin.slept(5_000);
-        assert_eq!(spin.limit(), 1024);
-        spin.spun(10, true);
-        assert_eq!(spin.limit(), 1024);
+        assert_eq!(spin.limit(false), 1024);
+        assert_eq!(spin.limit(true), 0, "both on one processor, and just moved");
     }
 }

@@ -8,6 +8,9 @@ use core::mem::offset_of;
 use hv_abi::clock::ClockPage;
 use hv_abi::vcpu::{VcpuPage, run_state, upcall};
 
+/// A spinning vCPU looks at its processor whenever the turns left are a multiple of 64.
+const SPIN_LOOK_MASK: u32 = 63;
+
 core::arch::global_asm!(
     include_str!("stub.s"),
     ENTRY_BLOCK = const hv_abi::address::entry::BLOCK,
@@ -39,6 +42,9 @@ core::arch::global_asm!(
     H_SIGINFO = const offset_of!(Handover, siginfo),
     H_SIGNAL = const offset_of!(Handover, signal),
     H_SPUN = const offset_of!(Handover, spun),
+    H_CPU = const offset_of!(Handover, cpu),
+    H_HOST_CPU = const offset_of!(Handover, host_cpu),
+    SPIN_LOOK = const SPIN_LOOK_MASK,
     H_TIMEOUT = const offset_of!(Handover, timeout),
     TURN_CALL = const TURN_CALL,
     TURN_TRAP = const TURN_TRAP,

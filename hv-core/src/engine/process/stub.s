@@ -56,7 +56,16 @@ hv_stub_publish_call:                           // publish
     sub     ecx, 1
     jc      5f
     pause
-    jmp     4b
+    test    ecx, {SPIN_LOOK}
+    jnz     4b
+    mov     r8d, ecx                            // now and then: if the host's thread is on this very processor,
+    rdtscp                                      // spinning only keeps it from answering
+    and     ecx, 0xfff
+    mov     gs:[{HANDOVER} + {H_CPU}], ecx
+    cmp     ecx, gs:[{HANDOVER} + {H_HOST_CPU}]
+    mov     ecx, r8d
+    jne     4b
+    jmp     5f
 41:                                             // count the turns spent
     mov     eax, gs:[{HANDOVER} + {H_SPIN}]
     sub     eax, ecx
@@ -192,6 +201,7 @@ hv_stub_upcall_return:
     iretq
 1:
     lock or dword ptr gs:[{V_UPCALL}], {UPCALL_MASKED}
+    cld
     jmp     qword ptr gs:[{V_UPCALL_ENTRY}]
 hv_stub_upcall_return_end:
 
@@ -263,7 +273,15 @@ hv_stub_futex_4:
     sub     ecx, 1
     jc      4f
     pause
-    jmp     3b
+    test    ecx, {SPIN_LOOK}
+    jnz     3b
+    mov     r8d, ecx
+    rdtscp
+    and     ecx, 0xfff
+    mov     [rbx + {H_CPU}], ecx
+    cmp     ecx, [rbx + {H_HOST_CPU}]
+    mov     ecx, r8d
+    jne     3b
 4:
     mov     eax, 1
     xchg    [rbx + {H_CALLER_SLEEPS}], eax
@@ -332,7 +350,8 @@ hv_stub_deliver:
 //   guest code                     act on it
 //   end of a call or upcall_return roll the context forward to its return, then the same
 //   hv_stub_resume                 start that again; it looks for both
-//   elsewhere in the stub          go on: what is interrupted there looks for both before it returns
+//   elsewhere in the stub          go on: what is interrupted there looks for upcalls before it returns; a stop
+//                                  may have to be asked for again, which the monitor does
     .globl hv_stub_kick
 hv_stub_kick:
     push    2

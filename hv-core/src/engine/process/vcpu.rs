@@ -44,12 +44,35 @@ impl Vcpu {
         Server(words(self.handover()))
     }
 
+    /// Whether this thread is on the processor that the vCPU was last seen on.
+    fn together(&self) -> bool {
+        let here = rustix::thread::sched_getcpu() as u32;
+        let handover = self.handover();
+        if handover.host_cpu.load(Relaxed) != here {
+            handover.host_cpu.store(here, Relaxed);
+        }
+        here == handover.cpu.load(Relaxed)
+    }
+
+    /// Spins for a request: briefly, and then, if it is not for a thread on this very processor, as long as it pays.
+    fn spin(&mut self) -> Option<u32> {
+        let (turn, spun) = self.server().spin(self.spin.brief());
+        self.spin.count(spun);
+        if turn.is_some() {
+            return turn;
+        }
+        let limit = self.spin.limit(self.together());
+        let (turn, spun) = self.server().spin(limit);
+        self.spin.count(spun);
+        if turn.is_none() {
+            self.spin.in_vain();
+        }
+        turn
+    }
+
     /// Waits for the vCPU's turn to end.
     fn wait(&mut self, deadline: Option<u64>) -> Wait {
-        let limit = self.spin.limit();
-        let (turn, spun) = self.server().spin(limit);
-        self.spin.spun(spun, turn.is_some());
-        if let Some(turn) = turn {
+        if let Some(turn) = self.spin() {
             return Wait::Published(turn);
         }
         let before = monotonic_ns();

@@ -1,4 +1,4 @@
-//! The smallest guest: prints a line and ends.
+//! Prints a greeting and ends: the smallest guest.
 
 #![no_std]
 #![no_main]

@@ -1,0 +1,209 @@
+//! The command line: what can be asked for, and the help that teaches it. Nothing is done here.
+
+use crate::logging::LogFormat;
+use crate::{exit_code, units};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use hv_core::EngineKind;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Runs paravirtualised guests at native speed, without root and without hardware virtualisation.
+#[derive(Debug, Parser)]
+#[command(name = "hv", version = version(), arg_required_else_help = true, subcommand_required = true)]
+#[command(disable_help_subcommand = true, after_help = "\
+Examples:
+  hv run hello          boot a built-in guest
+  hv new my-guest       write a guest of your own; then: cd my-guest && cargo run
+  hv doctor             what this host allows, and how fast it is
+
+`hv COMMAND --help` says more about each command.")]
+pub(crate) struct Cli {
+    /// How log lines look; RUST_LOG says which there are (default: warn)
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
+    pub(crate) log_format: LogFormat,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What `hv` can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a guest and wait for its end
+    Run(RunOptions),
+    /// List the built-in guests
+    Images(ImagesOptions),
+    /// Write a new guest crate
+    New(NewOptions),
+    /// Check what this host allows, and measure it
+    Doctor(DoctorOptions),
+}
+
+impl Command {
+    /// Whether errors are to be told as JSON.
+    pub(crate) fn json(&self) -> bool {
+        match self {
+            Self::Run(options) => options.json,
+            Self::Images(options) => options.json,
+            Self::Doctor(options) => options.json,
+            Self::New(_) => false,
+        }
+    }
+}
+
+/// `hv run`
+#[derive(Args, Debug)]
+#[command(override_usage = "hv run [OPTIONS] <IMAGE> [OPTIONS] [--] [ARGS]...")]
+#[command(after_help = RUN_EXAMPLES, after_long_help = run_long_help())]
+pub(crate) struct RunOptions {
+    /// A built-in guest (see `hv images`) or the path of an image
+    ///
+    /// A name without a slash is a built-in guest's if there is one; `./hello` is always a file.
+    pub(crate) image: PathBuf,
+    /// The guest's arguments
+    ///
+    /// They begin behind IMAGE with the first word that is no option, or behind `--`. From there on everything is
+    /// the guest's; options of hv stand before that.
+    #[arg(trailing_var_arg = true)]
+    pub(crate) args: Vec<String>,
+    /// The guest's memory: bytes, or a number with K, M, G or T
+    #[arg(long, short, value_name = "SIZE", default_value = "64M", value_parser = units::parse_size)]
+    pub(crate) memory: u64,
+    /// How guest code is run
+    #[arg(long, value_name = "ENGINE", default_value = "auto")]
+    pub(crate) engine: Engine,
+    /// Stop the guest if it runs longer than this, such as 500ms, 10s, 2m or 1h
+    #[arg(long, short, value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) timeout: Option<Duration>,
+    /// Say how it ended as one line of JSON, the last on standard error
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  hv run hello                          a built-in guest
+  hv run --memory 16M ./my-guest a b    an image of yours, with arguments
+  hv run hello --timeout 10s -- --flag  an argument that looks like an option
+
+Standard output is the guest's alone. All that hv has to say goes to standard error.";
+
+fn run_long_help() -> String {
+    format!("{RUN_EXAMPLES}\n\nCtrl-C stops the guest and says where it was; a second Ctrl-C ends it at once.\n\n{}", exit_code::help())
+}
+
+/// Engines to choose from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    /// The fastest that works on this host
+    Auto,
+    /// Deprivileged host processes; works on any x86-64 Linux
+    Process,
+}
+
+impl From<Engine> for EngineKind {
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::Auto => Self::Auto,
+            Engine::Process => Self::Process,
+        }
+    }
+}
+
+/// `hv images`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv images                         a table
+  hv images --json | jq '.[].name'  for scripts
+
+`hv run NAME` runs one. Their sources are in sample-guests/guests/, one directory each.")]
+pub(crate) struct ImagesOptions {
+    /// Print a JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `hv new`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv new my-guest && cd my-guest && cargo run
+  hv new . --name kernel              into this directory, which must be empty
+
+The crate builds with the stable toolchain. `cargo run` boots it with the hv that wrote it.")]
+pub(crate) struct NewOptions {
+    /// Directory to write; it must not exist, or be empty
+    pub(crate) path: PathBuf,
+    /// The crate's name [default: the directory's]
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Where the crate guest-sdk is [default: in the source tree that hv was built from]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) sdk: Option<PathBuf>,
+}
+
+/// `hv doctor`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv doctor
+  taskset -c 0 hv doctor            what it costs with one processor only
+  hv doctor --json | jq .measured   for scripts
+
+It exits with 0 if guests run here, with 125 if not. Nothing is changed on the host.")]
+pub(crate) struct DoctorOptions {
+    /// Print a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn version() -> String {
+    format!("{} (ABI {})", env!("CARGO_PKG_VERSION"), hv_abi::ABI_VERSION)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    /// The rule of `hv run`'s arguments, as its help tells it.
+    #[test]
+    fn where_the_guests_arguments_begin() {
+        let cases: &[(&[&str], u64, &[&str])] = &[
+            (&["hello"], 64, &[]),
+            (&["hello", "--memory", "16M", "--", "a", "b"], 16, &["a", "b"]),
+            (&["--memory", "16M", "hello", "a", "b"], 16, &["a", "b"]),
+            (&["hello", "a", "--memory", "16M"], 64, &["a", "--memory", "16M"]),
+            (&["hello", "--", "--memory", "16M"], 64, &["--memory", "16M"]),
+            (&["hello", "a", "--", "b"], 64, &["a", "--", "b"]),
+            (&["--", "hello", "--memory", "16M"], 64, &["--memory", "16M"]), // as cargo's runner calls it
+            (&["--", "hello", "--", "-x"], 64, &["--", "-x"]),
+        ];
+        for (words, memory, args) in cases {
+            let cli = Cli::try_parse_from([&["hv", "run"], *words].concat()).unwrap();
+            let Command::Run(run) = cli.command else { panic!("`run` was asked for") };
+            assert_eq!((run.memory >> 20, &run.args[..]), (*memory, &args.map_to_strings()[..]), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_option_is_not_the_guests() {
+        assert!(Cli::try_parse_from(["hv", "run", "hello", "--memroy", "16M"]).is_err());
+    }
+
+    trait MapToStrings {
+        fn map_to_strings(&self) -> Vec<String>;
+    }
+
+    impl MapToStrings for &[&str] {
+        fn map_to_strings(&self) -> Vec<String> {
+            self.iter().map(ToString::to_string).collect()
+        }
+    }
+}
