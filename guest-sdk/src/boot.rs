@@ -2,11 +2,16 @@
 
 #![expect(unsafe_code, reason = "boot information is memory that the host filled")]
 
-use core::sync::atomic::{AtomicPtr, Ordering};
+#[cfg(not(any(test, feature = "fake-host")))]
+use core::sync::atomic::AtomicPtr;
+use core::sync::atomic::Ordering;
 use hv_abi::GuestPhys;
 use hv_abi::boot::{Blob, BootInfo};
 
+#[cfg(not(any(test, feature = "fake-host")))]
 static INFO: AtomicPtr<BootInfo> = AtomicPtr::new(core::ptr::null_mut());
+#[cfg(any(test, feature = "fake-host"))]
+static INFO: crate::fake::Info = crate::fake::Info;
 
 /// Remembers where the boot information is.
 ///

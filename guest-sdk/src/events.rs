@@ -8,15 +8,22 @@
 
 use crate::raw;
 use crate::upcall::Masked;
-use core::sync::atomic::{AtomicPtr, Ordering};
+#[cfg(not(any(test, feature = "fake-host")))]
+use core::sync::atomic::AtomicPtr;
+use core::sync::atomic::Ordering;
 use hv_abi::Status;
-use hv_abi::vcpu::{EVENT_CHANNELS, TIMER_CHANNEL, VcpuPage, upcall};
+#[cfg(not(any(test, feature = "fake-host")))]
+use hv_abi::vcpu::EVENT_CHANNELS;
+use hv_abi::vcpu::{TIMER_CHANNEL, VcpuPage, upcall};
 
 /// What is called when a channel fires.
 pub type Handler = fn(Channel);
 
+#[cfg(not(any(test, feature = "fake-host")))]
 static HANDLERS: [AtomicPtr<()>; EVENT_CHANNELS as usize] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; EVENT_CHANNELS as usize];
+#[cfg(any(test, feature = "fake-host"))]
+static HANDLERS: crate::fake::Handlers = crate::fake::Handlers;
 
 /// An event channel of this vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -61,9 +68,12 @@ impl Channel {
     ///
     /// `NOT_FOUND` if it is not allocated.
     pub fn close(self) -> Result<(), Status> {
-        crate::hypercall::event_close(self.0)?;
-        HANDLERS[self.0 as usize].store(core::ptr::null_mut(), Ordering::Release);
-        Ok(())
+        // Masked, so that no handler takes the channel again before its old handler is forgotten.
+        without_upcalls(|| {
+            crate::hypercall::event_close(self.0)?;
+            HANDLERS[self.0 as usize].store(core::ptr::null_mut(), Ordering::Release);
+            Ok(())
+        })
     }
 
     /// Keeps the channel from interrupting and from ending a `block`. It still becomes pending.
@@ -112,8 +122,9 @@ pub(crate) fn run_pending(page: &VcpuPage) {
             ready &= !bit;
             let channel = Channel(word as u32 * 64 + bit.trailing_zeros());
             let handler = HANDLERS[channel.0 as usize].load(Ordering::Acquire);
-            if !handler.is_null() {
-                pending.fetch_and(!bit, Ordering::SeqCst);
+            // A handler before this one may have masked or taken this channel.
+            let unmasked = masked.load(Ordering::SeqCst) & bit == 0;
+            if !handler.is_null() && unmasked && pending.fetch_and(!bit, Ordering::SeqCst) & bit != 0 {
                 // SAFETY: only `on_event` stores there, and only a `Handler`; function and data pointers are alike.
                 let handler = unsafe { core::mem::transmute::<*mut (), Handler>(handler) };
                 handler(channel);

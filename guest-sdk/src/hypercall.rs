@@ -2,10 +2,10 @@
 
 #![expect(unsafe_code, reason = "hypercalls that take the address of something")]
 
-use crate::memory::phys_of;
+use crate::memory::{phys_of, phys_of_mut};
 use crate::raw;
 use hv_abi::call::{MULTICALL_MAX, MulticallEntry, PanicReport};
-use hv_abi::{Call, Features, GuestPhys, Status};
+use hv_abi::{Call, Features, Status};
 
 /// Makes a call that writes no guest memory.
 fn call(call: Call, arguments: [u64; 5]) -> Result<u64, Status> {
@@ -17,7 +17,8 @@ fn call(call: Call, arguments: [u64; 5]) -> Result<u64, Status> {
 ///
 /// # Safety
 ///
-/// What the call makes the host write to guest memory must be memory that the caller may have written.
+/// What the call makes the host write to guest memory must be memory that the caller may have written. With
+/// `fake-host`, what it makes the host read must be there, too.
 pub unsafe fn any(number: Call, arguments: [u64; 5]) -> Result<u64, Status> {
     // SAFETY: the caller answers for it.
     unsafe { raw::call(number.0, arguments) }.result()
@@ -131,13 +132,14 @@ pub fn event_bind(channel: u32, vcpu: u32) -> Result<(), Status> {
 ///
 /// # Safety
 ///
-/// What the entries make the host write to guest memory must be memory that the caller may have written.
+/// What the entries make the host write to guest memory must be memory that the caller may have written. With
+/// `fake-host`, what they make the host read must be there, too.
 pub unsafe fn multicall(entries: &mut [MulticallEntry]) -> Result<(), Status> {
     let count = entries.len() as u64;
     if count > MULTICALL_MAX {
         return Err(Status::OUT_OF_RANGE);
     }
-    let at: GuestPhys = phys_of(entries).ok_or(Status::BAD_ADDRESS)?;
+    let at = phys_of_mut(entries).ok_or(Status::BAD_ADDRESS)?;
     // SAFETY: the host writes `entries`, which the caller lent us to write, and what the entries themselves ask for,
     // which the caller answers for.
     unsafe { raw::call(Call::MULTICALL.0, [at.0, count, 0, 0, 0]) }.result().map(drop)

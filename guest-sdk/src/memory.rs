@@ -18,16 +18,21 @@ unsafe extern "C" {
 /// Where `values` is in guest-physical memory, if it is in memory that the host can see: the image, its stack, or
 /// the direct map, which the heap is in.
 pub fn phys_of<T>(values: &[T]) -> Option<GuestPhys> {
-    let start = values.as_ptr().addr() as u64;
+    // Exposed, for the host reads what is there: stores before the call must be made before the call.
+    translate(values.as_ptr().expose_provenance() as u64, size_of_val(values) as u64, false)
+}
+
+/// As [`phys_of`], for memory that the host is to write.
+pub fn phys_of_mut<T>(values: &mut [T]) -> Option<GuestPhys> {
     let length = size_of_val(values) as u64;
-    if length == 0 {
-        return Some(GuestPhys(0));
-    }
-    translate(start, length)
+    translate(values.as_mut_ptr().expose_provenance() as u64, length, true)
 }
 
 #[cfg(not(any(test, feature = "fake-host")))]
-fn translate(start: u64, length: u64) -> Option<GuestPhys> {
+fn translate(start: u64, length: u64, _: bool) -> Option<GuestPhys> {
+    if length == 0 {
+        return Some(GuestPhys(0));
+    }
     let end = start.checked_add(length)?;
     let image = (&raw const __hv_image_start).addr() as u64..=(&raw const __hv_image_end).addr() as u64;
     if image.contains(&start) && image.contains(&end) {
@@ -39,8 +44,8 @@ fn translate(start: u64, length: u64) -> Option<GuestPhys> {
 }
 
 #[cfg(any(test, feature = "fake-host"))]
-fn translate(start: u64, length: u64) -> Option<GuestPhys> {
-    Some(crate::fake::lend(start, length))
+fn translate(start: u64, length: u64, writable: bool) -> Option<GuestPhys> {
+    Some(if length == 0 { GuestPhys(0) } else { crate::fake::lend(start, length, writable) })
 }
 
 /// All of guest-physical memory and what it is used for, sorted.

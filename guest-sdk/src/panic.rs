@@ -18,15 +18,20 @@ impl Write for Message {
         let length = text.floor_char_boundary(room);
         self.bytes[self.used..][..length].copy_from_slice(&text.as_bytes()[..length]);
         self.used += length;
-        Ok(())
+        if length == text.len() { Ok(()) } else { Err(core::fmt::Error) } // what follows the cut is left out, too
     }
 }
 
 /// Ends the VM with the panic's message and place. `entry!` makes this the panic handler.
 pub fn handle(info: &PanicInfo<'_>) -> ! {
-    let mut message = Message { bytes: [0; 1024], used: 0 };
-    let _ = write!(message, "{}", info.message());
     let (file, line, column) = info.location().map_or(("", 0, 0), |l| (l.file(), l.line(), l.column()));
+    end(info.message(), file, line, column)
+}
+
+/// Ends the VM as panicked.
+pub(crate) fn end(text: impl core::fmt::Display, file: &str, line: u32, column: u32) -> ! {
+    let mut message = Message { bytes: [0; 1024], used: 0 };
+    let _ = write!(message, "{text}"); // fails if it is cut
     let _ = crate::hypercall::panic(&message.bytes[..message.used], file.as_bytes(), line, column);
     // The host refused the report, which is a fault of this SDK; the code says so at least.
     crate::hypercall::shutdown(101)

@@ -7,6 +7,7 @@
 
 use hv_abi::Status;
 use hv_abi::clock::ClockPage;
+#[cfg(any(test, feature = "fake-host"))]
 use hv_abi::vcpu::VcpuPage;
 
 /// What an entry gives: two registers.

@@ -1,6 +1,6 @@
 //! Time: reading it makes no hypercall.
 
-use crate::events::{Channel, Handler};
+use crate::events::{Channel, Handler, without_upcalls};
 use crate::hypercall;
 use crate::raw;
 use core::ops::{Add, Sub};
@@ -90,8 +90,17 @@ pub mod timer {
 
     /// Makes `handler` run once `deadline` has come. A timer that was set before is forgotten.
     pub fn set(deadline: Instant, handler: Handler) {
-        Channel::TIMER.on_event(handler);
-        hypercall::timer_set(deadline.0);
+        without_upcalls(|| {
+            hypercall::timer_set(deadline.0);
+            // Pending: the timer before has fired unseen, or this one has already. Which, cannot be told, so both are
+            // forgotten; if it was this one, it fires again at once.
+            if Channel::TIMER.take() {
+                hypercall::timer_set(NEVER);
+                Channel::TIMER.take();
+                hypercall::timer_set(deadline.0);
+            }
+            Channel::TIMER.on_event(handler);
+        });
     }
 
     /// Forgets the timer.

@@ -1,10 +1,11 @@
 //! What a host offers and what a processor may be used for, bit by bit.
 
-use bitflags::bitflags;
+use bitflags::{bitflags, parser};
+use core::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Parts of the ABI that a host serves or an image asks for. Bits that this crate does not name are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct Features(u64);
@@ -34,7 +35,7 @@ bitflags! {
 
 /// Instructions a guest may use beyond baseline x86-64, as the host found them. A guest must not run `CPUID` to
 /// find out: what it would see is the machine, not what the VM may rely on after a migration.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct CpuFeatures(u64);
@@ -83,5 +84,19 @@ bitflags! {
         /// `MOVBE`.
         const MOVBE = 1 << 19;
         const _ = !0;
+    }
+}
+
+/// By names; bits without one as a number.
+impl fmt::Debug for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        parser::to_writer(self, f)
+    }
+}
+
+/// By names; bits without one as a number.
+impl fmt::Debug for CpuFeatures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        parser::to_writer(self, f)
     }
 }

@@ -430,6 +430,7 @@ impl Vm {
         };
         let addresses = backtrace::walk(&self.shared.memory, &self.mappings, &registers);
         let backtrace = backtrace::symbolise(&self.image.bytes, &addresses);
+        self.control.wait_until_gone();
         tracing::debug!(%end, "ended");
         Report { end, vcpu, registers, backtrace, counters }
     }
@@ -444,6 +445,7 @@ impl Drop for Vm {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.control.wait_until_gone();
     }
 }
 

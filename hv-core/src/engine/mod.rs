@@ -110,8 +110,11 @@ pub(crate) trait Control: Notify {
     /// Takes the request back.
     fn cancel_stop(&self, vcpu: u32);
 
-    /// Ends all guest code, now.
+    /// Ends all guest code. It may still be ending when this returns.
     fn kill(&self);
+
+    /// Waits until nothing of the guest is left on the host, after [`kill`](Self::kill).
+    fn wait_until_gone(&self);
 
     /// Processor time, in nanoseconds, that a vCPU's guest code has had; `None` when it is gone.
     fn cpu_time(&self, vcpu: u32) -> Option<u64>;

@@ -32,7 +32,7 @@ use rustix::fd::{AsFd, AsRawFd};
 use spawn::{Child, Death};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicI32};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 
 /// Runs guest code in host processes.
 pub(crate) struct ProcessEngine;
@@ -57,6 +57,7 @@ impl Engine for ProcessEngine {
             exchange,
             dead: AtomicBool::new(false),
             death: Mutex::new(None),
+            died: Condvar::new(),
             pid: AtomicI32::new(0),
             threads: (0..vcpus).map(|_| AtomicI32::new(0)).collect(),
         });
@@ -99,6 +100,7 @@ struct Shared {
     /// Set when the process is gone.
     dead: AtomicBool,
     death: Mutex<Option<Death>>,
+    died: Condvar,
     pid: AtomicI32,
     /// Host thread numbers of the vCPU threads, from the host, not from the sandbox.
     threads: Vec<AtomicI32>,
@@ -113,6 +115,7 @@ impl Shared {
     fn died(&self, death: Death) {
         *self.death.lock().expect("no thread panics with the lock held") = Some(death);
         self.dead.store(true, SeqCst);
+        self.died.notify_all();
         for vcpu in 0..self.pages.vcpus() {
             handover::kick::<Machine>(&self.handover(vcpu).host_sleeps);
         }
@@ -215,6 +218,12 @@ impl Control for Sandbox {
 
     fn kill(&self) {
         self.child.kill();
+    }
+
+    fn wait_until_gone(&self) {
+        let death = self.shared.death.lock().expect("no thread panics with the lock held");
+        let gone = self.shared.died.wait_while(death, |death| death.is_none());
+        drop(gone.expect("no thread panics with the lock held"));
     }
 
     fn cpu_time(&self, vcpu: u32) -> Option<u64> {

@@ -6,6 +6,7 @@
 
 use core::arch::asm;
 use core::hint::black_box;
+use guest_sdk::hv_abi::address::{HYPERCALL_PAGE, VCPU_PAGES, entry};
 use guest_sdk::println;
 
 guest_sdk::entry!(main);
@@ -24,6 +25,8 @@ const WAYS: &[Way] = &[
     ("divide", "divides by zero", divide),
     ("syscall", "makes a host system call", system_call),
     ("loop", "never ends; needs --timeout", endless),
+    ("unanswering", "hides from the request to stop; needs --timeout", unanswering),
+    ("lost-stack", "faults with its stack pointer where the host's signals land", lost_stack),
 ];
 
 fn main() -> u8 {
@@ -94,4 +97,25 @@ fn endless() {
     loop {
         black_box(0);
     }
+}
+
+/// Enters the hypercall page's `block` with GS base at a page of its own, so that the sleep never looks at what the
+/// hypervisor asks.
+#[inline(never)]
+fn unanswering() {
+    #[repr(align(4096))]
+    struct Pages([u64; 2048]);
+    static mut PAGES: Pages = Pages([0; 2048]);
+    println!("deaf from here on");
+    let block = HYPERCALL_PAGE + entry::BLOCK;
+    // SAFETY: not met: GS base must be the vCPU page at a hypercall, which is the point.
+    unsafe { asm!("wrgsbase {0}", "call {1}", in(reg) &raw mut PAGES, in(reg) block, in("rdi") u64::MAX, options(noreturn)) };
+}
+
+/// The lowest page of vCPU 0's signal stack has no room for a signal, and the host notices only when one lands.
+#[inline(never)]
+fn lost_stack() {
+    let near_its_end = VCPU_PAGES + 0x1_0000 + 1024;
+    // SAFETY: not met: RSP must be a stack of the guest's, which is the point.
+    unsafe { asm!("mov rsp, {0}", "ud2", in(reg) near_its_end, options(noreturn)) };
 }

@@ -1,0 +1,229 @@
+//! What each call does. A caller that must be fixed is told by a panic, not by a status.
+
+use super::state::{Host, Vm, misuse};
+use super::{End, Place};
+use hv_abi::call::{CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport};
+use hv_abi::vcpu::{EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL};
+use hv_abi::{ABI_VERSION, Call, Features, GuestPhys, Status};
+use std::string::String;
+use std::vec::Vec;
+
+type CallResult = Result<u64, Status>;
+
+/// The feature to which a call belongs.
+fn feature(call: Call) -> Features {
+    match call {
+        Call::TIMER_SET | Call::EVENT_ALLOCATE | Call::EVENT_CLOSE | Call::EVENT_SEND | Call::EVENT_BIND => {
+            Features::EVENTS
+        }
+        Call::MULTICALL => Features::MULTICALL,
+        _ => Features::empty(),
+    }
+}
+
+/// A call as it comes from the guest.
+///
+/// # Safety
+///
+/// As for [`entry::call`](super::entry::call).
+pub(super) unsafe fn crossing(vm: &Vm, call: Call, arguments: [u64; 5]) -> CallResult {
+    let host = &mut *vm.host.borrow_mut();
+    if let Some(refused) = admit(host, call, arguments) {
+        return Err(refused);
+    }
+    let [a, b, ..] = arguments;
+    // SAFETY: what either reads and writes is what this function's caller answers for.
+    unsafe {
+        match call {
+            Call::MULTICALL => multicall(vm, host, a, b),
+            _ => serve(vm, host, call, arguments),
+        }
+    }
+}
+
+/// Why a call is not made at all. Panics if it has arguments that it does not have.
+fn admit(host: &mut Host, call: Call, arguments: [u64; 5]) -> Option<Status> {
+    let Some(description) = call.description().filter(|description| description.served) else {
+        return Some(Status::UNKNOWN_CALL);
+    };
+    if !host.settings.features.contains(feature(call)) {
+        return Some(Status::UNKNOWN_CALL);
+    }
+    let unused = &arguments[description.arguments.len()..];
+    if unused.iter().any(|argument| *argument != 0) {
+        misuse!("{call:?}{:?} with {arguments:x?}: unused arguments must be zero", description.arguments);
+    }
+    let failure = host.failures.iter().position(|(which, _)| *which == call)?;
+    Some(host.failures.remove(failure).1)
+}
+
+/// Every call but a multicall.
+///
+/// # Safety
+///
+/// As for [`entry::call`](super::entry::call).
+unsafe fn serve(vm: &Vm, host: &mut Host, call: Call, [a, b, ..]: [u64; 5]) -> CallResult {
+    match call {
+        Call::VERSION => Ok(ABI_VERSION.into()),
+        Call::FEATURES => Ok(host.settings.features.bits()),
+        Call::CONSOLE_WRITE => {
+            // SAFETY: initialised and still there, as this function's caller says.
+            let bytes = unsafe { copy(host, "CONSOLE_WRITE's buffer", GuestPhys(a), b, CONSOLE_WRITE_MAX) };
+            host.console.extend(bytes);
+            Ok(b)
+        }
+        Call::SHUTDOWN => {
+            let Ok(code) = u8::try_from(a) else { misuse!("SHUTDOWN with code {a}: codes are 0 to 255") };
+            end(vm, host, call, End::Shutdown(code))
+        }
+        Call::PANIC => {
+            // SAFETY: initialised and still there, as this function's caller says.
+            let panicked = unsafe { panicked(host, a) };
+            end(vm, host, call, panicked)
+        }
+        Call::YIELD => Ok(0),
+        Call::TIMER_SET => {
+            host.timer = (a != NEVER).then_some(a);
+            Ok(0)
+        }
+        Call::EVENT_ALLOCATE => {
+            exists(narrow(call, "vcpu", a))?;
+            let mut channels = FIRST_DYNAMIC_CHANNEL..EVENT_CHANNELS;
+            let channel = channels.find(|channel| !host.open.contains(channel)).ok_or(Status::NO_SPACE)?;
+            host.open.push(channel);
+            vm.reset_channel(channel);
+            Ok(channel.into())
+        }
+        Call::EVENT_CLOSE => {
+            let channel = open_channel(host, call, a);
+            host.open.retain(|open| *open != channel);
+            vm.reset_channel(channel);
+            Ok(0)
+        }
+        Call::EVENT_SEND => {
+            vm.fire(open_channel(host, call, a));
+            Ok(0)
+        }
+        Call::EVENT_BIND => {
+            open_channel(host, call, a);
+            exists(narrow(call, "vcpu", b))?;
+            Ok(0)
+        }
+        _ => Err(Status::UNKNOWN_CALL),
+    }
+}
+
+/// Several calls: all copied in, then made, then status and value written.
+///
+/// # Safety
+///
+/// As for [`entry::call`](super::entry::call).
+unsafe fn multicall(vm: &Vm, host: &mut Host, entries: u64, count: u64) -> CallResult {
+    if count > MULTICALL_MAX {
+        misuse!("MULTICALL of {count} entries: at most {MULTICALL_MAX}");
+    }
+    if count == 0 {
+        return Ok(0);
+    }
+    let at = host.lent.check_table::<MulticallEntry>("MULTICALL's entries", GuestPhys(entries), count, true);
+    // SAFETY: `from_raw_parts` needs memory that is readable, aligned, initialised and not changed while borrowed.
+    // 1. Readable, aligned: `check_table` found that it was lent as a whole, which the caller says is still there.
+    // 2. Initialised: as the caller says.
+    // 3. Not changed: the guest waits, and the copy is over before anything is written.
+    let batch: Vec<MulticallEntry> = unsafe { core::slice::from_raw_parts(at, count as usize) }.to_vec();
+    for (i, entry) in batch.iter().enumerate() {
+        // SAFETY: what it reads and writes is what this function's caller answers for.
+        let result = unsafe { batched(vm, host, entry) };
+        // SAFETY: the entry is in the table that was checked above to be lent for writing; only these two fields of
+        // it are touched, as integers, so nothing is dropped or made invalid.
+        unsafe {
+            (*at.add(i)).status = result.err().unwrap_or(Status::SUCCESS);
+            (*at.add(i)).value = result.unwrap_or(0);
+        }
+    }
+    Ok(count)
+}
+
+/// One call of a multicall.
+///
+/// # Safety
+///
+/// As for [`entry::call`](super::entry::call).
+unsafe fn batched(vm: &Vm, host: &mut Host, entry: &MulticallEntry) -> CallResult {
+    match entry.call.description() {
+        Some(description) if description.served && !description.in_multicall => {
+            return Err(Status::NOT_IN_MULTICALL);
+        }
+        _ if entry.reserved != 0 => misuse!("an entry of a multicall whose `reserved` is not zero"),
+        _ => (),
+    }
+    if let Some(refused) = admit(host, entry.call, entry.arguments) {
+        return Err(refused);
+    }
+    // SAFETY: what it reads and writes is what this function's caller answers for.
+    unsafe { serve(vm, host, entry.call, entry.arguments) }
+}
+
+/// Reads a panic report.
+///
+/// # Safety
+///
+/// As for [`entry::call`](super::entry::call).
+unsafe fn panicked(host: &Host, report: u64) -> End {
+    let at = host.lent.check_table::<PanicReport>("PANIC's report", GuestPhys(report), 1, false);
+    // SAFETY: readable and aligned, as `check_table` found; initialised and still there, as this function's caller
+    // says.
+    let report = unsafe { at.read() };
+    // SAFETY: initialised and still there, as this function's caller says.
+    let message =
+        unsafe { copy(host, "the panic's message", report.message, report.message_length, PANIC_TEXT_MAX) };
+    // SAFETY: as above.
+    let file = unsafe { copy(host, "the panic's file", report.file, report.file_length, PANIC_TEXT_MAX) };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let place = Place { file: text(&file), line: report.line, column: report.column };
+    End::Panicked { message: text(&message), place: (!file.is_empty()).then_some(place) }
+}
+
+/// Copies bytes that were lent.
+///
+/// # Safety
+///
+/// They are initialised and still there.
+unsafe fn copy(host: &Host, what: &str, start: GuestPhys, length: u64, most: u64) -> Vec<u8> {
+    if length > most {
+        misuse!("{what} has {length} bytes: at most {most}");
+    }
+    if length == 0 {
+        return Vec::new();
+    }
+    let at = host.lent.check_table::<u8>(what, start, length, false);
+    // SAFETY: readable, as `check_table` found that it was lent as a whole; initialised and still there, as this
+    // function's caller says; not changed, since the guest waits.
+    unsafe { core::slice::from_raw_parts(at, length as usize) }.to_vec()
+}
+
+fn end(vm: &Vm, host: &mut Host, call: Call, end: End) -> CallResult {
+    if !vm.running.get() {
+        misuse!("{call:?} would end the VM as {end:?}: run what may end it by fake::run");
+    }
+    host.end = Some(end);
+    Ok(0)
+}
+
+fn narrow(call: Call, what: &str, argument: u64) -> u32 {
+    match u32::try_from(argument) {
+        Ok(argument) => argument,
+        Err(_) => misuse!("{call:?} with {what} {argument:#x}, which has more than 32 bits"),
+    }
+}
+
+fn open_channel(host: &Host, call: Call, channel: u64) -> u32 {
+    let channel = narrow(call, "channel", channel);
+    host.expect_open(call.description().map_or("a call", |description| description.name), channel);
+    channel
+}
+
+/// There is one vCPU.
+fn exists(vcpu: u32) -> Result<(), Status> {
+    if vcpu == 0 { Ok(()) } else { Err(Status::NOT_FOUND) }
+}

@@ -1,0 +1,114 @@
+//! The hypercall page's entries, and the pages, as `raw::real` has them.
+
+use super::calls;
+use super::state::{misuse, vm};
+use super::unwind;
+use crate::raw::Answer;
+use core::sync::atomic::Ordering::SeqCst;
+use hv_abi::Call;
+use hv_abi::call::{NEVER, woken_by};
+use hv_abi::clock::ClockPage;
+use hv_abi::vcpu::{EVENT_WORDS, VcpuPage, upcall};
+
+/// Makes a hypercall.
+///
+/// # Safety
+///
+/// Guest memory that the call makes the host read must be initialised memory that is still there, and what it makes
+/// the host write must be memory that the caller may have written.
+pub(crate) unsafe fn call(number: u32, arguments: [u64; 5]) -> Answer {
+    if std::thread::panicking() {
+        return Answer { status: 0, value: 0 }; // a destructor, which would not run in a VM
+    }
+    vm().something_happened();
+    vm().check_page();
+    vm().host.borrow_mut().log.push((Call(number), arguments));
+    expect_running(Call(number));
+    // SAFETY: what it reads and writes is what this function's caller answers for.
+    let result = unsafe { calls::crossing(vm(), Call(number), arguments) };
+    vm().host.borrow_mut().lent.clear();
+    if vm().host.borrow().end.is_some() {
+        unwind::end();
+    }
+    vm().go_to(vm().now.get()); // a timer whose deadline has passed fires at once
+    deliver();
+    Answer { status: result.err().map_or(0, |status| status.0.into()), value: result.unwrap_or(0) }
+}
+
+/// Gives the CPU back until an event or the deadline.
+pub(crate) fn block(deadline: u64) -> Answer {
+    if std::thread::panicking() {
+        vm().now.set(if deadline == NEVER { vm().now.get() } else { deadline });
+        return Answer { status: 0, value: woken_by::DEADLINE };
+    }
+    vm().check_page();
+    expect_running("block");
+    let value = loop {
+        let early = core::mem::take(&mut vm().host.borrow_mut().wake_early);
+        if early || vm().page.upcall.load(SeqCst) & upcall::PENDING != 0 {
+            break woken_by::EVENT;
+        }
+        if vm().now.get() >= deadline && deadline != NEVER {
+            break woken_by::DEADLINE;
+        }
+        match vm().next_due() {
+            Some(at) if at <= deadline => vm().go_to(at),
+            _ if deadline == NEVER => deadlock(),
+            _ => vm().go_to(deadline),
+        }
+    };
+    deliver();
+    Answer { status: 0, value }
+}
+
+/// This vCPU's page.
+pub(crate) fn vcpu_page() -> &'static VcpuPage {
+    &vm().page
+}
+
+/// The clock page.
+pub(crate) fn clock_page() -> &'static ClockPage {
+    &vm().clock
+}
+
+/// The time-stamp counter: ns of virtual time.
+pub(crate) fn tsc() -> u64 {
+    if !std::thread::panicking() {
+        vm().count_reading();
+    }
+    vm().now.get()
+}
+
+/// Makes upcalls while they are pending and not masked, as the assembly does: masked while handlers run, and looking
+/// again after unmasking.
+pub(super) fn deliver() {
+    let upcall = &vm().page.upcall;
+    while upcall.load(SeqCst) & (upcall::PENDING | upcall::MASKED) == upcall::PENDING {
+        upcall.fetch_or(upcall::MASKED, SeqCst);
+        crate::upcall::take_events();
+        upcall.fetch_and(!upcall::MASKED, SeqCst);
+    }
+}
+
+fn expect_running(what: impl core::fmt::Debug) {
+    if let Some(end) = &vm().host.borrow().end {
+        misuse!("{what:?} after the end of the VM, which was {end:?}; fake::reset gives a new one");
+    }
+}
+
+fn deadlock() -> ! {
+    let page = &vm().page;
+    let masked = page.upcall.load(SeqCst) & upcall::MASKED != 0;
+    let waiting: std::vec::Vec<u32> = (0..EVENT_WORDS as u32 * 64)
+        .filter(|c| {
+            let ready = |words: &[core::sync::atomic::AtomicU64]| words[*c as usize / 64].load(SeqCst) >> (c % 64) & 1;
+            ready(&page.pending) == 1 && ready(&page.masked) == 0
+        })
+        .collect();
+    let hint = if waiting.is_empty() { "" } else { "; their upcalls came before the block: look, and block, with \
+        upcalls masked" };
+    misuse!(
+        "deadlock: block without a deadline, and no timer or device will ever end it (upcalls masked: {masked}; \
+         channels pending, unmasked and without a handler: {waiting:?}{hint})"
+    );
+}

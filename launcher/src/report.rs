@@ -1,0 +1,202 @@
+//! How a guest's end is told: to people, and as JSON.
+//!
+//! A guest that shut itself down has said what it had to say, so nothing is added. Every other end is told with
+//! what happened, where, and what to do next where there is something to do.
+
+use crate::console::Output;
+use crate::exit_code::Cause;
+use crate::output::Style;
+use crate::units;
+use hv_core::backtrace::StackFrame;
+use hv_core::engine::Registers;
+use hv_core::{End, Report};
+use serde::Serialize;
+use std::fmt::Write;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// An end, with what is needed to tell it.
+pub(crate) struct Told {
+    /// What `hv-core` says.
+    pub(crate) report: Report,
+    /// Why the command ends.
+    pub(crate) cause: Cause,
+    /// What `--timeout` said.
+    pub(crate) timeout: Option<Duration>,
+}
+
+impl Told {
+    /// The command's exit code.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self.report.end {
+            End::Shutdown { code } => code,
+            _ => self.cause.code(),
+        }
+    }
+
+    /// One line of JSON.
+    pub(crate) fn json(&self) -> String {
+        #[derive(Serialize)]
+        struct Line<'a> {
+            exit_code: u8,
+            cause: Cause,
+            #[serde(flatten)]
+            report: &'a Report,
+        }
+        let line = Line { exit_code: self.exit_code(), cause: self.cause, report: &self.report };
+        let line = serde_json::to_string(&line).expect("a report holds nothing that JSON cannot say");
+        format!("{line}\n")
+    }
+
+    /// For people; empty if there is nothing to add to what the guest said.
+    pub(crate) fn text(&self, style: &Style, output: &Output) -> String {
+        if self.cause == Cause::Shutdown {
+            return String::new();
+        }
+        let mut text = self.fresh_line(style, output);
+        let headline = self.headline();
+        let (what, rest) = headline.split_once(": ").unwrap_or((&headline, ""));
+        let colon = if rest.is_empty() { "" } else { ": " };
+        line(&mut text, format_args!("{}{colon}{rest}", style.red(what)));
+        if self.cause == Cause::Crash {
+            let title = format!("registers of vCPU {}:", self.report.vcpu);
+            line(&mut text, format_args!("\n{}\n{}", style.bold(&title), registers(&self.report.registers)));
+        }
+        if !self.report.backtrace.is_empty() {
+            let title = style.bold("backtrace, innermost first:");
+            line(&mut text, format_args!("\n{title}\n{}", backtrace(&self.report.backtrace)));
+        }
+        if let Some(advice) = self.advice() {
+            line(&mut text, format_args!("\n{advice}"));
+        }
+        text
+    }
+
+    /// Ends what the guest, or the terminal's echo of Ctrl-C, left unfinished before this text.
+    fn fresh_line(&self, style: &Style, output: &Output) -> String {
+        let reset = if style.coloured() { "\x1b[0m" } else { "" };
+        let echo = self.cause == Cause::Interrupt && std::io::stderr().is_terminal();
+        let newline = if echo || output.is_mid_line() && same_file() { "\n" } else { "" };
+        format!("{reset}{newline}")
+    }
+
+    fn headline(&self) -> String {
+        let reason = match self.cause {
+            Cause::TimeOut => {
+                let limit = units::show_duration(self.timeout.unwrap_or_default());
+                return format!("time-out: the guest ran longer than {limit} and was stopped{}", self.place());
+            }
+            Cause::Interrupt => "Ctrl-C",
+            Cause::HangUp => "SIGHUP",
+            Cause::Terminated => "SIGTERM",
+            _ => return self.report.end.to_string(),
+        };
+        format!("stopped by {reason}{}", self.place())
+    }
+
+    /// In a hypercall, RIP is not the guest's.
+    fn place(&self) -> &'static str {
+        if self.report.registers.rip == 0 { " while it waited in a hypercall" } else { "" }
+    }
+
+    fn advice(&self) -> Option<&'static str> {
+        match self.cause {
+            Cause::TimeOut => Some("If it needs longer, say so with --timeout."),
+            Cause::Unanswered => Some(
+                "Guest code can always be stopped, so this is the engine's fault, or the host's if it is overloaded.\n\
+                 RUST_LOG=hv_core=debug shows what hv did.",
+            ),
+            Cause::Died => Some(
+                "If the host was short of memory, its kernel's log says so (dmesg). `hv doctor` checks the host.",
+            ),
+            Cause::Panic | Cause::Crash => self.how_to_see_more(),
+            _ => None,
+        }
+    }
+
+    /// What a backtrace without names or lines lacks.
+    fn how_to_see_more(&self) -> Option<&'static str> {
+        let frames = &self.report.backtrace;
+        if frames.iter().any(|frame| frame.line.is_some()) {
+            None
+        } else if frames.is_empty() {
+            Some("For a backtrace, build the guest with -Cforce-frame-pointers=yes.")
+        } else {
+            Some("For file names and lines, build the guest with `debug = \"line-tables-only\"` in its profile.")
+        }
+    }
+}
+
+fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
+    writeln!(text, "{}", line.to_string().trim_end()).expect("a string takes it");
+}
+
+/// Standard output and standard error go to the same place.
+fn same_file() -> bool {
+    let id = |fd| rustix::fs::fstat(fd).map(|file| (file.st_dev, file.st_ino)).ok();
+    id(rustix::stdio::stdout()) == id(rustix::stdio::stderr())
+}
+
+/// Four columns, each as wide as its widest value.
+fn registers(registers: &Registers) -> String {
+    let r = registers;
+    let rows = [
+        [("rip", r.rip), ("rsp", r.rsp), ("rbp", r.rbp), ("rflags", r.rflags)],
+        [("rax", r.rax), ("rbx", r.rbx), ("rcx", r.rcx), ("rdx", r.rdx)],
+        [("rsi", r.rsi), ("rdi", r.rdi), ("r8", r.r8), ("r9", r.r9)],
+        [("r10", r.r10), ("r11", r.r11), ("r12", r.r12), ("r13", r.r13)],
+        [("r14", r.r14), ("r15", r.r15), ("", 0), ("", 0)],
+    ];
+    let cell = |(name, value): (&str, u64), pad: usize| match name {
+        "" => String::new(),
+        _ => format!("{name:<pad$} {value:#x}"),
+    };
+    let cells = rows.map(|row| [cell(row[0], 3), cell(row[1], 3), cell(row[2], 3), cell(row[3], 6)]);
+    let width = |column: usize| cells.iter().map(|row| row[column].len()).max().unwrap_or(0);
+    let widths = [width(0), width(1), width(2), width(3)];
+    let mut text = String::new();
+    for [a, b, c, d] in cells {
+        let row = format!("  {a:<0$}  {b:<1$}  {c:<2$}  {d}", widths[0], widths[1], widths[2]);
+        line(&mut text, format_args!("{row}"));
+    }
+    text
+}
+
+/// One line a frame. Recursion repeats the same frame: it is shown once, with how often.
+fn backtrace(frames: &[StackFrame]) -> String {
+    let mut text = String::new();
+    let mut number = 0;
+    for same in frames.chunk_by(|a, b| a == b) {
+        line(&mut text, format_args!("  {number:>2}: {}", same[0]));
+        if same.len() > 1 {
+            line(&mut text, format_args!("      the same, {} more times", same.len() - 1));
+        }
+        number += same.len();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registers_stand_in_four_columns() {
+        let text = registers(&Registers { rip: 0x20_0000, rax: u64::MAX, r15: 1, ..Registers::default() });
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines.len(), 5);
+        assert_eq!(lines[0], "  rip 0x200000            rsp 0x0  rbp 0x0  rflags 0x0");
+        assert_eq!(lines[1], "  rax 0xffffffffffffffff  rbx 0x0  rcx 0x0  rdx    0x0");
+        assert_eq!(lines[4], "  r14 0x0                 r15 0x1");
+    }
+
+    #[test]
+    fn recursion_is_shown_once() {
+        let frame = |address| StackFrame { address, function: None, file: None, line: None };
+        let text = backtrace(&[frame(1), frame(2), frame(2), frame(2), frame(3)]);
+        assert_eq!(
+            text,
+            "   0: 0x0000000001 ?\n   1: 0x0000000002 ?\n      the same, 2 more times\n   4: 0x0000000003 ?\n"
+        );
+    }
+}

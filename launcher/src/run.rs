@@ -1,0 +1,93 @@
+//! `hv run`: boots a guest and stays until it has ended.
+//!
+//! Two threads: this one waits for the VM, the other for signals and the time-out, and stops the VM when one
+//! comes. Both sleep until something happens.
+
+use crate::cli::RunOptions;
+use crate::console::{Console, Output};
+use crate::exit_code::Cause;
+use crate::failure::Failure;
+use crate::output::{self, Style};
+use crate::signals::Signals;
+use crate::{images, report};
+use hv_core::vm::Stopper;
+use hv_core::{Config, End, Vm};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+/// Runs a guest; gives the exit code.
+///
+/// # Errors
+///
+/// The guest was not started, or its output was lost.
+pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
+    hv_core::prepare().map_err(|error| Failure::cannot("the host does not let hv make sandboxes", error))?;
+    let image = images::load(&options.image)?;
+    let cannot_watch = |error| Failure::cannot("the host does not let hv wait for signals", error);
+    let signals = Signals::catch().map_err(cannot_watch)?;
+    let output = Output::new().map_err(cannot_watch)?;
+    let vm = Vm::start(Config {
+        memory: options.memory,
+        engine: options.engine.into(),
+        command_line: options.args.clone(),
+        console: Box::new(Console(output.clone())),
+        ..Config::new(image)
+    })
+    .map_err(|error| Failure::cannot("the VM could not be started", error))?;
+    let watch = Watch {
+        deadline: options.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+        signals,
+        stopper: vm.stopper(),
+        output: output.clone(),
+        stopped: Arc::default(),
+    };
+    let stopped = watch.stopped.clone();
+    let thread = std::thread::Builder::new().name("hv-watch".into()).spawn(move || watch.run());
+    thread.map_err(cannot_watch)?;
+
+    let report = vm.wait();
+    let told = report::Told { cause: cause(&report.end, stopped.get()), report, timeout: options.timeout };
+    match output.error() {
+        Some(error) if told.exit_code() == 0 => {
+            return Err(Failure::cannot("the guest's output could not be written", error));
+        }
+        _ => {}
+    }
+    output::tell(&if options.json { told.json() } else { told.text(&Style::stderr(), &output) });
+    Ok(told.exit_code())
+}
+
+/// Why the command ends, from how the VM did and why it was stopped, if it was.
+fn cause(end: &End, stopped: Option<&Cause>) -> Cause {
+    match end {
+        End::Shutdown { .. } => Cause::Shutdown,
+        End::Panic { .. } => Cause::Panic,
+        End::Crash { .. } => Cause::Crash,
+        End::Unanswered => Cause::Unanswered,
+        End::Died { .. } => Cause::Died,
+        End::Stopped => stopped.copied().unwrap_or(Cause::Terminated),
+    }
+}
+
+/// What the second thread does.
+struct Watch {
+    signals: Signals,
+    deadline: Option<Instant>,
+    stopper: Stopper,
+    output: Arc<Output>,
+    /// Why the VM was asked to stop; set before it is asked.
+    stopped: Arc<OnceLock<Cause>>,
+}
+
+impl Watch {
+    /// The first signal, or the time-out, stops the guest where it can say where it was. The next one ends all at
+    /// once: sandboxes die with this process.
+    fn run(&self) {
+        let cause = self.signals.wait(self.deadline);
+        tracing::debug!(?cause, "stopping the guest");
+        let _ = self.stopped.set(cause); // only this thread sets it
+        self.output.let_go();
+        self.stopper.stop();
+        std::process::exit(self.signals.wait(None).code().into());
+    }
+}

@@ -1,0 +1,101 @@
+//! Guests boot, call the hypervisor, and end.
+
+mod common;
+
+use common::*;
+use hv_core::vm::Breakpoints;
+use hv_core::{End, Vm};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+#[test]
+fn hello_greets_and_shuts_down_with_code_0() {
+    let (report, output) = run("hello", &[]);
+    assert_eq!(report.end, End::Shutdown { code: 0 });
+    assert_eq!(output, "Hello from a guest kernel.\n");
+}
+
+#[test]
+fn arguments_and_exit_codes_cross() {
+    let (report, output) = run("crash", &["no such way"]);
+    assert_eq!(report.end, End::Shutdown { code: 2 });
+    assert!(output.starts_with("usage: crash WAY\n"), "{output}");
+}
+
+#[test]
+fn guests_tell_the_time_without_asking() {
+    let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let (report, output) = run("clock", &[]);
+    let after = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+
+    assert_eq!(report.end, End::Shutdown { code: 0 });
+    let seconds: u64 = output.split(" s since").next().unwrap().rsplit(' ').next().unwrap().parse().unwrap();
+    assert!((before..=after).contains(&seconds), "{before} {seconds} {after}");
+    assert_eq!(output.matches(" late").count(), 4, "{output}");
+    // Five lines, the timer, the shutdown: neither reading the clock nor sleeping reaches the monitor.
+    assert_eq!(report.counters.hypercalls, 7);
+}
+
+#[test]
+fn a_hundred_thousand_calls_are_all_answered() {
+    let (report, output) = run("bench", &["null", "5"]);
+    assert_eq!(report.end, End::Shutdown { code: 0 });
+    assert_eq!(output.split_whitespace().count(), 5);
+    assert!(report.counters.hypercalls > 100_000);
+}
+
+#[test]
+fn events_sent_to_oneself_interrupt_before_the_call_returns() {
+    // The guest subtracts the time of sending from the time of the handler: a late handler gives a wrapped number.
+    let (report, output) = run("bench", &["self", "20"]);
+    assert_eq!(report.end, End::Shutdown { code: 0 });
+    let samples: Vec<u64> = output.split_whitespace().map(|n| n.parse().unwrap()).collect();
+    assert_eq!(samples.len(), 1000);
+    assert!(samples.iter().all(|ns| *ns < 10_000_000_000), "{samples:?}");
+}
+
+#[test]
+fn breakpoints_can_be_passed_over_with_all_registers_kept() {
+    let (mut config, console) = config("bench", &["trap", "3"]);
+    config.breakpoints = Breakpoints::Continue;
+    let report = wait(Vm::start(config).unwrap());
+    assert_eq!(report.end, End::Shutdown { code: 0 });
+    assert_eq!(console.text().split_whitespace().count(), 3);
+    assert!(report.counters.traps >= 6000);
+}
+
+/// Raises events in a guest that runs, or sleeps, until it has had enough.
+fn raise_until_done(mode: &str) {
+    let (mut vm, console) = start("bench", &[mode, "300"]);
+    console.wait_for("\n");
+    let channel = console.text().split(' ').next().unwrap().parse().unwrap();
+    for _ in 0..100_000 {
+        vm.raise_event(channel);
+        match vm.wait_timeout(Duration::from_micros(100)) {
+            Ok(report) => {
+                assert_eq!(report.end, End::Shutdown { code: 0 });
+                return;
+            }
+            Err(running) => vm = running,
+        }
+    }
+    panic!("the guest lost events: {:?}", vm.stop());
+}
+
+#[test]
+fn upcalls_reach_a_guest_that_runs() {
+    raise_until_done("running");
+}
+
+#[test]
+fn upcalls_reach_a_guest_that_is_blocked() {
+    raise_until_done("blocked");
+}
+
+#[test]
+fn many_vms_run_beside_each_other() {
+    let vms: Vec<_> = (0..8).map(|_| start("clock", &[])).collect();
+    for (vm, console) in vms {
+        assert_eq!(wait(vm).end, End::Shutdown { code: 0 });
+        assert_eq!(console.text().lines().count(), 5);
+    }
+}

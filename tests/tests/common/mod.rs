@@ -1,0 +1,80 @@
+//! Booting sample guests and listening to them.
+
+#![allow(dead_code, unreachable_pub, clippy::allow_attributes, reason = "each test file uses a part of this")]
+
+use hv_core::{Config, Image, Report, Vm};
+use std::io::Write;
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long a guest may take before a test gives up on it. Nothing here takes a second on an idle machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a guest has written to its console.
+#[derive(Clone, Default)]
+pub struct Console(Arc<(Mutex<Vec<u8>>, Condvar)>);
+
+impl Console {
+    /// All of it so far.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.0.lock().unwrap()).into_owned()
+    }
+
+    /// Waits until `text` has been written.
+    pub fn wait_for(&self, text: &str) {
+        let start = Instant::now();
+        let mut bytes = self.0.0.lock().unwrap();
+        while !String::from_utf8_lossy(&bytes).contains(text) {
+            assert!(start.elapsed() < PATIENCE, "the guest did not write {text:?}");
+            bytes = self.0.1.wait_timeout(bytes, Duration::from_secs(1)).unwrap().0;
+        }
+    }
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.1.notify_all();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A sample guest with arguments, not yet started.
+pub fn config(name: &str, arguments: &[&str]) -> (Config, Console) {
+    let sample = sample_guests::find(name).unwrap_or_else(|| panic!("no sample guest {name}"));
+    let mut config = Config::new(Image::parse(sample.image).expect("sample guests are good images"));
+    let console = Console::default();
+    config.console = Box::new(console.clone());
+    config.command_line = arguments.iter().map(|argument| (*argument).to_string()).collect();
+    (config, console)
+}
+
+/// Starts a sample guest.
+pub fn start(name: &str, arguments: &[&str]) -> (Vm, Console) {
+    let (config, console) = config(name, arguments);
+    (Vm::start(config).expect("the VM starts"), console)
+}
+
+/// Waits for a VM's end.
+pub fn wait(vm: Vm) -> Report {
+    match vm.wait_timeout(PATIENCE) {
+        Ok(report) => report,
+        Err(vm) => panic!("still running after {PATIENCE:?}: {:?}", vm.stop()),
+    }
+}
+
+/// Runs a sample guest to its end.
+pub fn run(name: &str, arguments: &[&str]) -> (Report, String) {
+    let (vm, console) = start(name, arguments);
+    let report = wait(vm);
+    (report, console.text())
+}
+
+/// Whether a process exists (a dead one that nobody has waited for does).
+pub fn exists(pid: u32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}

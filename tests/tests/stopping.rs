@@ -1,0 +1,101 @@
+//! VMs stop at stopping points: nothing of the engine's is ever visible in a stopped guest, and it goes on as if
+//! nothing had been.
+
+mod common;
+
+use common::*;
+use hv_core::vm::Breakpoints;
+use hv_core::{End, Vm};
+use std::time::Duration;
+
+const SLOT_255: u64 = hv_abi::address::SLOT_255;
+
+/// Pauses a guest again and again, wherever it is, and lets it finish. Tells how often it was in its own code, and not
+/// in a call.
+fn pause_often(arguments: &[&str], breakpoints: Breakpoints) -> u32 {
+    let (mut config, console) = config("bench", arguments);
+    config.breakpoints = breakpoints;
+    let mut vm = Vm::start(config).unwrap();
+    let mut in_guest = 0;
+    for i in 0..400_u64 {
+        match vm.pause() {
+            Ok(paused) => {
+                let registers = *paused.registers();
+                assert!(registers.rip < SLOT_255, "{registers:x?}");
+                assert!(registers.rsp < SLOT_255, "{registers:x?}");
+                in_guest += u32::from(registers.rip != 0);
+                vm = paused.resume();
+            }
+            Err(report) => {
+                assert_eq!(report.end, End::Shutdown { code: 0 }, "after {i} pauses: {report:#?}");
+                assert!(!console.text().is_empty());
+                return in_guest;
+            }
+        }
+        std::thread::sleep(Duration::from_micros(i % 97 * 3));
+    }
+    assert_eq!(wait(vm).end, End::Shutdown { code: 0 });
+    in_guest
+}
+
+#[test]
+fn while_it_makes_hypercalls() {
+    pause_often(&["null", "100"], Breakpoints::Crash);
+}
+
+#[test]
+fn while_it_handles_upcalls() {
+    pause_often(&["self", "2000"], Breakpoints::Crash);
+}
+
+#[test]
+fn while_it_traps() {
+    pause_often(&["trap", "50"], Breakpoints::Continue);
+}
+
+#[test]
+fn while_it_sleeps_and_wakes() {
+    pause_often(&["sleep", "100"], Breakpoints::Crash);
+}
+
+#[test]
+fn while_it_computes() {
+    assert!(pause_often(&["clock", "50"], Breakpoints::Crash) > 0);
+}
+
+#[test]
+fn a_blocked_guest_can_be_paused_resumed_and_stopped() {
+    let (vm, console) = start("bench", &["idle"]);
+    console.wait_for("idle");
+    let paused = vm.pause().expect("it runs");
+    assert_eq!(paused.registers().rip, 0, "a blocked guest is in a call");
+    let vm = paused.resume();
+    let report = vm.stop();
+    assert_eq!(report.end, End::Stopped);
+    let in_idle = |f: &hv_core::backtrace::StackFrame| f.function.as_deref().is_some_and(|n| n.contains("idle"));
+    assert!(report.backtrace.iter().any(in_idle), "{:#?}", report.backtrace);
+}
+
+#[test]
+fn a_stopper_ends_the_wait_of_another_thread() {
+    let (vm, console) = start("bench", &["idle"]);
+    console.wait_for("idle");
+    let stopper = vm.stopper();
+    let waiter = std::thread::spawn(move || vm.wait());
+    stopper.stop();
+    stopper.stop();
+    assert_eq!(waiter.join().unwrap().end, End::Stopped);
+}
+
+#[test]
+fn a_paused_vm_does_not_run_and_can_be_dropped() {
+    let (vm, _) = start("crash", &["loop"]);
+    let pid = vm.processes()[0];
+    let paused = vm.pause().expect("it runs");
+    let used = || std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+    let before = used();
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(before, used());
+    drop(paused);
+    assert!(!exists(pid));
+}
