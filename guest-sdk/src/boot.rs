@@ -64,3 +64,44 @@ pub fn arguments() -> impl Iterator<Item = &'static str> {
 pub fn ramdisk() -> &'static [u8] {
     bytes(info().ramdisk)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake;
+    use hv_abi::Features;
+    use std::vec::Vec;
+
+    #[test]
+    fn arguments_are_what_was_given() {
+        for given in [&[][..], &["one"], &["one", "two words", "--three=3"], &["", "é", ""]] {
+            fake::set_arguments(given);
+            assert_eq!(arguments().collect::<Vec<_>>(), given);
+        }
+    }
+
+    #[test]
+    fn one_empty_argument_looks_like_none() {
+        fake::set_arguments(&[""]);
+        assert_eq!(arguments().count(), 0);
+    }
+
+    #[test]
+    fn the_ramdisk_is_what_was_given() {
+        assert_eq!(ramdisk(), b"");
+        let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
+        fake::set_ramdisk(&bytes);
+        assert_eq!(ramdisk(), bytes);
+        assert_eq!(info().ramdisk.start.0 % hv_abi::PAGE_SIZE, 0);
+    }
+
+    #[test]
+    fn boot_information_says_what_the_calls_say() {
+        assert_eq!(info().magic, hv_abi::boot::MAGIC);
+        assert_eq!(info().abi_version, crate::hypercall::version());
+        assert_eq!(info().features, crate::hypercall::features());
+        fake::set_features(Features::MULTICALL);
+        assert_eq!(info().features, Features::MULTICALL);
+        assert_eq!(crate::hypercall::features(), Features::MULTICALL);
+    }
+}

@@ -58,3 +58,86 @@ pub fn print(arguments: fmt::Arguments<'_>) {
     let _ = buffer.write_fmt(arguments); // fails only if a `Display` does; what came before is printed
     buffer.flush();
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::fake;
+    use hv_abi::call::CONSOLE_WRITE_MAX;
+    use hv_abi::{Call, Status};
+    use std::string::String;
+    use std::vec::Vec;
+
+    /// Lengths of the writes since this was last asked; there must be no other calls.
+    fn writes() -> Vec<u64> {
+        let length = |(call, arguments): (Call, [u64; 5])| {
+            assert_eq!(call, Call::CONSOLE_WRITE);
+            arguments[1]
+        };
+        fake::calls().into_iter().map(length).collect()
+    }
+
+    #[test]
+    fn a_line_is_one_call_however_many_pieces_it_has() {
+        crate::println!("{} and {:?} and {:>5}", 1, "two", 3);
+        assert_eq!(fake::console(), "1 and \"two\" and     3\n");
+        assert_eq!(writes(), [22]);
+    }
+
+    #[test]
+    fn printing_nothing_makes_no_call() {
+        crate::print!("");
+        crate::print!("{}{}", "", "");
+        super::write(b"");
+        assert_eq!(writes(), []);
+        crate::println!();
+        assert_eq!((fake::console().as_str(), writes().as_slice()), ("\n", &[1][..]));
+    }
+
+    #[test]
+    fn a_line_of_512_bytes_is_one_call_and_a_longer_one_two() {
+        for (length, expected) in [(511, &[512][..]), (512, &[512, 1]), (513, &[513, 1]), (600, &[600, 1])] {
+            let text = "x".repeat(length);
+            crate::println!("{text}");
+            assert_eq!(fake::console(), text + "\n");
+            assert_eq!(writes(), expected, "a line of {length} and its end");
+        }
+    }
+
+    #[test]
+    fn pieces_keep_their_order_when_one_does_not_fit() {
+        let (a, b, c) = ("a".repeat(500), "b".repeat(20), "c".repeat(1000));
+        crate::print!("{a}{b}{c}{a}");
+        assert_eq!(fake::console(), [&*a, &*b, &*c, &*a].concat());
+        assert_eq!(writes(), [500, 20, 1000, 500]);
+    }
+
+    #[test]
+    fn long_texts_are_cut_where_the_host_takes_no_more() {
+        let text = "é".repeat(CONSOLE_WRITE_MAX as usize); // two bytes each
+        super::write(text.as_bytes());
+        assert_eq!(fake::console(), text);
+        assert_eq!(writes(), [CONSOLE_WRITE_MAX, CONSOLE_WRITE_MAX]);
+        super::write(&text.as_bytes()[..CONSOLE_WRITE_MAX as usize + 1]);
+        assert_eq!(writes(), [CONSOLE_WRITE_MAX, 1]);
+    }
+
+    #[test]
+    fn what_the_host_refuses_is_lost_and_the_rest_is_not() {
+        fake::fail_next(Call::CONSOLE_WRITE, Status::BUSY);
+        crate::println!("lost");
+        crate::println!("kept");
+        assert_eq!(fake::console(), "kept\n");
+    }
+
+    #[test]
+    fn what_came_before_a_display_that_fails_is_printed() {
+        struct Fails;
+        impl core::fmt::Display for Fails {
+            fn fmt(&self, _: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                Err(core::fmt::Error)
+            }
+        }
+        crate::println!("before {Fails} after");
+        assert_eq!(fake::console(), String::from("before "));
+    }
+}

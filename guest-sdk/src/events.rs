@@ -132,3 +132,219 @@ pub(crate) fn run_pending(page: &VcpuPage) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake;
+    use crate::hypercall::block;
+    use core::cell::RefCell;
+    use core::time::Duration;
+    use hv_abi::vcpu::FIRST_DYNAMIC_CHANNEL;
+    use std::vec::Vec;
+
+    std::thread_local!(static SEEN: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) });
+
+    fn note(channel: Channel) {
+        SEEN.with_borrow_mut(|seen| seen.push(channel.number()));
+    }
+
+    /// Numbers of the channels that [`note`] has handled since this was last asked.
+    fn seen() -> Vec<u32> {
+        SEEN.take()
+    }
+
+    fn channel() -> Channel {
+        Channel::allocate().unwrap()
+    }
+
+    #[test]
+    fn a_handler_runs_before_a_send_to_oneself_returns() {
+        let channel = channel();
+        channel.on_event(note);
+        channel.send().unwrap();
+        assert_eq!(seen(), [channel.number()]);
+        assert!(!channel.take());
+    }
+
+    #[test]
+    fn a_masked_channel_becomes_pending_and_is_handled_when_unmasked() {
+        let channel = channel();
+        channel.on_event(note);
+        channel.mask();
+        fake::raise(channel);
+        fake::raise(channel);
+        assert_eq!(seen(), []);
+        channel.unmask();
+        assert_eq!(seen(), [channel.number()], "a channel does not count");
+    }
+
+    #[test]
+    fn a_handler_that_comes_late_finds_what_was_pending() {
+        let channel = channel();
+        channel.unmask();
+        fake::raise(channel);
+        channel.on_event(note);
+        assert_eq!(seen(), [channel.number()]);
+    }
+
+    #[test]
+    fn a_channel_without_a_handler_is_polled() {
+        let channel = channel();
+        assert!(!channel.take());
+        fake::raise(channel);
+        assert!(channel.take());
+        assert!(!channel.take());
+    }
+
+    #[test]
+    fn without_upcalls_nests_and_handles_everything_at_its_outer_end() {
+        let (first, second) = (channel(), channel());
+        first.on_event(note);
+        second.on_event(note);
+        let result = without_upcalls(|| {
+            second.send().unwrap();
+            without_upcalls(|| fake::raise(first));
+            assert_eq!(seen(), []);
+            first.unmask(); // pending, and still not handled here
+            assert_eq!(seen(), []);
+            7
+        });
+        assert_eq!((result, seen()), (7, [first.number(), second.number()].into()));
+        fake::finish();
+    }
+
+    #[test]
+    fn an_event_that_a_handler_raises_is_handled_after_it() {
+        std::thread_local!(static OTHER: RefCell<Option<Channel>> = const { RefCell::new(None) });
+        fn chain(channel: Channel) {
+            OTHER.take().unwrap().send().unwrap();
+            note(channel);
+        }
+        let (first, second) = (channel(), channel());
+        OTHER.set(Some(first));
+        first.on_event(note);
+        second.on_event(chain);
+        second.send().unwrap();
+        assert_eq!(seen(), [second.number(), first.number()]);
+        fake::finish();
+    }
+
+    #[test]
+    fn a_handler_that_fires_its_own_channel_runs_again() {
+        fn twice(channel: Channel) {
+            note(channel);
+            if SEEN.with_borrow(Vec::len) < 3 {
+                channel.send().unwrap();
+            }
+        }
+        let channel = channel();
+        channel.on_event(twice);
+        channel.send().unwrap();
+        assert_eq!(seen().len(), 3);
+    }
+
+    #[test]
+    fn a_handler_can_mask_or_take_a_channel_that_is_pending_with_it() {
+        fn mask_and_take(channel: Channel) {
+            note(channel);
+            Channel(channel.0 + 1).mask();
+            assert!(Channel(channel.0 + 2).take());
+        }
+        let (first, masked, taken) = (channel(), channel(), channel());
+        first.on_event(mask_and_take);
+        masked.on_event(note);
+        taken.on_event(note);
+        without_upcalls(|| [first, masked, taken].map(fake::raise));
+        assert_eq!(seen(), [first.number()]);
+        masked.unmask();
+        assert_eq!(seen(), [masked.number()], "what was masked is still pending");
+    }
+
+    #[test]
+    fn handlers_run_with_upcalls_masked_and_may_use_the_whole_sdk() {
+        fn busy(channel: Channel) {
+            assert_ne!(raw::vcpu_page().upcall.load(Ordering::SeqCst) & upcall::MASKED, 0);
+            crate::println!("from {}", channel.number());
+            crate::time::sleep(Duration::from_millis(1));
+            without_upcalls(|| note(channel));
+        }
+        let channel = channel();
+        channel.on_event(busy);
+        fake::raise(channel);
+        assert_eq!((fake::console().as_str(), seen().len()), ("from 16\n", 1));
+        fake::finish();
+    }
+
+    #[test]
+    fn channels_run_out_and_come_back() {
+        let all: Vec<Channel> = std::iter::from_fn(|| Channel::allocate().ok()).collect();
+        let numbers: Vec<u32> = all.iter().map(|channel| channel.number()).collect();
+        assert_eq!(numbers, (FIRST_DYNAMIC_CHANNEL..512).collect::<Vec<_>>());
+        assert_eq!(Channel::allocate(), Err(Status::NO_SPACE));
+        all[400].close().unwrap();
+        assert_eq!(Channel::allocate(), Ok(all[400]));
+        assert_eq!(Channel::allocate(), Err(Status::NO_SPACE));
+        all[495].on_event(note);
+        all[495].send().unwrap();
+        assert_eq!(seen(), [511], "the last bit of the last word");
+    }
+
+    #[test]
+    fn a_closed_channel_comes_back_masked_without_its_handler() {
+        let old = channel();
+        old.on_event(note);
+        without_upcalls(|| {
+            fake::raise(old);
+            old.close().unwrap();
+        });
+        let new = channel();
+        assert_eq!(new, old);
+        assert!(!new.take());
+        new.unmask();
+        fake::raise(new);
+        assert_eq!(seen(), []);
+    }
+
+    #[test]
+    fn an_upcall_at_the_end_of_a_close_may_take_the_channel() {
+        fn take_again(_: Channel) {
+            Channel::allocate().unwrap().on_event(note);
+        }
+        let (closed, other) = (channel(), channel());
+        other.on_event(take_again);
+        fake::raise_after(Duration::ZERO, other);
+        closed.close().unwrap();
+        fake::raise(closed); // by now open again
+        assert_eq!(seen(), [closed.number()], "the handler of the new owner is forgotten");
+    }
+
+    #[test]
+    fn a_waiter_that_looks_and_blocks_with_upcalls_masked_loses_nothing() {
+        let channel = channel();
+        channel.unmask();
+        fake::raise_after(Duration::from_millis(2), channel);
+        fake::wake_early();
+        let mut blocks = 0;
+        while !without_upcalls(|| {
+            let fired = channel.take();
+            if !fired {
+                blocks += 1;
+                assert!(!block(hv_abi::call::NEVER));
+            }
+            fired
+        }) {}
+        assert_eq!((blocks, crate::time::Instant::now().as_nanos()), (2, 2_000_000));
+        fake::finish();
+    }
+
+    #[test]
+    fn a_failed_close_keeps_the_handler() {
+        let channel = channel();
+        channel.on_event(note);
+        fake::fail_next(hv_abi::Call::EVENT_CLOSE, Status::BUSY);
+        assert_eq!(channel.close(), Err(Status::BUSY));
+        channel.send().unwrap();
+        assert_eq!(seen(), [16]);
+    }
+}

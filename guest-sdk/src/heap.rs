@@ -18,7 +18,6 @@ pub struct UpcallLock {
 
 // SAFETY: `lock` returns only when `locked` went from false to true, `unlock` sets it back, so one holder at a time.
 unsafe impl lock_api::RawMutex for UpcallLock {
-    #[expect(clippy::declare_interior_mutable_const, reason = "how lock_api names the initial value")]
     const INIT: Self = Self { locked: AtomicBool::new(false), was_masked: AtomicBool::new(false) };
     type GuardMarker = lock_api::GuardNoSend;
 
@@ -87,5 +86,64 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         // SAFETY: as the caller of this promised.
         unsafe { self.0.realloc(pointer, layout, size) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::{Channel, without_upcalls};
+    use crate::fake;
+
+    fn allocate(heap: &Heap, size: usize) -> *mut u8 {
+        let layout = Layout::from_size_align(size, 16).unwrap();
+        // SAFETY: `alloc` needs a size that is not zero, which all callers give.
+        unsafe { heap.alloc(layout) }
+    }
+
+    #[test]
+    fn the_heap_is_the_memory_that_the_map_calls_usable() {
+        let heap = Heap::new();
+        assert!(allocate(&heap, 1).is_null(), "it has no memory yet");
+        heap.claim_memory();
+        let usable = crate::memory::map().iter().find(|run| run.kind == region::USABLE).unwrap();
+        let inside = usable.start.0..usable.start.0 + usable.length;
+        let first = allocate(&heap, 1000);
+        assert!(inside.contains(&(first.addr() as u64)));
+        assert!(allocate(&heap, usable.length as usize).is_null());
+        let layout = Layout::from_size_align(1000, 16).unwrap();
+        // SAFETY: `first` came from this heap with this layout, and nothing else uses it.
+        let grown = unsafe {
+            first.write_bytes(7, 1000);
+            heap.realloc(first, layout, 2000)
+        };
+        // SAFETY: the 1000 bytes that were written were kept by `realloc`, which gave 2000.
+        assert!(unsafe { core::slice::from_raw_parts(grown, 1000) }.iter().all(|byte| *byte == 7));
+        // SAFETY: `grown` came from this heap with this layout, and nothing uses it any more.
+        unsafe { heap.dealloc(grown, Layout::from_size_align(2000, 16).unwrap()) };
+        fake::finish();
+    }
+
+    #[test]
+    fn the_lock_masks_upcalls_and_goes_back_to_what_was_before() {
+        static LOCK: lock_api::Mutex<UpcallLock, u32> = lock_api::Mutex::new(0);
+        fn count(_: Channel) {
+            *LOCK.lock() += 1;
+        }
+        let channel = Channel::allocate().unwrap();
+        channel.on_event(count);
+        let held = LOCK.lock();
+        fake::raise(channel);
+        assert!(LOCK.try_lock().is_none());
+        assert_eq!(*held, 0);
+        drop(held);
+        assert_eq!(*LOCK.lock(), 1, "the event was handled when the lock was given back");
+        without_upcalls(|| {
+            drop(LOCK.try_lock().unwrap());
+            fake::raise(channel);
+            assert_eq!(*LOCK.lock(), 1, "upcalls were masked before the lock was taken");
+        });
+        assert_eq!(*LOCK.lock(), 2);
+        fake::finish();
     }
 }

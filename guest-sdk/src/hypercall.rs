@@ -144,3 +144,174 @@ pub unsafe fn multicall(entries: &mut [MulticallEntry]) -> Result<(), Status> {
     // which the caller answers for.
     unsafe { raw::call(Call::MULTICALL.0, [at.0, count, 0, 0, 0]) }.result().map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{self, End};
+    use hv_abi::call::CALLS;
+    use std::string::ToString;
+    use std::vec;
+
+    /// A status that no wrapper looks for.
+    const ODD: Status = Status(4711);
+
+    fn entry(call: Call, arguments: [u64; 5]) -> MulticallEntry {
+        MulticallEntry { call, arguments, status: ODD, value: 99, reserved: 0 }
+    }
+
+    #[test]
+    fn a_call_that_is_not_served_is_unknown_whatever_its_arguments() {
+        let later = CALLS.iter().filter(|description| !description.served).map(|description| description.call);
+        for call in later.chain([Call(CALLS.len() as u32), Call(u32::MAX)]) {
+            // SAFETY: an unknown call writes nothing.
+            assert_eq!(unsafe { any(call, [1, 2, 3, 4, 5]) }, Err(Status::UNKNOWN_CALL), "{call:?}");
+        }
+    }
+
+    #[test]
+    fn calls_of_a_feature_that_is_not_in_force_are_unknown() {
+        fake::set_features(Features::empty());
+        assert_eq!(event_allocate(0), Err(Status::UNKNOWN_CALL));
+        assert_eq!(event_send(16), Err(Status::UNKNOWN_CALL));
+        // SAFETY: no entries write nothing.
+        assert_eq!(unsafe { multicall(&mut []) }, Err(Status::UNKNOWN_CALL));
+        assert_eq!(console_write(b"still here"), Ok(()));
+    }
+
+    #[test]
+    fn every_wrapper_passes_the_hosts_status_on() {
+        let refuse = |call| fake::fail_next(call, ODD);
+        refuse(Call::CONSOLE_WRITE);
+        assert_eq!(console_write(b"x"), Err(ODD));
+        refuse(Call::EVENT_ALLOCATE);
+        assert_eq!(event_allocate(0), Err(ODD));
+        let channel = event_allocate(0).unwrap();
+        refuse(Call::EVENT_SEND);
+        assert_eq!(event_send(channel), Err(ODD));
+        refuse(Call::EVENT_BIND);
+        assert_eq!(event_bind(channel, 0), Err(ODD));
+        refuse(Call::EVENT_CLOSE);
+        assert_eq!(event_close(channel), Err(ODD));
+        refuse(Call::MULTICALL);
+        let mut entries = [entry(Call::VERSION, [0; 5])];
+        // SAFETY: VERSION writes nothing.
+        assert_eq!(unsafe { multicall(&mut entries) }, Err(ODD));
+        assert_eq!(entries, [entry(Call::VERSION, [0; 5])], "a call that fails writes nothing");
+        refuse(Call::PANIC);
+        assert_eq!(panic(b"m", b"f", 1, 2), Err(ODD));
+        fake::finish();
+    }
+
+    #[test]
+    fn wrappers_without_a_result_survive_a_refusal() {
+        for call in [Call::VERSION, Call::FEATURES, Call::YIELD, Call::TIMER_SET] {
+            fake::fail_next(call, ODD);
+        }
+        assert_eq!(version(), 0);
+        assert_eq!(features(), Features::empty());
+        yield_now();
+        timer_set(1);
+        assert!(!block(0) || crate::time::Instant::now().as_nanos() == 0, "the timer was not set");
+        fake::finish();
+    }
+
+    #[test]
+    fn a_shutdown_that_is_refused_is_a_panic() {
+        fake::fail_next(Call::SHUTDOWN, ODD);
+        let end = fake::run(|| shutdown(0));
+        assert!(matches!(end, End::Panicked { message, .. } if message.contains("does not return")));
+    }
+
+    #[test]
+    fn calls_reach_the_host_as_they_are_meant() {
+        assert_eq!(version(), hv_abi::ABI_VERSION);
+        yield_now();
+        let channel = event_allocate(0).unwrap();
+        event_bind(channel, 0).unwrap();
+        event_send(channel).unwrap();
+        event_close(channel).unwrap();
+        let channel = u64::from(channel);
+        let expected = [
+            (Call::VERSION, [0; 5]),
+            (Call::YIELD, [0; 5]),
+            (Call::EVENT_ALLOCATE, [0; 5]),
+            (Call::EVENT_BIND, [channel, 0, 0, 0, 0]),
+            (Call::EVENT_SEND, [channel, 0, 0, 0, 0]),
+            (Call::EVENT_CLOSE, [channel, 0, 0, 0, 0]),
+        ];
+        assert_eq!(fake::calls(), expected);
+    }
+
+    #[test]
+    fn there_is_one_vcpu() {
+        assert_eq!(event_allocate(1), Err(Status::NOT_FOUND));
+        let channel = event_allocate(0).unwrap();
+        assert_eq!(event_bind(channel, 1), Err(Status::NOT_FOUND));
+    }
+
+    #[test]
+    fn block_says_whether_the_deadline_has_passed() {
+        assert!(block(0));
+        assert!(block(500));
+        assert_eq!(crate::time::Instant::now().as_nanos(), 500);
+        timer_set(700);
+        crate::events::Channel::TIMER.unmask();
+        assert!(!block(1000), "the timer came first");
+        assert!(block(1000));
+        fake::wake_early();
+        assert!(!block(2000));
+        assert_eq!(crate::time::Instant::now().as_nanos(), 1000);
+    }
+
+    #[test]
+    fn each_entry_of_a_multicall_gets_its_own_status() {
+        let text = b"from a batch\n";
+        let at = phys_of(text).unwrap().0;
+        fake::fail_next(Call::FEATURES, ODD);
+        let mut entries = [
+            entry(Call::CONSOLE_WRITE, [at, text.len() as u64, 0, 0, 0]),
+            entry(Call::SHUTDOWN, [0; 5]),
+            entry(Call::MULTICALL, [0; 5]),
+            entry(Call::POLL, [0; 5]),
+            entry(Call(u32::MAX), [1; 5]),
+            entry(Call::FEATURES, [0; 5]),
+            entry(Call::EVENT_ALLOCATE, [0; 5]),
+        ];
+        // SAFETY: none of the calls writes guest memory.
+        assert_eq!(unsafe { multicall(&mut entries) }, Ok(()));
+        let expected = [
+            (Status::SUCCESS, text.len() as u64),
+            (Status::NOT_IN_MULTICALL, 0),
+            (Status::NOT_IN_MULTICALL, 0),
+            (Status::UNKNOWN_CALL, 0),
+            (Status::UNKNOWN_CALL, 0),
+            (ODD, 0),
+            (Status::SUCCESS, 16),
+        ];
+        assert_eq!(entries.map(|e| (e.status, e.value)), expected);
+        assert_eq!(entries[4].arguments, [1; 5]);
+        assert_eq!(fake::console(), "from a batch\n");
+        assert_eq!(fake::calls().len(), 1);
+    }
+
+    #[test]
+    fn a_multicall_has_at_most_128_entries() {
+        let mut entries = vec![entry(Call::VERSION, [0; 5]); MULTICALL_MAX as usize + 1];
+        // SAFETY: VERSION writes nothing.
+        assert_eq!(unsafe { multicall(&mut entries) }, Err(Status::OUT_OF_RANGE));
+        assert_eq!(fake::calls(), []);
+        // SAFETY: VERSION writes nothing.
+        assert_eq!(unsafe { multicall(&mut entries[1..]) }, Ok(()));
+        assert!(entries[1..].iter().all(|e| e.status.is_success() && e.value == 1));
+        assert_eq!(entries[0].value, 99);
+        // SAFETY: no entries write nothing.
+        assert_eq!(unsafe { multicall(&mut []) }, Ok(()));
+    }
+
+    #[test]
+    fn a_panic_without_a_file_has_no_place_and_need_not_be_utf_8() {
+        let end = fake::run(|| panic(b"bad \xff", b"", 0, 0).unwrap());
+        assert_eq!(end, End::Panicked { message: "bad \u{fffd}".to_string(), place: None });
+    }
+}

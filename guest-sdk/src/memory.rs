@@ -55,3 +55,35 @@ pub fn map() -> &'static [MemoryRegion] {
     // keeps out of `USABLE`, and the heap takes only that.
     unsafe { core::slice::from_raw_parts(crate::boot::at(table.start), table.length as usize) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake;
+    use hv_abi::PAGE_SIZE;
+    use hv_abi::boot::region;
+
+    #[test]
+    fn the_map_is_sorted_and_covers_all_memory() {
+        for ramdisk in [&b""[..], b"some"] {
+            fake::set_ramdisk(ramdisk);
+            let mut end = 0;
+            for run in map() {
+                assert_eq!(run.start.0, end, "a gap or an overlap");
+                assert!(run.length > 0 && run.length.is_multiple_of(PAGE_SIZE));
+                end += run.length;
+            }
+            assert_eq!(end, crate::boot::info().memory_size);
+            let ramdisks = map().iter().filter(|run| run.kind == region::RAMDISK);
+            assert_eq!(ramdisks.count(), usize::from(!ramdisk.is_empty()));
+        }
+    }
+
+    #[test]
+    fn an_empty_slice_is_nowhere_and_a_full_one_where_it_is() {
+        let values = [1_u64, 2];
+        assert_eq!(phys_of(&values[..0]), Some(GuestPhys(0)));
+        assert_eq!(phys_of_mut::<u8>(&mut []), Some(GuestPhys(0)));
+        assert_eq!(phys_of(&values[1..]), Some(GuestPhys(values[1..].as_ptr().addr() as u64)));
+    }
+}

@@ -41,3 +41,39 @@ impl<E: core::fmt::Debug> Termination for Result<(), E> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{self, End};
+    use core::convert::Infallible;
+
+    fn ends(main: impl FnOnce() -> u8) -> End {
+        fake::run(|| exit(main()))
+    }
+
+    #[test]
+    fn exit_ends_the_guest_wherever_it_is() {
+        fn deep(levels: u8) {
+            if levels == 0 {
+                exit(255);
+            }
+            crate::events::without_upcalls(|| deep(levels - 1));
+        }
+        assert_eq!(fake::run(|| deep(5)), End::Shutdown(255));
+    }
+
+    #[test]
+    fn what_main_returns_becomes_the_code() {
+        assert_eq!(ends(|| ().code()), End::Shutdown(0));
+        assert_eq!(ends(|| 77.code()), End::Shutdown(77));
+        assert_eq!(ends(|| Ok::<(), Infallible>(()).code()), End::Shutdown(0));
+        assert_eq!(fake::console(), "");
+    }
+
+    #[test]
+    fn an_error_is_printed_and_code_1() {
+        assert_eq!(ends(|| Err("no such \"thing\"").code()), End::Shutdown(1));
+        assert_eq!(fake::console(), "error: \"no such \\\"thing\\\"\"\n");
+    }
+}

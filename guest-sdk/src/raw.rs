@@ -3,7 +3,10 @@
 //! Everything that reaches the hypervisor goes through here; with the feature `fake-host`, it reaches the fake
 //! instead. Nothing above this module is `unsafe` to call.
 
-#![expect(unsafe_code, reason = "calling the hypercall page, and references to the vCPU's pages")]
+#![cfg_attr(
+    not(any(test, feature = "fake-host")),
+    expect(unsafe_code, reason = "calling the hypercall page, and references to the vCPU's pages")
+)]
 
 use hv_abi::Status;
 use hv_abi::clock::ClockPage;

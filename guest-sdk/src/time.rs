@@ -109,3 +109,159 @@ pub mod timer {
         Channel::TIMER.take();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake;
+    use crate::hypercall::timer_set;
+    use core::cell::{Cell, RefCell};
+    use hv_abi::Call;
+    use std::vec::Vec;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    std::thread_local!(static FIRED: RefCell<Vec<(char, u64)>> = const { RefCell::new(Vec::new()) });
+
+    fn a(channel: Channel) {
+        assert_eq!(channel, Channel::TIMER);
+        FIRED.with_borrow_mut(|fired| fired.push(('a', Instant::now().as_nanos())));
+    }
+
+    fn b(_: Channel) {
+        FIRED.with_borrow_mut(|fired| fired.push(('b', Instant::now().as_nanos())));
+    }
+
+    fn fired() -> Vec<(char, u64)> {
+        FIRED.take()
+    }
+
+    #[test]
+    fn the_clock_begins_with_the_vm_and_is_read_without_a_call() {
+        assert_eq!(Instant::now(), Instant::START);
+        fake::advance(5 * MS);
+        assert_eq!(Instant::START.elapsed(), 5 * MS);
+        assert_eq!(Instant::now().as_nanos(), 5_000_000);
+        assert_eq!(since_epoch(), Duration::from_secs(1_735_689_600) + 5 * MS);
+        assert_eq!(fake::calls(), []);
+    }
+
+    #[test]
+    fn the_clock_follows_its_page() {
+        let page = raw::clock_page();
+        page.tsc_base.store(1_000, Ordering::Relaxed);
+        page.ns_base.store(70, Ordering::Relaxed);
+        page.scale.store(3 << 31, Ordering::Relaxed); // one and a half
+        assert_eq!(Instant::now().as_nanos(), 70, "a counter below its base is no time");
+        fake::advance(Duration::from_nanos(1_010));
+        assert_eq!(Instant::now().as_nanos(), 85);
+    }
+
+    #[test]
+    fn instants_saturate_at_both_ends() {
+        assert_eq!(Instant::START - (Instant::START + MS), Duration::ZERO);
+        let end = Instant::START + Duration::MAX;
+        assert_eq!(end.as_nanos(), NEVER);
+        assert_eq!(end + MS, end);
+    }
+
+    #[test]
+    fn sleep_lasts_as_long_as_it_says_even_if_blocks_end_early() {
+        fake::wake_early();
+        sleep(3 * MS);
+        assert_eq!(Instant::START.elapsed(), 3 * MS);
+        sleep(Duration::ZERO);
+        sleep_until(Instant::START + MS);
+        assert_eq!(Instant::START.elapsed(), 3 * MS);
+    }
+
+    #[test]
+    fn handlers_run_while_the_guest_sleeps() {
+        timer::set(Instant::START + MS, a);
+        sleep(3 * MS);
+        assert_eq!(fired(), [('a', 1_000_000)]);
+        assert_eq!(Instant::START.elapsed(), 3 * MS);
+    }
+
+    #[test]
+    fn a_timer_fires_once_and_not_before_its_time() {
+        timer::set(Instant::START + 2 * MS, a);
+        fake::advance(2 * MS - Duration::from_nanos(1));
+        assert_eq!(fired(), []);
+        fake::advance(Duration::from_nanos(1));
+        assert_eq!(fired(), [('a', 2_000_000)]);
+        fake::advance(10 * MS);
+        assert_eq!(fired(), []);
+    }
+
+    #[test]
+    fn a_timer_whose_time_has_passed_fires_at_once() {
+        fake::advance(MS);
+        timer::set(Instant::START, a);
+        assert_eq!(fired(), [('a', 1_000_000)]);
+    }
+
+    #[test]
+    fn a_new_timer_replaces_the_old_one() {
+        timer::set(Instant::START + MS, a);
+        timer::set(Instant::START + 2 * MS, b);
+        assert_eq!(fake::calls().len(), 2);
+        fake::advance(5 * MS);
+        assert_eq!(fired(), [('b', 2_000_000)]);
+    }
+
+    #[test]
+    fn a_timer_that_fired_unseen_is_replaced_too() {
+        timer::set(Instant::START + MS, a);
+        without_upcalls(|| {
+            fake::advance(MS);
+            timer::set(Instant::START + 2 * MS, b);
+        });
+        assert_eq!(fired(), [], "the firing of the old timer was taken for the new one's");
+        fake::advance(MS);
+        assert_eq!(fired(), [('b', 2_000_000)]);
+    }
+
+    #[test]
+    fn a_replaced_timer_still_fires_at_once_if_its_time_has_passed() {
+        timer::set(Instant::START + MS, a);
+        without_upcalls(|| {
+            fake::advance(3 * MS);
+            timer::set(Instant::START + 2 * MS, b);
+        });
+        assert_eq!(fired(), [('b', 3_000_000)]);
+    }
+
+    #[test]
+    fn a_cleared_timer_does_not_fire_even_if_its_time_had_come() {
+        timer::set(Instant::START + MS, a);
+        timer::clear();
+        fake::advance(2 * MS);
+        timer::set(Instant::START + 3 * MS, a);
+        without_upcalls(|| {
+            fake::advance(MS);
+            timer::clear();
+        });
+        assert_eq!(fired(), []);
+    }
+
+    #[test]
+    fn a_handler_may_set_the_timer_again() {
+        std::thread_local!(static TICKS: Cell<u64> = const { Cell::new(0) });
+        fn tick(_: Channel) {
+            TICKS.set(TICKS.get() + 1);
+            timer::set(Instant::START + MS * (TICKS.get() as u32 + 1), tick);
+        }
+        timer::set(Instant::START + MS, tick);
+        fake::advance(5 * MS);
+        assert_eq!(TICKS.get(), 5);
+    }
+
+    #[test]
+    fn a_masked_timer_does_not_end_a_block_but_stays_pending() {
+        timer_set(1_000_000);
+        sleep(3 * MS);
+        assert!(Channel::TIMER.take());
+        assert_eq!(fake::calls(), [(Call::TIMER_SET, [1_000_000, 0, 0, 0, 0])]);
+    }
+}

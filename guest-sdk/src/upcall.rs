@@ -4,7 +4,10 @@
 //! interrupted code may be in the middle of a vectorised copy), runs the handlers, and leaves through the
 //! hypercall page, which unmasks, looks again and returns in one sequence.
 
-#![expect(unsafe_code, reason = "the upcall entry is assembly")]
+#![cfg_attr(
+    not(any(test, feature = "fake-host")),
+    expect(unsafe_code, reason = "the upcall entry is assembly")
+)]
 
 use crate::events;
 use crate::raw;

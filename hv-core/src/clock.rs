@@ -74,7 +74,7 @@ fn rate() -> (u64, Sample) {
 }
 
 /// The frequency of the time-stamp counter, as well as it is known by now.
-pub(crate) fn tsc_hz() -> u64 {
+pub fn tsc_hz() -> u64 {
     ((1_000_000_000_u128 << 32) / u128::from(rate().0)) as u64
 }
 

@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender};
 use hv_abi::call::woken_by;
 use hv_abi::vcpu::TIMER_CHANNEL;
 use hv_abi::Status;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -40,6 +41,8 @@ const BREAKPOINT: u64 = 3;
 impl VcpuThread {
     /// Runs until the VM ends, and says how.
     pub(crate) fn run(mut self) {
+        // The guest's timer is kept here; by default the host may let it be 50 us late. If it does not let us, it is.
+        let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let vm = self.vm.clone();
         let mut calls = Calls { vm: &vm, timer: None, end: None };
         // The vCPU's timer on the guest's clock, and the same moment on the host's.

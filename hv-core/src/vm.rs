@@ -166,7 +166,7 @@ pub struct Report {
     pub vcpu: u32,
     /// That vCPU's registers; in a hypercall only RSP and RBP are known.
     pub registers: Registers,
-    /// That vCPU's stack, innermost first.
+    /// That vCPU's stack, innermost first. Empty after a shutdown: there is nothing to explain.
     pub backtrace: Vec<StackFrame>,
     /// What its crossings cost.
     pub counters: Counters,
@@ -428,8 +428,13 @@ impl Vm {
             }
             end => end,
         };
-        let addresses = backtrace::walk(&self.shared.memory, &self.mappings, &registers);
-        let backtrace = backtrace::symbolise(&self.image.bytes, &addresses);
+        let backtrace = match end {
+            End::Shutdown { .. } => Vec::new(),
+            _ => {
+                let addresses = backtrace::walk(&self.shared.memory, &self.mappings, &registers);
+                backtrace::symbolise(&self.image.bytes, &addresses)
+            }
+        };
         self.control.wait_until_gone();
         tracing::debug!(%end, "ended");
         Report { end, vcpu, registers, backtrace, counters }

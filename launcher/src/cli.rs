@@ -5,11 +5,12 @@ use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hv_core::EngineKind;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 /// Runs paravirtualised guests at native speed, without root and without hardware virtualisation.
 #[derive(Debug, Parser)]
-#[command(name = "hv", version = version(), arg_required_else_help = true, subcommand_required = true)]
+#[command(name = "hv", version = VERSION.as_str(), arg_required_else_help = true, subcommand_required = true)]
 #[command(disable_help_subcommand = true, after_help = "\
 Examples:
   hv run hello          boot a built-in guest
@@ -158,9 +159,8 @@ pub(crate) struct DoctorOptions {
     pub(crate) json: bool,
 }
 
-fn version() -> String {
-    format!("{} (ABI {})", env!("CARGO_PKG_VERSION"), hv_abi::ABI_VERSION)
-}
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} (ABI {})", env!("CARGO_PKG_VERSION"), hv_abi::ABI_VERSION));
 
 #[cfg(test)]
 mod tests {

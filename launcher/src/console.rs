@@ -1,7 +1,7 @@
 //! The guest's console: standard output.
 //!
 //! A reader that is slow, stuck or gone must neither end the guest nor keep it from being stopped. So a write
-//! waits for the reader *or* for [`Output::let_go`], whichever comes first, and only then writes, no more than fits.
+//! waits for the reader *or* for [`Sink::let_go`], whichever comes first, and only then writes, no more than fits.
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::OwnedFd;
@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 const PIECE: usize = 4096;
 
 /// What has become of standard output. Shared between the VM, which writes, and the thread that ends it.
-pub(crate) struct Output {
+pub(crate) struct Sink {
     /// Readable once nobody is to wait for the reader any more.
     letting_go: OwnedFd,
     /// Why nothing is written any more.
@@ -23,7 +23,7 @@ pub(crate) struct Output {
     mid_line: AtomicBool,
 }
 
-impl Output {
+impl Sink {
     /// # Errors
     ///
     /// The host has no descriptors left.
@@ -60,24 +60,24 @@ impl Output {
 }
 
 /// The VM's end of it.
-pub(crate) struct Console(pub(crate) Arc<Output>);
+pub(crate) struct Console(pub(crate) Arc<Sink>);
 
 impl Write for Console {
-    /// Never fails: what cannot be written is dropped, and [`Output::error`] says so at the end.
+    /// Never fails: what cannot be written is dropped, and [`Sink::error`] says so at the end.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let output = &*self.0;
+        let sink = &*self.0;
         let piece = &bytes[..bytes.len().min(PIECE)];
-        while output.failed.get().is_none() && output.wait() {
+        while sink.failed.get().is_none() && sink.wait() {
             match rustix::io::write(rustix::stdio::stdout(), piece) {
                 Ok(written) => {
                     let last = piece[..written].last();
-                    output.mid_line.store(last.is_some_and(|byte| *byte != b'\n'), Relaxed);
+                    sink.mid_line.store(last.is_some_and(|byte| *byte != b'\n'), Relaxed);
                     return Ok(written);
                 }
                 Err(Errno::INTR | Errno::AGAIN) => {}
                 Err(error) => {
                     tracing::debug!(%error, "standard output is gone; what the guest writes is dropped");
-                    let _ = output.failed.set(error); // only this thread sets it
+                    let _ = sink.failed.set(error); // only this thread sets it
                 }
             }
         }

@@ -66,9 +66,19 @@ impl Failure {
 
     /// The chain of sources, outermost first.
     fn reasons(&self) -> Vec<String> {
-        let first = self.source.as_deref().map(|source| source as &(dyn Error + 'static));
-        std::iter::successors(first, |error| error.source()).map(ToString::to_string).collect()
+        self.source.as_deref().map(|source| chain(source)).unwrap_or_default()
     }
+}
+
+/// What an error says, and what is behind it, outermost first.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
+    let mut next = Some(error);
+    let errors = std::iter::from_fn(|| {
+        let error = next?;
+        next = error.source();
+        Some(error.to_string())
+    });
+    errors.collect()
 }
 
 #[cfg(test)]

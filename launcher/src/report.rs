@@ -3,7 +3,7 @@
 //! A guest that shut itself down has said what it had to say, so nothing is added. Every other end is told with
 //! what happened, where, and what to do next where there is something to do.
 
-use crate::console::Output;
+use crate::console::Sink;
 use crate::exit_code::Cause;
 use crate::output::Style;
 use crate::units;
@@ -49,11 +49,11 @@ impl Told {
     }
 
     /// For people; empty if there is nothing to add to what the guest said.
-    pub(crate) fn text(&self, style: &Style, output: &Output) -> String {
+    pub(crate) fn text(&self, style: &Style, sink: &Sink) -> String {
         if self.cause == Cause::Shutdown {
             return String::new();
         }
-        let mut text = self.fresh_line(style, output);
+        let mut text = self.fresh_line(style, sink);
         let headline = self.headline();
         let (what, rest) = headline.split_once(": ").unwrap_or((&headline, ""));
         let colon = if rest.is_empty() { "" } else { ": " };
@@ -73,10 +73,10 @@ impl Told {
     }
 
     /// Ends what the guest, or the terminal's echo of Ctrl-C, left unfinished before this text.
-    fn fresh_line(&self, style: &Style, output: &Output) -> String {
+    fn fresh_line(&self, style: &Style, sink: &Sink) -> String {
         let reset = if style.coloured() { "\x1b[0m" } else { "" };
         let echo = self.cause == Cause::Interrupt && std::io::stderr().is_terminal();
-        let newline = if echo || output.is_mid_line() && same_file() { "\n" } else { "" };
+        let newline = if echo || sink.is_mid_line() && same_file() { "\n" } else { "" };
         format!("{reset}{newline}")
     }
 

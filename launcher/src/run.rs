@@ -4,7 +4,7 @@
 //! comes. Both sleep until something happens.
 
 use crate::cli::RunOptions;
-use crate::console::{Console, Output};
+use crate::console::{Console, Sink};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::output::{self, Style};
@@ -25,12 +25,12 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let image = images::load(&options.image)?;
     let cannot_watch = |error| Failure::cannot("the host does not let hv wait for signals", error);
     let signals = Signals::catch().map_err(cannot_watch)?;
-    let output = Output::new().map_err(cannot_watch)?;
+    let sink = Sink::new().map_err(cannot_watch)?;
     let vm = Vm::start(Config {
         memory: options.memory,
         engine: options.engine.into(),
         command_line: options.args.clone(),
-        console: Box::new(Console(output.clone())),
+        console: Box::new(Console(sink.clone())),
         ..Config::new(image)
     })
     .map_err(|error| Failure::cannot("the VM could not be started", error))?;
@@ -38,7 +38,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         deadline: options.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
         signals,
         stopper: vm.stopper(),
-        output: output.clone(),
+        sink: sink.clone(),
         stopped: Arc::default(),
     };
     let stopped = watch.stopped.clone();
@@ -47,13 +47,13 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
 
     let report = vm.wait();
     let told = report::Told { cause: cause(&report.end, stopped.get()), report, timeout: options.timeout };
-    match output.error() {
+    match sink.error() {
         Some(error) if told.exit_code() == 0 => {
             return Err(Failure::cannot("the guest's output could not be written", error));
         }
         _ => {}
     }
-    output::tell(&if options.json { told.json() } else { told.text(&Style::stderr(), &output) });
+    output::tell(&if options.json { told.json() } else { told.text(&Style::stderr(), &sink) });
     Ok(told.exit_code())
 }
 
@@ -74,7 +74,7 @@ struct Watch {
     signals: Signals,
     deadline: Option<Instant>,
     stopper: Stopper,
-    output: Arc<Output>,
+    sink: Arc<Sink>,
     /// Why the VM was asked to stop; set before it is asked.
     stopped: Arc<OnceLock<Cause>>,
 }
@@ -86,7 +86,7 @@ impl Watch {
         let cause = self.signals.wait(self.deadline);
         tracing::debug!(?cause, "stopping the guest");
         let _ = self.stopped.set(cause); // only this thread sets it
-        self.output.let_go();
+        self.sink.let_go();
         self.stopper.stop();
         std::process::exit(self.signals.wait(None).code().into());
     }

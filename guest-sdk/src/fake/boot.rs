@@ -31,7 +31,8 @@ fn build() -> BootInfo {
 
     // All below what the guest may have counts as its image, so that the map has no gap.
     let region = |start, length, kind, flags| MemoryRegion { start: GuestPhys(start), length, kind, flags };
-    let mut map = vec![region(0, start, region::IMAGE, 0), region(start, USABLE, region::USABLE, region::ZERO)];
+    let mut map =
+        vec![region(0, start, region::IMAGE, 0), region(start, USABLE, region::USABLE, region::ZERO)];
     if ramdisk_pages > 0 {
         map.push(region(ramdisk, ramdisk_pages, region::RAMDISK, 0));
     }

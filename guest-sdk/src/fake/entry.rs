@@ -4,11 +4,13 @@ use super::calls;
 use super::state::{misuse, vm};
 use super::unwind;
 use crate::raw::Answer;
+use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::SeqCst;
 use hv_abi::Call;
 use hv_abi::call::{NEVER, woken_by};
 use hv_abi::clock::ClockPage;
-use hv_abi::vcpu::{EVENT_WORDS, VcpuPage, upcall};
+use hv_abi::vcpu::{EVENT_CHANNELS, VcpuPage, upcall};
+use std::vec::Vec;
 
 /// Makes a hypercall.
 ///
@@ -99,14 +101,14 @@ fn expect_running(what: impl core::fmt::Debug) {
 fn deadlock() -> ! {
     let page = &vm().page;
     let masked = page.upcall.load(SeqCst) & upcall::MASKED != 0;
-    let waiting: std::vec::Vec<u32> = (0..EVENT_WORDS as u32 * 64)
-        .filter(|c| {
-            let ready = |words: &[core::sync::atomic::AtomicU64]| words[*c as usize / 64].load(SeqCst) >> (c % 64) & 1;
-            ready(&page.pending) == 1 && ready(&page.masked) == 0
-        })
-        .collect();
-    let hint = if waiting.is_empty() { "" } else { "; their upcalls came before the block: look, and block, with \
-        upcalls masked" };
+    let bit =
+        |words: &[AtomicU64], channel: &u32| words[*channel as usize / 64].load(SeqCst) >> (channel % 64) & 1;
+    let unhandled = |channel: &u32| bit(&page.pending, channel) == 1 && bit(&page.masked, channel) == 0;
+    let waiting: Vec<u32> = (0..EVENT_CHANNELS).filter(unhandled).collect();
+    let hint = match waiting.is_empty() {
+        true => "",
+        false => "; their upcalls came before the block: look, and block, with upcalls masked",
+    };
     misuse!(
         "deadlock: block without a deadline, and no timer or device will ever end it (upcalls masked: {masked}; \
          channels pending, unmasked and without a handler: {waiting:?}{hint})"

@@ -40,7 +40,9 @@ impl Lent {
             let how = match (self.0.iter().find(holds), self.0.iter().find(inside)) {
                 (Some(_), _) => "was lent for reading only: get its address by memory::phys_of_mut",
                 (None, Some(_)) => "is longer than what was lent there",
-                (None, None) => "was not lent for this call: get its address by memory::phys_of, for each call anew",
+                (None, None) => {
+                    "was not lent for this call: get its address by memory::phys_of, for each call anew"
+                }
             };
             misuse!("{what}, {length} bytes at {start:?}, {how}");
         }

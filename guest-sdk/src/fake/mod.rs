@@ -176,8 +176,8 @@ pub fn raise(channel: Channel) {
     entry::deliver();
 }
 
-/// Fires a channel once so much time has passed, while the guest blocks or the test advances the clock. Nothing
-/// happens if it is closed by then.
+/// Fires a channel once so much time has passed, while the guest blocks or the test advances the clock; after no time,
+/// during the next call. Nothing happens if it is closed by then.
 pub fn raise_after(delay: Duration, channel: Channel) {
     let at = vm().now.get().saturating_add(nanoseconds(delay));
     vm().host.borrow_mut().expected.push((at, channel.number()));
@@ -204,7 +204,10 @@ pub fn advance(duration: Duration) {
 ///
 /// Panics if one of them has a zero byte in it.
 pub fn set_arguments(arguments: &[&str]) {
-    assert!(arguments.iter().all(|a| !a.contains('\0')), "fake host: arguments cannot have a zero byte in them");
+    assert!(
+        arguments.iter().all(|a| !a.contains('\0')),
+        "fake host: arguments cannot have a zero byte in them"
+    );
     vm().host.borrow_mut().settings.arguments = arguments.iter().map(ToString::to_string).collect();
     vm().forget_boot();
 }

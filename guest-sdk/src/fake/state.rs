@@ -178,17 +178,18 @@ impl Vm {
             host.timer = None;
             self.fire(TIMER_CHANNEL);
         }
-        let (due, later) = core::mem::take(&mut host.expected).into_iter().partition(|(at, _)| *at <= now);
-        host.expected = later;
-        let due: Vec<(u64, u32)> = due;
-        due.iter().filter(|(_, channel)| host.open.contains(channel)).for_each(|(_, channel)| self.fire(*channel));
+        let Host { expected, open, .. } = &mut *host;
+        let due = expected.extract_if(.., |(at, _)| *at <= now);
+        due.filter(|(_, channel)| open.contains(channel)).for_each(|(_, channel)| self.fire(channel));
     }
 
     /// Counts a reading of the clock.
     pub(super) fn count_reading(&self) {
         self.spins.set(self.spins.get() + 1);
         if self.spins.get() > SPINS {
-            misuse!("the clock was read {SPINS} times while it stood still: wait by time::sleep, not in a loop");
+            misuse!(
+                "the clock was read {SPINS} times while it stood still: wait by time::sleep, not in a loop"
+            );
         }
     }
 
@@ -221,7 +222,9 @@ impl Vm {
         let words = (0..EVENT_WORDS as u32).filter(|word| touched((*word as usize, u64::MAX)));
         let mut channels = words.flat_map(|word| word * 64..(word + 1) * 64);
         if let Some(channel) = channels.find(|c| closed(c) && touched(place(*c))) {
-            misuse!("channel {channel} was unmasked, or made pending, and is not open: never allocated, or closed");
+            misuse!(
+                "channel {channel} was unmasked, or made pending, and is not open: never allocated, or closed"
+            );
         }
     }
 }

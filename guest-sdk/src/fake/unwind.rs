@@ -62,14 +62,19 @@ fn install_hook() {
     });
 }
 
-fn text(payload: &(dyn Any + Send)) -> String {
+/// What a panic said.
+pub(super) fn text(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("a panic without a text").to_string()
 }
 
 fn place(info: &PanicHookInfo<'_>) -> Place {
-    info.location().map_or_else(nowhere, |l| Place { file: l.file().to_string(), line: l.line(), column: l.column() })
+    info.location().map_or_else(nowhere, |l| Place {
+        file: l.file().to_string(),
+        line: l.line(),
+        column: l.column(),
+    })
 }
 
 fn nowhere() -> Place {

@@ -1,0 +1,96 @@
+//! Guests, measured from inside by the sample guest `bench`, or from outside.
+
+use crate::bench::host::to_ns;
+use crate::bench::{Figure, Phase};
+use hv_abi::GuestPhys;
+use hv_core::engine::Counters;
+use hv_core::vm::Breakpoints;
+use hv_core::{Config, End, Image, Vm};
+use std::io::Write;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+/// Where a benchmark guest's console goes: each write, with its time.
+struct Lines(Sender<(Instant, Vec<u8>)>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = self.0.send((Instant::now(), bytes.to_vec()));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn config(arguments: &[&str]) -> (Config, Receiver<(Instant, Vec<u8>)>) {
+    let image = sample_guests::find("bench").expect("the guest `bench` is built in").image;
+    let mut config = Config::new(Image::parse(image).expect("built-in images are good"));
+    let (lines, output) = channel();
+    config.console = Box::new(Lines(lines));
+    config.command_line = arguments.iter().map(|a| (*a).to_string()).collect();
+    config.breakpoints = Breakpoints::Continue;
+    (config, output)
+}
+
+fn start(config: Config) -> Vm {
+    Vm::start(config).unwrap_or_else(|error| panic!("a benchmark guest did not start: {error}"))
+}
+
+/// Runs the guest and gives the numbers that it printed, and what its crossings cost.
+fn numbers(arguments: &[&str]) -> (Vec<f64>, Counters) {
+    let (config, output) = config(arguments);
+    let report = start(config).wait();
+    assert_eq!(report.end, End::Shutdown { code: 0 }, "a benchmark guest failed");
+    let text: Vec<u8> = output.iter().flat_map(|(_, bytes)| bytes).collect();
+    (parse(&text), report.counters)
+}
+
+fn parse(text: &[u8]) -> Vec<f64> {
+    String::from_utf8_lossy(text).split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+/// A row that the guest measures in picoseconds per operation.
+pub(super) fn picoseconds(name: &str, phase: Phase, what: &str) -> (Figure, Counters) {
+    let (samples, counters) = numbers(&[what, "21"]);
+    let ns = samples.iter().map(|ps| ps / 1000.0).collect();
+    (Figure::new(name, "ns", phase, ns), counters)
+}
+
+/// A row that the guest measures in nanoseconds per operation.
+pub(super) fn nanoseconds(name: &str, phase: Phase, what: &str) -> Figure {
+    let (samples, _) = numbers(&[what, "101"]);
+    Figure::new(name, "ns", phase, samples)
+}
+
+/// From raising an event on the host until the guest's handler runs.
+pub(super) fn upcall(name: &str, phase: Phase, mode: &str, samples: usize) -> Figure {
+    let (config, output) = config(&[mode, &samples.to_string()]);
+    let vm = start(config);
+    let (_, line) = output.recv().expect("the guest tells its channel");
+    let numbers = parse(&line);
+    let (channel, sent) = (numbers[0] as u32, GuestPhys(numbers[1] as u64));
+    for _ in 0..samples {
+        std::thread::sleep(Duration::from_micros(500));
+        vm.memory().write(sent, &hv_core::clock::tsc()).expect("the guest told a good address");
+        vm.raise_event(channel);
+    }
+    assert_eq!(vm.wait().end, End::Shutdown { code: 0 }, "a benchmark guest failed");
+    let text: Vec<u8> = output.iter().flat_map(|(_, bytes)| bytes).collect();
+    Figure::new(name, "ns", phase, parse(&text).into_iter().map(|ticks| to_ns(ticks as u64)).collect())
+}
+
+/// From `Vm::start` until the monitor has served the guest's first call.
+pub(super) fn start_to_first_call(phase: Phase) -> Figure {
+    let once = || {
+        let (config, output) = config(&["first"]);
+        let begun = Instant::now();
+        let vm = start(config);
+        let (first, _) = output.recv().expect("the guest writes a line");
+        drop(vm.wait());
+        (first - begun).as_nanos() as f64 / 1000.0
+    };
+    (0..3).for_each(|_| drop(once()));
+    Figure::new("Vm::start to first hypercall", "us", phase, (0..31).map(|_| once()).collect())
+}
