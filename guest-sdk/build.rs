@@ -4,8 +4,15 @@
 fn main() {
     let directory = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
     let script = format!("-T{directory}/link.ld");
-    let arguments =
-        ["-nostartfiles", "-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,norelro", &script];
+    let arguments = [
+        "-nostartfiles",
+        "-nostdlib",
+        "-static",
+        "-no-pie",
+        "-Wl,--build-id=none",
+        "-Wl,-z,norelro",
+        &script,
+    ];
     println!("cargo::metadata=LINK={}", arguments.join("\t"));
     println!("cargo::rerun-if-changed=link.ld");
 }

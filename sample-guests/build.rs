@@ -1,25 +1,22 @@
 //! Builds the guests under `guests/` and writes constants with their images.
 //!
-//! A guest is built by a cargo of its own: with the profile `guest`, for the host's target, in its own target
+//! The guests are a workspace of their own, built by a cargo of its own: in its own target
 //! directory (cargo would wait for itself in the outer one), and without what the outer build set for itself.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Named in the guests' `.cargo/config.toml`, too.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-
-/// Guests are static and at fixed addresses; an upcall may come anywhere, so code keeps no red zone to protect; frame
-/// pointers make backtraces.
-const RUSTFLAGS: &[&str] = &["-Cforce-frame-pointers=yes", "-Crelocation-model=static"];
 
 fn main() {
     let directory = PathBuf::from(env("CARGO_MANIFEST_DIR"));
     let out = PathBuf::from(env("OUT_DIR"));
     let target = out.join("guests");
     let guests = guests(&directory.join("guests"));
-    build(&directory, &target, &guests);
-    let images = target.join(TARGET).join("guest");
+    build(&directory.join("guests"), &target, &guests);
+    let images = target.join(TARGET).join("release");
     let source = images_source(&guests, &images, &directory);
     std::fs::write(out.join("images.rs"), source).expect("OUT_DIR can be written");
     for path in ["guests", "../guest-sdk", "../hv-abi", "../pv-drivers", "../Cargo.lock", "../Cargo.toml"] {
@@ -48,7 +45,7 @@ fn guests(directory: &Path) -> Vec<String> {
 
 fn build(directory: &Path, target: &Path, guests: &[String]) {
     let mut cargo = Command::new(env("CARGO"));
-    cargo.current_dir(directory).args(["build", "--profile", "guest", "--target", TARGET, "--locked"]);
+    cargo.current_dir(directory).args(["build", "--release", "--locked"]);
     cargo.arg("--target-dir").arg(target);
     for guest in guests {
         cargo.args(["--package", guest]);
@@ -62,15 +59,27 @@ fn build(directory: &Path, target: &Path, guests: &[String]) {
                 .any(|prefix| name.starts_with(prefix));
         let flags = matches!(
             &*name,
-            "RUSTFLAGS" | "RUSTC" | "RUSTDOC" | "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "RUSTC_LINKER"
-                | "MAKEFLAGS" | "MFLAGS" | "TARGET" | "HOST" | "OPT_LEVEL" | "DEBUG" | "PROFILE" | "NUM_JOBS"
-                | "OUT_DIR" | "__CARGO_DEFAULT_LIB_METADATA"
+            "RUSTFLAGS"
+                | "RUSTC"
+                | "RUSTDOC"
+                | "RUSTC_WRAPPER"
+                | "RUSTC_WORKSPACE_WRAPPER"
+                | "RUSTC_LINKER"
+                | "MAKEFLAGS"
+                | "MFLAGS"
+                | "TARGET"
+                | "HOST"
+                | "OPT_LEVEL"
+                | "DEBUG"
+                | "PROFILE"
+                | "NUM_JOBS"
+                | "OUT_DIR"
+                | "__CARGO_DEFAULT_LIB_METADATA"
         );
         if (outer && !kept) || flags {
             cargo.env_remove(name);
         }
     }
-    cargo.env("CARGO_ENCODED_RUSTFLAGS", RUSTFLAGS.join("\u{1f}"));
     let status = cargo.status().expect("cargo can be started");
     assert!(status.success(), "building the sample guests failed; what cargo said is above");
 }
@@ -84,8 +93,11 @@ fn images_source(guests: &[String], images: &Path, directory: &Path) -> String {
         let text = std::fs::read_to_string(main).expect("a guest has a src/main.rs");
         let about = text.lines().next().and_then(|line| line.strip_prefix("//! ")).unwrap_or_default();
         let image = images.join(guest);
-        writeln!(source, "    Sample {{ name: {guest:?}, about: {about:?}, image: include_bytes!({image:?}) }},")
-            .expect("a string takes it");
+        writeln!(
+            source,
+            "    Sample {{ name: {guest:?}, about: {about:?}, image: include_bytes!({image:?}) }},"
+        )
+        .expect("a string takes it");
     }
     source.push_str("];\n");
     source

@@ -24,7 +24,9 @@ pub const NOTE_LIKED: Features = Features::EVENTS.union(Features::MULTICALL);
 /// `entry!(main, memory = 16 << 20)` says how much memory the guest needs at the least, in bytes.
 #[macro_export]
 macro_rules! entry {
-    ($main:path) => { $crate::entry!($main, memory = 4 << 20); };
+    ($main:path) => {
+        $crate::entry!($main, memory = 4 << 20);
+    };
     ($main:path, memory = $memory:expr) => {
         #[used]
         #[unsafe(link_section = ".note.hv")]

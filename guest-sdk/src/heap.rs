@@ -125,6 +125,13 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_that_another_vcpu_holds_leaves_upcalls_unmasked() {
+        let lock = UpcallLock { locked: AtomicBool::new(true), was_masked: AtomicBool::new(false) };
+        assert!(!lock_api::RawMutex::try_lock(&lock));
+        fake::finish();
+    }
+
+    #[test]
     fn the_lock_masks_upcalls_and_goes_back_to_what_was_before() {
         static LOCK: lock_api::Mutex<UpcallLock, u32> = lock_api::Mutex::new(0);
         fn count(_: Channel) {

@@ -28,6 +28,6 @@ pub use hv_abi;
 #[doc(hidden)]
 pub mod __private {
     pub use crate::entry::{NOTE_LIKED, start};
-    pub use hv_abi::note::ElfNote;
     pub use hv_abi::Features;
+    pub use hv_abi::note::ElfNote;
 }

@@ -88,7 +88,8 @@ mod tests {
     #[test]
     fn what_follows_the_cut_is_left_out_even_if_it_would_fit() {
         let long = "x".repeat(1023);
-        let end = fake::run(|| super::end(format_args!("{long}{}{}", "€", "y"), "", 0, 0));
+        let (wide, narrow) = (String::from("€"), String::from("y")); // literals would become one piece
+        let end = fake::run(|| super::end(format_args!("{long}{wide}{narrow}"), "", 0, 0));
         assert_eq!(end, End::Panicked { message: long, place: None });
     }
 

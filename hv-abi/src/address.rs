@@ -9,8 +9,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// A guest-physical address. It is a claim until the host has checked it, and on the host it cannot be
 /// dereferenced: only guest memory turns it into bytes.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(transparent)]
 pub struct GuestPhys(pub u64);
 const _: () = assert!(size_of::<GuestPhys>() == 8 && align_of::<GuestPhys>() == 8);

@@ -11,8 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const MAGIC: u64 = u64::from_le_bytes(*b"hvboot\0\0");
 
 /// A run of bytes in guest-physical memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Blob {
     /// Where it begins.
@@ -24,8 +23,7 @@ const _: () = assert!(size_of::<Blob>() == 16);
 
 /// What a guest kernel is told about the machine. Lives in guest memory that the memory map calls
 /// [`region::BOOT`]; a guest may reuse it once it has read everything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct BootInfo {
     /// [`MAGIC`].
@@ -71,8 +69,7 @@ const _: () = assert!(core::mem::offset_of!(BootInfo, command_line) == 48);
 const _: () = assert!(core::mem::offset_of!(BootInfo, seed) == 152);
 
 /// One run of guest-physical memory and what it is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct MemoryRegion {
     /// Where it begins; page-aligned.

@@ -82,8 +82,7 @@ macro_rules! for_each_call {
 
 /// Number of a hypercall. Retired numbers are never reused. An unknown number gives
 /// [`Status::UNKNOWN_CALL`], so a guest may probe.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct Call(pub u32);
 const _: () = assert!(size_of::<Call>() == 4);
@@ -108,10 +107,18 @@ pub struct Description {
 }
 
 macro_rules! yes {
-    (data) => { true };
-    (alone) => { false };
-    (served) => { true };
-    (later) => { false };
+    (data) => {
+        true
+    };
+    (alone) => {
+        false
+    };
+    (served) => {
+        true
+    };
+    (later) => {
+        false
+    };
 }
 
 macro_rules! declare {
@@ -147,12 +154,16 @@ impl Call {
     pub const fn feature(self) -> Features {
         match self {
             Self::TIMER_SET | Self::POLL => Features::EVENTS,
-            Self::EVENT_ALLOCATE | Self::EVENT_CLOSE | Self::EVENT_SEND | Self::EVENT_BIND => Features::EVENTS,
+            Self::EVENT_ALLOCATE | Self::EVENT_CLOSE | Self::EVENT_SEND | Self::EVENT_BIND => {
+                Features::EVENTS
+            }
             Self::MULTICALL => Features::MULTICALL,
             Self::YIELD_TO | Self::VCPU_START | Self::VCPU_STOP => Features::SMP,
-            Self::ROOT_CREATE | Self::ROOT_DESTROY | Self::MMU_UPDATE | Self::MMU_FLUSH | Self::USER_XSTATE => {
-                Features::MMU
-            }
+            Self::ROOT_CREATE
+            | Self::ROOT_DESTROY
+            | Self::MMU_UPDATE
+            | Self::MMU_FLUSH
+            | Self::USER_XSTATE => Features::MMU,
             Self::PAGES_REPORT | Self::PAGES_CLAIM | Self::BALLOON => Features::PAGE_REPORTING,
             Self::DEVICE_READ | Self::DEVICE_WRITE | Self::DEVICE_NOTIFY => Features::DEVICES,
             _ => Features::empty(),
@@ -199,8 +210,7 @@ pub mod woken_by {
 }
 
 /// One entry of a [`Call::MULTICALL`], 8-byte aligned.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct MulticallEntry {
     /// In: the call to make.
@@ -214,11 +224,11 @@ pub struct MulticallEntry {
     /// Zero.
     pub reserved: u64,
 }
-const _: () = assert!(size_of::<MulticallEntry>() == 64 && core::mem::offset_of!(MulticallEntry, value) == 48);
+const _: () =
+    assert!(size_of::<MulticallEntry>() == 64 && core::mem::offset_of!(MulticallEntry, value) == 48);
 
 /// Argument of [`Call::PANIC`], 8-byte aligned. Texts are UTF-8; what is not is shown replaced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct PanicReport {
     /// In: the message.

@@ -5,8 +5,7 @@ use core::fmt;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Parts of the ABI that a host serves or an image asks for. Bits that this crate does not name are kept.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct Features(u64);
 const _: () = assert!(size_of::<Features>() == 8);
@@ -35,8 +34,7 @@ bitflags! {
 
 /// Instructions a guest may use beyond baseline x86-64, as the host found them. A guest must not run `CPUID` to
 /// find out: what it would see is the machine, not what the VM may rely on after a migration.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct CpuFeatures(u64);
 const _: () = assert!(size_of::<CpuFeatures>() == 8);

@@ -13,8 +13,7 @@ pub const OWNER: &str = "hv";
 pub const TYPE: u32 = 1;
 
 /// The note's descriptor. Little-endian, like everything here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ImageNote {
     /// [`ABI_VERSION`](crate::ABI_VERSION) of the crate that the image was built with.
@@ -31,8 +30,7 @@ pub struct ImageNote {
 const _: () = assert!(size_of::<ImageNote>() == 32 && core::mem::offset_of!(ImageNote, least_memory) == 24);
 
 /// A whole note, as it stands in the image: header, owner, descriptor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(4))]
 pub struct ElfNote {
     /// Bytes of `owner` with its zero: 3.

@@ -6,8 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Result of a hypercall as it crosses the boundary; 0 is success. A number with names, not an `enum`: a newer
 /// host may send a value that this crate does not know, and it prints as its number.
 #[must_use]
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(transparent)]
 pub struct Status(pub u32);
 const _: () = assert!(size_of::<Status>() == 4);

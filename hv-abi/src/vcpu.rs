@@ -74,8 +74,7 @@ const _: () = assert!(core::mem::offset_of!(VcpuPage, masked) == 128);
 
 /// What an upcall leaves on the guest kernel's stack, below the interrupted code's red zone: RSP at entry is its
 /// address, 16-byte aligned after its 40 bytes. All other registers are as they were interrupted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct UpcallFrame {
     /// Where the interrupted code goes on.

@@ -57,9 +57,8 @@ pub(crate) enum Address {
 
 /// The addresses on a stack, innermost first.
 pub(crate) fn walk(memory: &GuestMemory, mappings: &[Mapping], registers: &Registers) -> Vec<Address> {
-    let executable = |address: u64| {
-        mappings.iter().any(|m| m.execute && (m.virt..m.virt + m.length).contains(&address))
-    };
+    let executable =
+        |address: u64| mappings.iter().any(|m| m.execute && (m.virt..m.virt + m.length).contains(&address));
     let read = |address| read_virtual(memory, mappings, address);
     let mut addresses = Vec::new();
     if registers.rip != 0 {
@@ -118,7 +117,8 @@ pub(crate) fn symbolise(image: &[u8], addresses: &[Address]) -> Vec<StackFrame> 
     let context = Dwarf::load(section).and_then(addr2line::Context::from_dwarf).ok();
     addresses
         .flat_map(|(address, at)| {
-            let mut frames = context.as_ref().map(|context| inlined(context, address, at)).unwrap_or_default();
+            let mut frames =
+                context.as_ref().map(|context| inlined(context, address, at)).unwrap_or_default();
             if frames.is_empty() {
                 frames.push(unnamed(address));
             }

@@ -35,7 +35,10 @@ impl Boot<'_> {
         }
         let command_line = self.command_line.join("\0");
         if command_line.len() > COMMAND_LINE_MAX {
-            return Err(StartError::CommandLineTooLong { length: command_line.len(), most: COMMAND_LINE_MAX });
+            return Err(StartError::CommandLineTooLong {
+                length: command_line.len(),
+                most: COMMAND_LINE_MAX,
+            });
         }
         let regions = self.memory_map(memory.size(), end);
         let blob = |start, length: usize| Blob { start: GuestPhys(start), length: length as u64 };
@@ -89,10 +92,8 @@ impl Boot<'_> {
         taken.sort_by_key(|region| region.start);
         let mut map: Vec<MemoryRegion> = Vec::new();
         let mut at = 0;
-        let free = |start: u64, end: u64| MemoryRegion {
-            flags: region::ZERO,
-            ..used(start, end, region::USABLE)
-        };
+        let free =
+            |start: u64, end: u64| MemoryRegion { flags: region::ZERO, ..used(start, end, region::USABLE) };
         for next in taken {
             if next.start.0 > at {
                 map.push(free(at, next.start.0));

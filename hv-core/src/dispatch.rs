@@ -28,8 +28,9 @@ macro_rules! hypercalls {
         ) -> CallResult {
             match number {
                 $($number if features.contains(Call::$name.feature()) => {
-                    let [$($argument,)* unused @ ..] = arguments;
-                    if unused.iter().any(|argument| *argument != 0) {
+                    let mut arguments = arguments.into_iter();
+                    $(let $argument = arguments.next().expect("a call has at most five arguments");)*
+                    if arguments.any(|unused| unused != 0) {
                         return Err(Status::BAD_ARGUMENT);
                     }
                     host.$stem($($argument),*)
@@ -70,9 +71,17 @@ mod tests {
     #[test]
     fn a_call_without_a_method_is_unknown() {
         for call in CALLS {
-            assert_eq!(dispatch(&mut Nothing, Features::all(), call.call.0, [0; 5]), Err(Status::UNKNOWN_CALL), "{}", call.name);
+            assert_eq!(
+                dispatch(&mut Nothing, Features::all(), call.call.0, [0; 5]),
+                Err(Status::UNKNOWN_CALL),
+                "{}",
+                call.name
+            );
         }
-        assert_eq!(dispatch(&mut Nothing, Features::all(), CALLS.len() as u32, [0; 5]), Err(Status::UNKNOWN_CALL));
+        assert_eq!(
+            dispatch(&mut Nothing, Features::all(), CALLS.len() as u32, [0; 5]),
+            Err(Status::UNKNOWN_CALL)
+        );
         assert_eq!(dispatch(&mut Nothing, Features::all(), u32::MAX, [0; 5]), Err(Status::UNKNOWN_CALL));
     }
 
@@ -82,7 +91,11 @@ mod tests {
         for i in 0..5 {
             let mut arguments = [0; 5];
             arguments[i] = 1 << 63;
-            assert_eq!(dispatch(&mut VersionOnly, Features::empty(), 0, arguments), Err(Status::BAD_ARGUMENT), "argument {i}");
+            assert_eq!(
+                dispatch(&mut VersionOnly, Features::empty(), 0, arguments),
+                Err(Status::BAD_ARGUMENT),
+                "argument {i}"
+            );
         }
     }
 }

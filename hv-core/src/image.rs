@@ -20,39 +20,61 @@ use zerocopy::FromBytes;
 #[non_exhaustive]
 #[expect(missing_docs, reason = "the messages say what the fields are")]
 pub enum ImageError {
-    #[error("the image is {found} bytes long, too short for an ELF header of 64; is it a guest image at all?")]
+    #[error(
+        "the image is {found} bytes long, too short for an ELF header of 64; is it a guest image at all?"
+    )]
     TooShort { found: usize },
-    #[error("the image does not begin with an ELF header (7f 45 4c 46), but with {found:02x?}; is it a guest image at all?")]
+    #[error(
+        "the image does not begin with an ELF header (7f 45 4c 46), but with {found:02x?}; is it a guest image at all?"
+    )]
     NotElf { found: [u8; 4] },
-    #[error("the image is for another kind of machine: expected 64-bit little-endian x86-64 (machine 62), found class {class}, encoding {encoding}, machine {machine}; build it for x86_64-unknown-linux-gnu")]
+    #[error(
+        "the image is for another kind of machine: expected 64-bit little-endian x86-64 (machine 62), found class {class}, encoding {encoding}, machine {machine}; build it for x86_64-unknown-linux-gnu"
+    )]
     WrongMachine { class: u8, encoding: u8, machine: u16 },
-    #[error("the image is not a static executable (ELF type {found}, expected 2); link it with `-static -no-pie`, as guest-sdk's linker script does")]
+    #[error(
+        "the image is not a static executable (ELF type {found}, expected 2); link it with `-static -no-pie`, as guest-sdk's linker script does"
+    )]
     NotExecutable { found: u16 },
-    #[error("the image asks for a dynamic linker or dynamic relocation; link it with `-static -no-pie -nostdlib`")]
+    #[error(
+        "the image asks for a dynamic linker or dynamic relocation; link it with `-static -no-pie -nostdlib`"
+    )]
     Dynamic,
     #[error("the image is cut short: {what} end at byte {end}, the file at {length}; copy it again")]
     Truncated { what: &'static str, end: u64, length: u64 },
-    #[error("the image has no note of owner \"hv\", so it was not built for this hypervisor; declare its entry with guest_sdk::entry!")]
+    #[error(
+        "the image has no note of owner \"hv\", so it was not built for this hypervisor; declare its entry with guest_sdk::entry!"
+    )]
     NoNote,
     #[error("the image has {found} notes of owner \"hv\", expected one; is entry! used twice?")]
     ManyNotes { found: usize },
-    #[error("the image's note is {found} bytes with reserved word {reserved:#x}; expected 32 bytes and 0, which ABI version {ABI_VERSION} defines")]
+    #[error(
+        "the image's note is {found} bytes with reserved word {reserved:#x}; expected 32 bytes and 0, which ABI version {ABI_VERSION} defines"
+    )]
     BadNote { found: usize, reserved: u32 },
-    #[error("the image was built for ABI version {found}, this hv serves version {ABI_VERSION}; build it against guest-sdk of this version")]
+    #[error(
+        "the image was built for ABI version {found}, this hv serves version {ABI_VERSION}; build it against guest-sdk of this version"
+    )]
     AbiVersion { found: u32 },
     #[error("the image needs features that this hv does not serve: {missing:?}")]
     Features { missing: Features },
     #[error("the image has no segments to load")]
     NoSegments,
-    #[error("segment {index} at {start:#x} + {length:#x} is outside the part of the address space that an image may use, {LOWEST_MAPPABLE:#x} to {DIRECT_MAP:#x}")]
+    #[error(
+        "segment {index} at {start:#x} + {length:#x} is outside the part of the address space that an image may use, {LOWEST_MAPPABLE:#x} to {DIRECT_MAP:#x}"
+    )]
     OutsideAddressSpace { index: usize, start: u64, length: u64 },
     #[error("segment {index} holds {file:#x} bytes in the file but only {memory:#x} in memory")]
     LargerInFile { index: usize, file: u64, memory: u64 },
-    #[error("segment {index} begins at virtual {virt:#x} and physical {phys:#x}: both must be multiples of {PAGE_SIZE}; use guest-sdk's linker script")]
+    #[error(
+        "segment {index} begins at virtual {virt:#x} and physical {phys:#x}: both must be multiples of {PAGE_SIZE}; use guest-sdk's linker script"
+    )]
     Misaligned { index: usize, virt: u64, phys: u64 },
     #[error("segments {first} and {second} overlap in {space} memory; use guest-sdk's linker script")]
     Overlap { first: usize, second: usize, space: &'static str },
-    #[error("segment {index} is to be loaded at guest-physical {start:#x}, below {LOWEST_MAPPABLE:#x}, where boot information is")]
+    #[error(
+        "segment {index} is to be loaded at guest-physical {start:#x}, below {LOWEST_MAPPABLE:#x}, where boot information is"
+    )]
     OverBootInformation { index: usize, start: u64 },
     #[error("the entry point {entry:#x} is not in an executable segment")]
     Entry { entry: u64 },
@@ -153,9 +175,9 @@ fn header(bytes: &[u8]) -> Result<&Header, ImageError> {
 fn programs<'a>(header: &Header, bytes: &'a [u8]) -> Result<&'a [ProgramHeader64<LittleEndian>], ImageError> {
     let programs = header.program_headers(LittleEndian, bytes).map_err(|_| ImageError::Truncated {
         what: "program headers",
-        end: header
-            .e_phoff(LittleEndian)
-            .saturating_add(u64::from(header.e_phnum(LittleEndian)) * size_of::<ProgramHeader64<LittleEndian>>() as u64),
+        end: header.e_phoff(LittleEndian).saturating_add(
+            u64::from(header.e_phnum(LittleEndian)) * size_of::<ProgramHeader64<LittleEndian>>() as u64,
+        ),
         length: bytes.len() as u64,
     })?;
     let dynamic = |p: &ProgramHeader64<LittleEndian>| {
@@ -169,10 +191,12 @@ fn programs<'a>(header: &Header, bytes: &'a [u8]) -> Result<&'a [ProgramHeader64
 
 fn segments(programs: &[ProgramHeader64<LittleEndian>], bytes: &[u8]) -> Result<Vec<Segment>, ImageError> {
     let mut segments: Vec<Segment> = Vec::new();
-    let loads = programs.iter().filter(|p| p.p_type(LittleEndian) == elf::PT_LOAD && p.p_memsz(LittleEndian) > 0);
+    let loads =
+        programs.iter().filter(|p| p.p_type(LittleEndian) == elf::PT_LOAD && p.p_memsz(LittleEndian) > 0);
     for (index, program) in loads.enumerate() {
         let segment = segment(index, program, bytes)?;
-        let overlaps = |a: u64, b: u64, s: &Segment| a < b + s.pages_length() && b < a + segment.pages_length();
+        let overlaps =
+            |a: u64, b: u64, s: &Segment| a < b + s.pages_length() && b < a + segment.pages_length();
         for (first, other) in segments.iter().enumerate() {
             if overlaps(segment.virt, other.virt, other) {
                 return Err(ImageError::Overlap { first, second: index, space: "virtual" });
@@ -189,7 +213,11 @@ fn segments(programs: &[ProgramHeader64<LittleEndian>], bytes: &[u8]) -> Result<
     Ok(segments)
 }
 
-fn segment(index: usize, program: &ProgramHeader64<LittleEndian>, bytes: &[u8]) -> Result<Segment, ImageError> {
+fn segment(
+    index: usize,
+    program: &ProgramHeader64<LittleEndian>,
+    bytes: &[u8],
+) -> Result<Segment, ImageError> {
     let (virt, phys) = (program.p_vaddr(LittleEndian), program.p_paddr(LittleEndian));
     let (file, length) = (program.p_filesz(LittleEndian), program.p_memsz(LittleEndian));
     if file > length {

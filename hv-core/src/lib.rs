@@ -33,4 +33,3 @@ pub fn prepare() -> std::io::Result<()> {
 pub fn offered_features() -> hv_abi::Features {
     hv_abi::Features::EVENTS | hv_abi::Features::MULTICALL
 }
-

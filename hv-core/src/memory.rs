@@ -15,7 +15,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A guest-physical range that is not in guest memory, or is misaligned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("guest-physical range {start:#x} + {length:#x} is not inside the {size:#x} bytes of guest memory, or is misaligned")]
+#[error(
+    "guest-physical range {start:#x} + {length:#x} is not inside the {size:#x} bytes of guest memory, or is misaligned"
+)]
 pub struct BadAddress {
     /// Where the range begins.
     pub start: u64,

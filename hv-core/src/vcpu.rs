@@ -6,9 +6,9 @@ use crate::dispatch::dispatch;
 use crate::engine::{Exit, Fault, Registers, Trap, VcpuRunner};
 use crate::vm::{Breakpoints, End, Message, Shared};
 use crossbeam_channel::{Receiver, Sender};
+use hv_abi::Status;
 use hv_abi::call::woken_by;
 use hv_abi::vcpu::TIMER_CHANNEL;
-use hv_abi::Status;
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -54,7 +54,8 @@ impl VcpuThread {
             let deadline = timer.1.min(self.clock.next_correction());
             let exit = self.runner.run(Some(deadline));
             if let Next::End(end, registers) = self.handle(exit, &mut calls) {
-                let message = Message::Ended { vcpu: self.vcpu, end, registers, counters: self.runner.counters() };
+                let message =
+                    Message::Ended { vcpu: self.vcpu, end, registers, counters: self.runner.counters() };
                 // The VM may be gone already; then nobody asks.
                 let _ = self.messages.send(message);
                 return;

@@ -84,7 +84,9 @@ pub enum StartError {
     MemoryTooSmall { memory: u64, needed: u64 },
     #[error("the guest's arguments are {length} bytes long, at most {most} fit")]
     CommandLineTooLong { length: usize, most: usize },
-    #[error("this processor or kernel does not let programs set FS and GS base (FSGSBASE), which the process engine needs; it takes an x86-64 processor of 2012 or later and Linux 5.9 or later")]
+    #[error(
+        "this processor or kernel does not let programs set FS and GS base (FSGSBASE), which the process engine needs; it takes an x86-64 processor of 2012 or later and Linux 5.9 or later"
+    )]
     NoFsgsbase,
     #[error("guest memory of {memory} bytes could not be had")]
     Memory { memory: u64, source: std::io::Error },
@@ -150,7 +152,9 @@ impl fmt::Display for End {
             Self::Crash { fault, hint: None } => write!(f, "guest crash: {fault}"),
             Self::Crash { fault, hint: Some(hint) } => write!(f, "guest crash: {fault}: {hint}"),
             Self::Stopped => f.write_str("the guest was stopped from outside"),
-            Self::Unanswered => f.write_str("the vCPU did not answer when it was asked to stop, and was ended"),
+            Self::Unanswered => {
+                f.write_str("the vCPU did not answer when it was asked to stop, and was ended")
+            }
             Self::Died { reason } => write!(f, "the guest is gone: {reason}"),
         }
     }
@@ -419,8 +423,15 @@ impl Vm {
         }
         let (vcpu, end, registers, counters) = match message {
             Some(Message::Ended { vcpu, end, registers, counters }) => (vcpu, end, registers, counters),
-            Some(Message::Stopped { vcpu, registers }) => (vcpu, End::Stopped, registers, Counters::default()),
-            None => (0, End::Died { reason: "its vCPU's thread ended".into() }, Registers::default(), Counters::default()),
+            Some(Message::Stopped { vcpu, registers }) => {
+                (vcpu, End::Stopped, registers, Counters::default())
+            }
+            None => (
+                0,
+                End::Died { reason: "its vCPU's thread ended".into() },
+                Registers::default(),
+                Counters::default(),
+            ),
         };
         let end = match end {
             End::Crash { fault, hint: None } => {

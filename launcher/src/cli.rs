@@ -11,13 +11,16 @@ use std::time::Duration;
 /// Runs paravirtualised guests at native speed, without root and without hardware virtualisation.
 #[derive(Debug, Parser)]
 #[command(name = "hv", version = VERSION.as_str(), arg_required_else_help = true, subcommand_required = true)]
-#[command(disable_help_subcommand = true, after_help = "\
+#[command(
+    disable_help_subcommand = true,
+    after_help = "\
 Examples:
   hv run hello          boot a built-in guest
   hv new my-guest       write a guest of your own; then: cd my-guest && cargo run
   hv doctor             what this host allows, and how fast it is
 
-`hv COMMAND --help` says more about each command.")]
+`hv COMMAND --help` says more about each command."
+)]
 pub(crate) struct Cli {
     /// How log lines look; RUST_LOG says which there are (default: warn)
     #[arg(long, global = true, value_name = "FORMAT", default_value = "text", hide_default_value = true)]
@@ -90,7 +93,10 @@ Examples:
 Standard output is the guest's alone. All that hv has to say goes to standard error.";
 
 fn run_long_help() -> String {
-    format!("{RUN_EXAMPLES}\n\nCtrl-C stops the guest and says where it was; a second Ctrl-C ends it at once.\n\n{}", exit_code::help())
+    format!(
+        "{RUN_EXAMPLES}\n\nCtrl-C stops the guest and says where it was; a second Ctrl-C ends it at once.\n\n{}",
+        exit_code::help()
+    )
 }
 
 /// Engines to choose from.

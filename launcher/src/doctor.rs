@@ -50,7 +50,11 @@ impl Check {
         status: Status,
         advice: &'static str,
     ) -> Self {
-        if good { Self::ok(name, found) } else { Self { name, status, found: found.into(), advice: Some(advice) } }
+        if good {
+            Self::ok(name, found)
+        } else {
+            Self { name, status, found: found.into(), advice: Some(advice) }
+        }
     }
 }
 

@@ -65,7 +65,9 @@ pub(crate) fn help() -> String {
     for (_, code, meaning) in TABLE {
         writeln!(text, "  {code:>5}  {meaning}").expect("a string takes it");
     }
-    text.push_str("A guest that shuts down with one of these codes gives the same number; --json tells them apart.");
+    text.push_str(
+        "A guest that shuts down with one of these codes gives the same number; --json tells them apart.",
+    );
     text
 }
 

@@ -22,7 +22,10 @@ impl Failure {
     }
 
     /// `hv` itself could not do it.
-    pub(crate) fn cannot(message: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    pub(crate) fn cannot(
+        message: impl Into<String>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
         Self::new(Cause::CannotStart, message).because(source)
     }
 

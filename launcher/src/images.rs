@@ -26,8 +26,9 @@ pub(crate) fn load(path: &Path) -> Result<Image, Failure> {
         Some(sample) => sample.image.to_vec(),
         None => read(path).map_err(|error| unreadable(path, error))?,
     };
-    Image::parse(bytes)
-        .map_err(|error| Failure::new(Cause::BadImage, format!("`{}` cannot run", path.display())).because(error))
+    Image::parse(bytes).map_err(|error| {
+        Failure::new(Cause::BadImage, format!("`{}` cannot run", path.display())).because(error)
+    })
 }
 
 /// The built-in image of that name, unless it is plainly a path.
@@ -134,7 +135,8 @@ fn table(listed: &[Listed], style: &Style) -> String {
     let mut text = format!("{}\n", style.bold(&heading));
     for Listed { name: n, about, size, abi_version, least_memory } in listed {
         let (size, memory) = (show_size(*size), show_size(*least_memory));
-        writeln!(text, "{n:name$}  {size:>9}  {abi_version:>3}  {memory:>9}  {about}").expect("a string takes it");
+        writeln!(text, "{n:name$}  {size:>9}  {abi_version:>3}  {memory:>9}  {about}")
+            .expect("a string takes it");
     }
     text
 }

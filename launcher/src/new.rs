@@ -24,12 +24,70 @@ const SDK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../guest-sdk");
 
 /// Names that cargo takes and that would not build: keywords cannot be crates, the rest would hide what guests use.
 const BAD_NAMES: &[&str] = &[
-    "abstract", "alloc", "as", "async", "await", "become", "box", "break", "build", "const", "continue", "core",
-    "crate", "deps", "do", "dyn", "else", "enum", "examples", "extern", "false", "final", "fn", "for", "gen",
-    "guest-sdk", "guest_sdk", "hv-abi", "hv_abi", "if", "impl", "in", "incremental", "let", "loop", "macro", "main",
-    "match", "mod", "move", "mut", "override", "priv", "pub", "ref", "return", "self", "static", "std", "struct",
-    "super", "test", "trait", "true", "try", "type", "typeof", "unsafe", "unsized", "use", "virtual", "where",
-    "while", "yield",
+    "abstract",
+    "alloc",
+    "as",
+    "async",
+    "await",
+    "become",
+    "box",
+    "break",
+    "build",
+    "const",
+    "continue",
+    "core",
+    "crate",
+    "deps",
+    "do",
+    "dyn",
+    "else",
+    "enum",
+    "examples",
+    "extern",
+    "false",
+    "final",
+    "fn",
+    "for",
+    "gen",
+    "guest-sdk",
+    "guest_sdk",
+    "hv-abi",
+    "hv_abi",
+    "if",
+    "impl",
+    "in",
+    "incremental",
+    "let",
+    "loop",
+    "macro",
+    "main",
+    "match",
+    "mod",
+    "move",
+    "mut",
+    "override",
+    "priv",
+    "pub",
+    "ref",
+    "return",
+    "self",
+    "static",
+    "std",
+    "struct",
+    "super",
+    "test",
+    "trait",
+    "true",
+    "try",
+    "type",
+    "typeof",
+    "unsafe",
+    "unsized",
+    "use",
+    "virtual",
+    "where",
+    "while",
+    "yield",
 ];
 
 /// Writes the crate and says how to go on; gives the exit code.
@@ -81,8 +139,10 @@ fn name(options: &NewOptions) -> Result<String, Failure> {
     };
     match problem(&name) {
         None => Ok(name),
-        Some(problem) => Err(Failure::new(Cause::CannotStart, format!("`{name}` cannot be a crate's name: {problem}"))
-            .advise("give another with --name NAME")),
+        Some(problem) => {
+            Err(Failure::new(Cause::CannotStart, format!("`{name}` cannot be a crate's name: {problem}"))
+                .advise("give another with --name NAME"))
+        }
     }
 }
 

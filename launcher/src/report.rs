@@ -84,7 +84,10 @@ impl Told {
         let reason = match self.cause {
             Cause::TimeOut => {
                 let limit = units::show_duration(self.timeout.unwrap_or_default());
-                return format!("time-out: the guest ran longer than {limit} and was stopped{}", self.place());
+                return format!(
+                    "time-out: the guest ran longer than {limit} and was stopped{}",
+                    self.place()
+                );
             }
             Cause::Interrupt => "Ctrl-C",
             Cause::HangUp => "SIGHUP",
@@ -122,7 +125,9 @@ impl Told {
         } else if frames.is_empty() {
             Some("For a backtrace, build the guest with -Cforce-frame-pointers=yes.")
         } else {
-            Some("For file names and lines, build the guest with `debug = \"line-tables-only\"` in its profile.")
+            Some(
+                "For file names and lines, build the guest with `debug = \"line-tables-only\"` in its profile.",
+            )
         }
     }
 }

@@ -76,7 +76,8 @@ mod tests {
 
     #[test]
     fn sizes_are_read() {
-        let read = [("0", 0), ("4096", 4096), ("64M", 64 << 20), ("2g", 2 << 30), ("1T", 1 << 40), ("8KiB", 8192)];
+        let read =
+            [("0", 0), ("4096", 4096), ("64M", 64 << 20), ("2g", 2 << 30), ("1T", 1 << 40), ("8KiB", 8192)];
         for (text, bytes) in read {
             assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
@@ -84,7 +85,9 @@ mod tests {
 
     #[test]
     fn what_is_no_size_is_refused() {
-        for text in ["", "M", "-1", "+1", "1.5G", "64X", "64 M", "64MB", "99999999T", "18446744073709551616", "６４"] {
+        for text in
+            ["", "M", "-1", "+1", "1.5G", "64X", "64 M", "64MB", "99999999T", "18446744073709551616", "６４"]
+        {
             assert!(parse_size(text).is_err(), "{text}");
         }
     }

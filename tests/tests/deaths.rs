@@ -9,7 +9,8 @@ use hv_core::{End, Report};
 /// Runs the `crash` guest and checks what every report must have.
 fn die(way: &str, function: &str) -> Report {
     let (report, _) = run("crash", &[way]);
-    let named = |f: &hv_core::backtrace::StackFrame| f.function.as_deref().is_some_and(|n| n.contains(function));
+    let named =
+        |f: &hv_core::backtrace::StackFrame| f.function.as_deref().is_some_and(|n| n.contains(function));
     assert!(report.backtrace.iter().any(named), "{function} is not in {:#?}", report.backtrace);
     let main = |f: &hv_core::backtrace::StackFrame| {
         f.file.as_deref().is_some_and(|n| n.ends_with("crash/src/main.rs")) && f.line.is_some()
@@ -72,7 +73,9 @@ fn stack_overflow_hits_the_guard_page() {
 
 #[test]
 fn exceptions_tell_their_vector() {
-    for (way, function, vector) in [("illegal-instruction", "illegal_instruction", 6), ("divide", "divide", 0)] {
+    for (way, function, vector) in
+        [("illegal-instruction", "illegal_instruction", 6), ("divide", "divide", 0)]
+    {
         let report = die(way, function);
         assert_eq!(crash(&report).0, Fault::Exception { vector, error: 0 }, "{way}");
     }
@@ -90,7 +93,8 @@ fn an_endless_loop_is_stopped_where_it_is() {
     std::thread::sleep(std::time::Duration::from_millis(50));
     let report = vm.stop();
     assert_eq!(report.end, End::Stopped);
-    let endless = |f: &hv_core::backtrace::StackFrame| f.function.as_deref().is_some_and(|n| n.contains("endless"));
+    let endless =
+        |f: &hv_core::backtrace::StackFrame| f.function.as_deref().is_some_and(|n| n.contains("endless"));
     assert!(report.backtrace.iter().any(endless), "{:#?}", report.backtrace);
 }
 

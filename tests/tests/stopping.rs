@@ -72,7 +72,8 @@ fn a_blocked_guest_can_be_paused_resumed_and_stopped() {
     let vm = paused.resume();
     let report = vm.stop();
     assert_eq!(report.end, End::Stopped);
-    let in_idle = |f: &hv_core::backtrace::StackFrame| f.function.as_deref().is_some_and(|n| n.contains("idle"));
+    let in_idle =
+        |f: &hv_core::backtrace::StackFrame| f.function.as_deref().is_some_and(|n| n.contains("idle"));
     assert!(report.backtrace.iter().any(in_idle), "{:#?}", report.backtrace);
 }
 

@@ -40,7 +40,8 @@ pub(crate) unsafe fn call(number: u32, arguments: [u64; 5]) -> Answer {
 /// Gives the CPU back until an event or the deadline.
 pub(crate) fn block(deadline: u64) -> Answer {
     if std::thread::panicking() {
-        vm().now.set(if deadline == NEVER { vm().now.get() } else { deadline });
+        let until = if deadline == NEVER { 0 } else { deadline };
+        vm().now.set(vm().now.get().max(until));
         return Answer { status: 0, value: woken_by::DEADLINE };
     }
     vm().check_page();
@@ -82,8 +83,11 @@ pub(crate) fn tsc() -> u64 {
 }
 
 /// Makes upcalls while they are pending and not masked, as the assembly does: masked while handlers run, and looking
-/// again after unmasking.
+/// again after unmasking. A guest that has ended gets none.
 pub(super) fn deliver() {
+    if vm().host.borrow().end.is_some() {
+        return;
+    }
     let upcall = &vm().page.upcall;
     while upcall.load(SeqCst) & (upcall::PENDING | upcall::MASKED) == upcall::PENDING {
         upcall.fetch_or(upcall::MASKED, SeqCst);

@@ -207,6 +207,16 @@ fn the_vm_is_gone_after_its_end() {
 }
 
 #[test]
+fn nothing_of_a_guest_runs_after_its_end() {
+    let end = run(|| {
+        timer::set(Instant::START + MS, |_| panic!("a handler of a guest that is gone"));
+        process::exit(0);
+    });
+    advance(2 * MS);
+    assert_eq!(end, End::Shutdown(0));
+}
+
+#[test]
 fn only_what_runs_under_run_may_end() {
     let outside = catch_unwind(|| process::exit(0)).expect_err("the host let it pass");
     assert!(unwind::text(&*outside).contains("run what may end it by fake::run"));

@@ -126,7 +126,10 @@ pub(crate) trait Control: Notify {
 /// Why a vCPU came back to the monitor.
 #[derive(Debug)]
 pub(crate) enum Exit {
-    Hypercall { number: u32, arguments: [u64; 5] },
+    Hypercall {
+        number: u32,
+        arguments: [u64; 5],
+    },
     /// Guest code did something that it cannot go on from by itself.
     Trap(Trap),
     /// It has stopped, as it was asked to, and would go on with these.

@@ -61,7 +61,8 @@ fn seccomp() -> Check {
         Some("0") => "filters; hv itself has none".to_owned(),
         Some(number) => format!("filters; hv itself runs under {number}, from whoever started it"),
     };
-    let advice = "sandboxes are locked down with filters; use a kernel with CONFIG_SECCOMP_FILTER, and mount /proc";
+    let advice =
+        "sandboxes are locked down with filters; use a kernel with CONFIG_SECCOMP_FILTER, and mount /proc";
     Check::unless(filters.is_some(), "seccomp", found, Status::Missing, advice)
 }
 
@@ -69,7 +70,9 @@ fn seccomp() -> Check {
 fn memfd() -> Check {
     let advice = "sandboxes are executed from a file in memory: `sysctl vm.memfd_noexec=1` is strict enough";
     match read("/proc/sys/vm/memfd_noexec").as_deref() {
-        Some("2") => Check::unless(false, "memfd", "execution forbidden (vm.memfd_noexec=2)", Status::Missing, advice),
+        Some("2") => {
+            Check::unless(false, "memfd", "execution forbidden (vm.memfd_noexec=2)", Status::Missing, advice)
+        }
         _ => Check::ok("memfd", "execution allowed"),
     }
 }
@@ -93,7 +96,8 @@ fn max_map_count() -> Check {
 fn processors() -> Check {
     let count = std::thread::available_parallelism().map_or(1, usize::from);
     let found = format!("{count} for this process");
-    let advice = "with one, monitor and guest take turns, and each hypercall costs two switches; give hv two or more";
+    let advice =
+        "with one, monitor and guest take turns, and each hypercall costs two switches; give hv two or more";
     Check::unless(count > 1, "processors", found, Status::Warn, advice)
 }
 
@@ -119,7 +123,8 @@ fn user() -> Check {
 /// For information only.
 fn kvm() -> Check {
     let there = Path::new("/dev/kvm").exists();
-    let found = if there { "present; not used yet, there is no KVM engine" } else { "not present; not needed" };
+    let found =
+        if there { "present; not used yet, there is no KVM engine" } else { "not present; not needed" };
     Check::ok("/dev/kvm", found)
 }
 

@@ -34,7 +34,12 @@ pub(super) fn all() -> Result<Measured, String> {
     runs.sort_by_key(|run| run.start);
     let start = runs[RUNS / 2].start;
     let ns = |duration: Duration| duration.as_nanos() as u64;
-    Ok(Measured { first_run_ns: ns(first.whole), start_ns: ns(start), run_ns: ns(run), hypercall_ns: hypercall() })
+    Ok(Measured {
+        first_run_ns: ns(first.whole),
+        start_ns: ns(start),
+        run_ns: ns(run),
+        hypercall_ns: hypercall(),
+    })
 }
 
 /// The guest `bench null` prints what a hypercall took, in picoseconds, batch by batch.

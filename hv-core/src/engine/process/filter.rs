@@ -129,8 +129,12 @@ mod tests {
         let (mut accumulator, mut next) = (0, 0);
         loop {
             let word = program[next];
-            let (code, yes, no, k) =
-                (word as u16 as u32, (word >> 16) as u8 as usize, (word >> 24) as u8 as usize, (word >> 32) as u32);
+            let (code, yes, no, k) = (
+                word as u16 as u32,
+                (word >> 16) as u8 as usize,
+                (word >> 24) as u8 as usize,
+                (word >> 32) as u32,
+            );
             next += 1;
             if code == BPF_LD | BPF_W | BPF_ABS {
                 accumulator = data(k);
@@ -166,7 +170,13 @@ mod tests {
             let i386 = 0x4000_0003;
             assert_eq!(run(&filter, i386, FUTEX, at, 0), libc::SECCOMP_RET_TRAP);
         }
-        for at in [0x20_0000, stub::command(), stub::mapping_futex_1(), stub::futex_1() + 1, stub::futex_1() + (1 << 32)] {
+        for at in [
+            0x20_0000,
+            stub::command(),
+            stub::mapping_futex_1(),
+            stub::futex_1() + 1,
+            stub::futex_1() + (1 << 32),
+        ] {
             assert_eq!(run(&filter, AUDIT_ARCH_X86_64, FUTEX, at, 0), libc::SECCOMP_RET_TRAP, "{at:#x}");
         }
     }

@@ -40,7 +40,24 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
         core::array::from_fn(|i| word(ucontext::R8 + i as u64 * 8));
     let (rip, rflags) = (word(ucontext::RIP), word(ucontext::EFLAGS));
     let registers = Registers {
-        rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rbp,
+        rsp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
     };
     // A stop has no siginfo of its own; whatever is there is not looked at.
     let info: [u64; 4] = stack_offset(vcpu, handover.siginfo.load(Relaxed), 32)

@@ -234,8 +234,12 @@ impl Atomics for Machine {
             tv_nsec: t.subsec_nanos().into(),
         });
         // An error means that the word changed, a signal came or the time passed; the caller looks.
-        let _ =
-            rustix::thread::futex::wait(word, rustix::thread::futex::Flags::empty(), expected, timeout.as_ref());
+        let _ = rustix::thread::futex::wait(
+            word,
+            rustix::thread::futex::Flags::empty(),
+            expected,
+            timeout.as_ref(),
+        );
     }
 
     fn wake(word: &AtomicU32) {

@@ -92,7 +92,9 @@ impl Mapper {
                 break;
             }
             if dead.load(Ordering::SeqCst) || start.elapsed() > PATIENCE {
-                return Err(EngineError::SandboxDied { how: "it did not carry out its first commands".into() });
+                return Err(EngineError::SandboxDied {
+                    how: "it did not carry out its first commands".into(),
+                });
             }
             Machine::sleep(&report.done, done, Some(Duration::from_millis(20)));
         }
@@ -128,7 +130,8 @@ impl Mapper {
             (*control).thread_count = commands.len() as u64;
             (&mut (*control).thread_commands)[..commands.len()].copy_from_slice(&commands);
         }
-        let flags = libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
+        let flags =
+            libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
         Command::new(libc::SYS_clone, [flags as u64, stack + STACK_SIZE - 128, 0, 0, 0, 0])
     }
 }
@@ -152,9 +155,8 @@ unsafe fn write_filter(filter: *mut Filter, offset: usize, program: &[u64]) {
 /// The commands that every sandbox begins with: signals, a clean address space, the shared pages, its filter.
 pub(super) fn first_commands(pages: &VcpuPages) -> Vec<Command> {
     let at = |offset| control_address(offset);
-    let action = |signal: i32, offset| {
-        Command::new(libc::SYS_rt_sigaction, [signal as u64, at(offset), 0, 8, 0, 0])
-    };
+    let action =
+        |signal: i32, offset| Command::new(libc::SYS_rt_sigaction, [signal as u64, at(offset), 0, 8, 0, 0]);
     let mut commands: Vec<Command> =
         TRAP_SIGNALS.iter().map(|signal| action(*signal, offset_of!(Control, trap_action))).collect();
     commands.push(action(KICK_SIGNAL, offset_of!(Control, kick_action)));
@@ -165,15 +167,18 @@ pub(super) fn first_commands(pages: &VcpuPages) -> Vec<Command> {
     // The host's stack, vDSO and whatever else it put there: everything but slot 255's used part.
     commands.push(Command::new(libc::SYS_munmap, [0, STUB_BASE, 0, 0, 0, 0]));
     let top = 0x7fff_ffff_f000;
-    commands.push(Command::new(
-        libc::SYS_munmap,
-        [SLOT_255_USED_END, top - SLOT_255_USED_END, 0, 0, 0, 0],
-    ));
+    commands.push(Command::new(libc::SYS_munmap, [SLOT_255_USED_END, top - SLOT_255_USED_END, 0, 0, 0, 0]));
     for vcpu in 0..pages.vcpus() {
         let area = vcpu_area(vcpu);
         let exchange = u64::from(vcpu) * EXCHANGE_STRIDE;
         use descriptor::{EXCHANGE, VCPU_PAGES};
-        commands.push(map(area, 4096, VCPU_PAGES, VcpuPages::offset(vcpu), libc::PROT_READ | libc::PROT_WRITE));
+        commands.push(map(
+            area,
+            4096,
+            VCPU_PAGES,
+            VcpuPages::offset(vcpu),
+            libc::PROT_READ | libc::PROT_WRITE,
+        ));
         commands.push(map(area + CLOCK, 4096, VCPU_PAGES, 0, libc::PROT_READ));
         commands.push(map(area + HANDOVER, 4096, EXCHANGE, exchange, libc::PROT_READ | libc::PROT_WRITE));
         let stack = (area + STACK, STACK_SIZE, exchange + 4096);
@@ -189,8 +194,5 @@ pub(super) fn first_commands(pages: &VcpuPages) -> Vec<Command> {
 /// The command that maps a part of one of the sandbox's files.
 pub(super) fn map(address: u64, length: u64, file: i32, offset: u64, protection: i32) -> Command {
     let flags = libc::MAP_SHARED | libc::MAP_FIXED;
-    Command::new(
-        libc::SYS_mmap,
-        [address, length, protection as u64, flags as u64, file as u64, offset],
-    )
+    Command::new(libc::SYS_mmap, [address, length, protection as u64, flags as u64, file as u64, offset])
 }

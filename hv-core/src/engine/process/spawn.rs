@@ -161,9 +161,7 @@ fn spawn_child(executable: RawFd, descriptors: [RawFd; 4], stack: &mut [u8]) -> 
     // 2. The function makes only system calls and touches only `start`, which lives as long, too.
     // 3. CLONE_PIDFD stores to `handle`, which is an `int` that lives.
     // Exit signal 0: an embedding program's SIGCHLD handling never sees these children.
-    let pid = unsafe {
-        libc::clone(child, top.cast(), flags, (&raw mut start).cast(), &raw mut handle)
-    };
+    let pid = unsafe { libc::clone(child, top.cast(), flags, (&raw mut start).cast(), &raw mut handle) };
     if pid < 0 {
         return Err(io::Error::last_os_error());
     }

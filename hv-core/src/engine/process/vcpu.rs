@@ -162,11 +162,7 @@ impl VcpuRunner for Vcpu {
 
 /// The words of the protocol in a hand-over page.
 pub(super) fn words(handover: &Handover) -> Words<'_, Machine> {
-    Words {
-        turn: &handover.turn,
-        host_sleeps: &handover.host_sleeps,
-        caller_sleeps: &handover.caller_sleeps,
-    }
+    Words { turn: &handover.turn, host_sleeps: &handover.host_sleeps, caller_sleeps: &handover.caller_sleeps }
 }
 
 /// Writes the context from which a vCPU's thread begins to run guest code.

@@ -31,7 +31,7 @@ fn main() -> u8 {
         "trap" => batches(samples, 2_000, breakpoint),
         "self" => to_self(samples),
         "sleep" => print_all((0..samples).map(|_| lateness(Duration::from_millis(2)))),
-        "running" => from_host(samples, || core::hint::spin_loop()),
+        "running" => from_host(samples, core::hint::spin_loop),
         "blocked" => from_host(samples, || {
             hypercall::block(NEVER);
         }),

@@ -64,7 +64,7 @@ fn execute() {
 #[inline(never)]
 fn null() {
     // SAFETY: not met: null is never mapped, which is the point.
-    black_box(unsafe { black_box(8 as *const u64).read_volatile() });
+    black_box(unsafe { black_box(core::ptr::without_provenance::<u64>(8)).read_volatile() });
 }
 
 #[inline(never)]
@@ -73,6 +73,7 @@ fn illegal_instruction() {
     unsafe { asm!("ud2") };
 }
 
+#[expect(unconditional_recursion, reason = "the stack has an end, which is the point")]
 #[inline(never)]
 fn recurse(depth: u64) -> u64 {
     let ballast = black_box([depth; 64]);
@@ -104,12 +105,16 @@ fn endless() {
 #[inline(never)]
 fn unanswering() {
     #[repr(align(4096))]
-    struct Pages([u64; 2048]);
-    static mut PAGES: Pages = Pages([0; 2048]);
+    struct Pages {
+        _words: [u64; 2048],
+    }
+    static mut PAGES: Pages = Pages { _words: [0; 2048] };
     println!("deaf from here on");
     let block = HYPERCALL_PAGE + entry::BLOCK;
     // SAFETY: not met: GS base must be the vCPU page at a hypercall, which is the point.
-    unsafe { asm!("wrgsbase {0}", "call {1}", in(reg) &raw mut PAGES, in(reg) block, in("rdi") u64::MAX, options(noreturn)) };
+    unsafe {
+        asm!("wrgsbase {0}", "call {1}", in(reg) &raw mut PAGES, in(reg) block, in("rdi") u64::MAX, options(noreturn))
+    };
 }
 
 /// The lowest page of vCPU 0's signal stack has no room for a signal, and the host notices only when one lands.
