@@ -77,7 +77,7 @@ impl Engine for ProcessEngine {
         ready.map_err(|error| shared.explain(error))?;
 
         let runner: Box<dyn VcpuRunner> = Box::new(vcpu::Vcpu::new(shared.clone(), 0));
-        let control = Arc::new(Sandbox { shared, child, _mapper: mapper });
+        let control = Arc::new(Sandbox { shared, child });
         Ok(Running { vcpus: vec![runner], control })
     }
 }
@@ -188,7 +188,6 @@ fn send_signal(pid: i32, thread: i32) {
 struct Sandbox {
     shared: Arc<Shared>,
     child: Child,
-    _mapper: Mapper,
 }
 
 impl Notify for Sandbox {
