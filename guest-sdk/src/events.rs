@@ -1,8 +1,8 @@
 //! Event channels: how the host, a timer or another vCPU tells the guest that something happened.
 //!
 //! A channel with a handler, once unmasked, interrupts the guest kernel wherever it is; the handler runs with
-//! upcalls masked and may use the whole SDK, but should be short. A channel without one is polled with
-//! [`Channel::take`], and an unmasked one ends a [`block`](crate::hypercall::block).
+//! upcalls masked and may use the whole SDK, but should be short. A channel without one is looked at with
+//! [`Channel::take`] or waited for with [`Channel::wait`].
 
 #![expect(unsafe_code, reason = "handlers are stored as pointers")]
 
@@ -100,6 +100,19 @@ impl Channel {
         raw::vcpu_page().pending[word].fetch_and(!bit, Ordering::SeqCst) & bit != 0
     }
 
+    /// Gives the CPU back until the channel fires; unmasks it. For a channel without a handler: one with a handler is
+    /// served by that. Handlers of other channels run meanwhile.
+    pub fn wait(self) {
+        self.unmask();
+        // Masked, so that nothing is taken between the look and the sleep.
+        let was_masked = Masked::set();
+        while !self.take() {
+            crate::hypercall::block(hv_abi::call::NEVER);
+            crate::upcall::take_events();
+        }
+        Masked::restore(was_masked);
+    }
+
     fn place(self) -> (usize, u64) {
         (self.0 as usize / 64, 1 << (self.0 % 64))
     }
@@ -165,6 +178,19 @@ mod tests {
         channel.send().unwrap();
         assert_eq!(seen(), [channel.number()]);
         assert!(!channel.take());
+    }
+
+    #[test]
+    fn waiting_ends_when_the_channel_fires_and_not_before() {
+        let (waited, other) = (channel(), channel());
+        other.on_event(note);
+        fake::raise_after(Duration::from_secs(1), other);
+        fake::raise_after(Duration::from_secs(2), waited);
+        let start = crate::time::Instant::now();
+        waited.wait();
+        assert_eq!(start.elapsed(), Duration::from_secs(2));
+        assert_eq!(seen(), [other.number()]);
+        assert!(!waited.take());
     }
 
     #[test]

@@ -31,7 +31,8 @@ pub fn handle(info: &PanicInfo<'_>) -> ! {
     end(info.message(), file, line, column)
 }
 
-/// Ends the VM as panicked.
+/// Ends the VM as panicked. The fake host reports by this, too; in a guest it is a part of [`handle`].
+#[inline(always)]
 pub(crate) fn end(text: impl core::fmt::Display, file: &str, line: u32, column: u32) -> ! {
     let mut message = Message { bytes: [0; 1024], used: 0 };
     let _ = write!(message, "{text}"); // fails if it is cut

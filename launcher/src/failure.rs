@@ -81,7 +81,9 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> Vec<String> {
         next = error.source();
         Some(error.to_string())
     });
-    errors.collect()
+    let mut told: Vec<String> = errors.collect();
+    told.dedup(); // some say what is behind them as if it were their own
+    told
 }
 
 #[cfg(test)]

@@ -47,6 +47,7 @@
 //! * Guest-physical addresses are the process's own. The host sees what was handed to
 //!   [`phys_of`](crate::memory::phys_of) since the last call, and nothing else. The memory map has 1 MiB that is
 //!   usable; boot information is outside it, and its seed is always the same.
+//! * Nothing interrupts a guest between its calls: a loop that makes none and waits for a handler hangs.
 //! * A guest that ends leaves by unwinding, so destructors run that would not in a VM; their calls do nothing.
 
 #![expect(unsafe_code, reason = "guest memory is this process's memory")]
