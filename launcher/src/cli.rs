@@ -1,5 +1,6 @@
 //! The command line: what can be asked for, and the help that teaches it. Nothing is done here.
 
+use crate::bench::Phase;
 use crate::logging::LogFormat;
 use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -41,6 +42,8 @@ pub(crate) enum Command {
     New(NewOptions),
     /// Check what this host allows, and measure it
     Doctor(DoctorOptions),
+    /// Measure, beside the host's own figures
+    Bench(BenchOptions),
 }
 
 impl Command {
@@ -50,6 +53,7 @@ impl Command {
             Self::Run(options) => options.json,
             Self::Images(options) => options.json,
             Self::Doctor(options) => options.json,
+            Self::Bench(options) => options.json,
             Self::New(_) => false,
         }
     }
@@ -162,6 +166,33 @@ pub(crate) struct DoctorOptions {
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `hv bench`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv bench crossing                 a table, in about a minute
+  hv bench crossing --json | jq -r '.[] | [.name, .phase, .median, .unit] | @tsv'
+
+Everything is measured twice, with a spare core and pinned to one, each beside the host's own figure of the same run.
+Other work on the machine spoils the figures: compare ratios, not times.")]
+pub(crate) struct BenchOptions {
+    /// What to measure
+    pub(crate) suite: Suite,
+    /// Print a JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// One phase, in this process, as JSON: how the benchmark runs itself.
+    #[arg(long, hide = true)]
+    pub(crate) phase: Option<Phase>,
+}
+
+/// What `hv bench` can measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Suite {
+    /// Hypercalls, traps, upcalls, wake-ups, starts, and what an idle VM costs
+    Crossing,
 }
 
 static VERSION: LazyLock<String> =

@@ -21,6 +21,8 @@ pub(crate) struct Sink {
     failed: OnceLock<Errno>,
     /// The last byte written does not end a line.
     mid_line: AtomicBool,
+    /// Something was dropped since nobody was to wait for the reader.
+    dropped: AtomicBool,
 }
 
 impl Sink {
@@ -29,7 +31,12 @@ impl Sink {
     /// The host has no descriptors left.
     pub(crate) fn new() -> io::Result<Arc<Self>> {
         let letting_go = eventfd(0, EventfdFlags::CLOEXEC)?;
-        Ok(Arc::new(Self { letting_go, failed: OnceLock::new(), mid_line: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            letting_go,
+            failed: OnceLock::new(),
+            mid_line: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
+        }))
     }
 
     /// From here on nobody waits for a reader: what it does not take at once is dropped.
@@ -40,6 +47,11 @@ impl Sink {
     /// Whether text that follows would stand behind an unfinished line of the guest's.
     pub(crate) fn is_mid_line(&self) -> bool {
         self.mid_line.load(Relaxed)
+    }
+
+    /// Whether [`let_go`](Self::let_go) has cost output: the guest may have gone on only because of that.
+    pub(crate) fn has_dropped(&self) -> bool {
+        self.dropped.load(Relaxed)
     }
 
     /// What went wrong in writing, if something did. A reader that has gone is nothing wrong.
@@ -55,7 +67,11 @@ impl Sink {
             PollFd::from_borrowed_fd(rustix::fd::AsFd::as_fd(&self.letting_go), PollFlags::IN),
         ];
         while poll(&mut waits, None) == Err(Errno::INTR) {}
-        !waits[0].revents().is_empty()
+        let takes = !waits[0].revents().is_empty();
+        if !takes {
+            self.dropped.store(true, Relaxed);
+        }
+        takes
     }
 }
 

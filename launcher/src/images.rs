@@ -22,11 +22,11 @@ const LARGEST: u64 = 1 << 30;
 ///
 /// There is none, or it cannot run.
 pub(crate) fn load(path: &Path) -> Result<Image, Failure> {
-    let bytes = match built_in(path) {
-        Some(sample) => sample.image.to_vec(),
-        None => read(path).map_err(|error| unreadable(path, error))?,
+    let image = match built_in(path) {
+        Some(sample) => Image::parse(sample.image),
+        None => Image::parse(read(path).map_err(|error| unreadable(path, error))?),
     };
-    Image::parse(bytes).map_err(|error| {
+    image.map_err(|error| {
         Failure::new(Cause::BadImage, format!("`{}` cannot run", path.display())).because(error)
     })
 }

@@ -3,6 +3,7 @@
 //!
 //! Start at [`cli`] for what can be asked for, and at [`run`] for the command that matters most.
 
+mod bench;
 mod cli;
 mod console;
 mod doctor;
@@ -36,5 +37,6 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::Images(options) => images::list(options),
         Command::New(options) => new::write(options),
         Command::Doctor(options) => doctor::examine(options),
+        Command::Bench(options) => bench::run(options),
     }
 }

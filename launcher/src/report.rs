@@ -28,9 +28,9 @@ pub(crate) struct Told {
 impl Told {
     /// The command's exit code.
     pub(crate) fn exit_code(&self) -> u8 {
-        match self.report.end {
-            End::Shutdown { code } => code,
-            _ => self.cause.code(),
+        match (self.cause, &self.report.end) {
+            (Cause::Shutdown, End::Shutdown { code }) => *code,
+            (cause, _) => cause.code(),
         }
     }
 
@@ -99,18 +99,19 @@ impl Told {
 
     /// In a hypercall, RIP is not the guest's.
     fn place(&self) -> &'static str {
-        if self.report.registers.rip == 0 { " while it waited in a hypercall" } else { "" }
+        if self.report.registers.rip == 0 { " in a hypercall" } else { "" }
     }
 
     fn advice(&self) -> Option<&'static str> {
         match self.cause {
             Cause::TimeOut => Some("If it needs longer, say so with --timeout."),
             Cause::Unanswered => Some(
-                "Guest code can always be stopped, so this is the engine's fault, or the host's if it is overloaded.\n\
-                 RUST_LOG=hv_core=debug shows what hv did.",
+                "Either the guest hides from the engine, for example by a hypercall with a wrong GS base, or the host \
+                 is overloaded.\nRUST_LOG=hv_core=debug shows what hv did.",
             ),
             Cause::Died => Some(
-                "If the host was short of memory, its kernel's log says so (dmesg). `hv doctor` checks the host.",
+                "`hv doctor` checks the host. After SIGKILL or SIGBUS, see whether its kernel's log (dmesg) tells of a \
+                 shortage of memory.",
             ),
             Cause::Panic | Cause::Crash => self.how_to_see_more(),
             _ => None,

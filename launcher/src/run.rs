@@ -46,7 +46,11 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     thread.map_err(cannot_watch)?;
 
     let report = vm.wait();
-    let told = report::Told { cause: cause(&report.end, stopped.get()), report, timeout: options.timeout };
+    let told = report::Told {
+        cause: cause(&report.end, stopped.get(), sink.has_dropped()),
+        report,
+        timeout: options.timeout,
+    };
     match sink.error() {
         Some(error) if told.exit_code() == 0 => {
             return Err(Failure::cannot("the guest's output could not be written", error));
@@ -57,9 +61,11 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     Ok(told.exit_code())
 }
 
-/// Why the command ends, from how the VM did and why it was stopped, if it was.
-fn cause(end: &End, stopped: Option<&Cause>) -> Cause {
+/// Why the command ends, from how the VM did and why it was stopped, if it was. A guest that shut itself down
+/// after the output was let go came to that only by being stopped.
+fn cause(end: &End, stopped: Option<&Cause>, output_dropped: bool) -> Cause {
     match end {
+        End::Shutdown { .. } if output_dropped => stopped.copied().unwrap_or(Cause::Shutdown),
         End::Shutdown { .. } => Cause::Shutdown,
         End::Panic { .. } => Cause::Panic,
         End::Crash { .. } => Cause::Crash,
@@ -86,8 +92,8 @@ impl Watch {
         let cause = self.signals.wait(self.deadline);
         tracing::debug!(?cause, "stopping the guest");
         let _ = self.stopped.set(cause); // only this thread sets it
-        self.sink.let_go();
         self.stopper.stop();
+        self.sink.let_go(); // a vCPU that waits for a reader could not be stopped
         std::process::exit(self.signals.wait(None).code().into());
     }
 }

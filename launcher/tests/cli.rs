@@ -92,7 +92,11 @@ fn the_guests_code_is_the_commands() {
 
 #[test]
 fn an_unknown_image_is_127_and_the_nearest_name_is_told() {
-    assert_told(&run(&["run", "helo"]), 127, &["no image `helo`", "did you mean `hello`?", "built-in guests:"]);
+    assert_told(
+        &run(&["run", "helo"]),
+        127,
+        &["no image `helo`", "did you mean `hello`?", "built-in guests:"],
+    );
 }
 
 #[test]
@@ -154,6 +158,12 @@ fn a_time_out_is_124_and_says_where_the_guest_was() {
 }
 
 #[test]
+fn a_guest_that_hides_or_kills_its_sandbox_is_ended_all_the_same() {
+    assert_told(&run(&["run", "crash", "unanswering", "--timeout", "200ms"]), 135, &["did not answer"]);
+    assert_told(&crash("lost-stack"), 136, &["the guest is gone"]);
+}
+
+#[test]
 fn the_json_report_tells_the_same_codes_apart() {
     let output = run(&["run", "--json", "hello"]);
     let report = json_report(&output);
@@ -188,6 +198,21 @@ fn signals_stop_the_guest_and_say_where_it_was() {
     ends_by(Signal::INT, 130, "stopped by Ctrl-C");
     ends_by(Signal::TERM, 143, "stopped by SIGTERM");
     ends_by(Signal::HUP, 129, "stopped by SIGHUP");
+}
+
+/// A terminal sends Ctrl-C to all processes of the foreground group. Sandboxes must not be among them, or the guest
+/// is gone before it can say where it was.
+#[test]
+fn ctrl_c_in_a_terminal_is_for_the_monitor_alone() {
+    use rustix::process::{Pid, Signal, kill_process_group};
+    use std::os::unix::process::CommandExt;
+    let mut command = hv(&["run", "--timeout", "60s", "crash", "loop"]);
+    command.process_group(0).stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = command.spawn().expect("hv can be started");
+    let group = Pid::from_child(&child);
+    std::thread::sleep(Duration::from_millis(500)); // until it catches signals
+    kill_process_group(group, Signal::INT).expect("it runs");
+    assert_told(&child.wait_with_output().expect("it ends"), 130, &["stopped by Ctrl-C", "backtrace"]);
 }
 
 #[test]

@@ -1,15 +1,19 @@
 //! `hv bench crossing`: hypercalls, traps, upcalls, wake-ups, starts, and what an idle VM costs.
 
 use crate::bench::{Figure, Phase, guest, host, host_signal, process};
+use crate::exit_code::Cause;
+use crate::failure::Failure;
+use crate::output;
+use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 
 /// Runs the benchmark and prints its table, or JSON.
 ///
 /// # Errors
 ///
-/// What went wrong, as text for the user.
-pub(crate) fn run(json: bool) -> Result<ExitCode, String> {
+/// What could not be measured.
+pub(super) fn run(json: bool) -> Result<u8, Failure> {
     let mut figures = Vec::new();
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     if cores > 1 {
@@ -18,31 +22,35 @@ pub(crate) fn run(json: bool) -> Result<ExitCode, String> {
         eprintln!("only one core may be used here: the figures with a spare core are left out");
     }
     figures.extend(phase_in_child(Phase::Pinned)?);
-    if json {
-        let text = serde_json::to_string_pretty(&figures).map_err(|error| error.to_string())?;
-        println!("{text}");
+    let text = if json {
+        serde_json::to_string_pretty(&figures).expect("texts and numbers are JSON") + "\n"
     } else {
-        print_table(&figures);
-    }
-    Ok(ExitCode::SUCCESS)
+        table(&figures)
+    };
+    output::print(&text)?;
+    Ok(0)
 }
 
 /// Runs one phase in a child, which shows its progress on standard error.
-fn phase_in_child(phase: Phase) -> Result<Vec<Figure>, String> {
+fn phase_in_child(phase: Phase) -> Result<Vec<Figure>, Failure> {
     let name = match phase {
         Phase::Spare => "spare",
         Phase::Pinned => "pinned",
     };
-    let program = std::env::current_exe().map_err(|error| format!("this program's path: {error}"))?;
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::cannot("this program's path is not known", error))?;
     let output = Command::new(program)
         .args(["bench", "crossing", "--phase", name])
         .stderr(Stdio::inherit())
         .output()
-        .map_err(|error| format!("starting the benchmark {phase}: {error}"))?;
+        .map_err(|error| Failure::cannot(format!("the benchmark {phase} could not be started"), error))?;
     if !output.status.success() {
-        return Err(format!("the benchmark {phase} failed ({}); what it said is above", output.status));
+        let message = format!("the benchmark {phase} failed ({}); what it said is above", output.status);
+        return Err(Failure::new(Cause::CannotStart, message));
     }
-    serde_json::from_slice(&output.stdout).map_err(|error| format!("the benchmark {phase}: {error}"))
+    serde_json::from_slice(&output.stdout).map_err(|error| {
+        Failure::cannot(format!("what the benchmark {phase} measured is not readable"), error)
+    })
 }
 
 /// Tells how far the benchmark is, on a terminal.
@@ -75,17 +83,18 @@ impl Drop for Progress {
 ///
 /// # Errors
 ///
-/// What went wrong, as text for the user.
-pub(crate) fn run_phase(phase: Phase) -> Result<ExitCode, String> {
+/// What could not be measured.
+pub(super) fn run_phase(phase: Phase) -> Result<u8, Failure> {
     if phase == Phase::Pinned {
         let mut one = rustix::thread::CpuSet::new();
         one.set(rustix::thread::sched_getcpu());
-        rustix::thread::sched_setaffinity(None, &one).map_err(|error| format!("pinning to one core: {error}"))?;
+        rustix::thread::sched_setaffinity(None, &one)
+            .map_err(|error| Failure::cannot("the benchmark could not be pinned to one core", error))?;
     }
-    hv_core::prepare().map_err(|error| error.to_string())?;
+    hv_core::prepare().map_err(|error| Failure::cannot("no sandbox can be started", error))?;
     let figures = measure(phase);
-    serde_json::to_writer(std::io::stdout(), &figures).map_err(|error| error.to_string())?;
-    Ok(ExitCode::SUCCESS)
+    output::print(&serde_json::to_string(&figures).expect("texts and numbers are JSON"))?;
+    Ok(0)
 }
 
 const SAMPLES: usize = 301;
@@ -110,8 +119,10 @@ fn crossings(phase: Phase, progress: &mut Progress) -> Vec<Figure> {
     progress.next("null hypercall");
     let (null, counters) = guest::picoseconds("null hypercall", phase, "null");
     let per_call = |ns: u64| vec![ns as f64 / counters.hypercalls as f64];
-    let host_spin = Figure::new("spinning of the monitor per hypercall", "ns", phase, per_call(counters.host_spin_ns));
-    let guest_spin = Figure::new("spinning of the vCPU per hypercall", "ns", phase, per_call(counters.guest_spin_ns));
+    let host_spin =
+        Figure::new("spinning of the monitor per hypercall", "ns", phase, per_call(counters.host_spin_ns));
+    let guest_spin =
+        Figure::new("spinning of the vCPU per hypercall", "ns", phase, per_call(counters.guest_spin_ns));
     let null = match phase {
         Phase::Spare => null.against(&system_call, Some(1.0)),
         Phase::Pinned => null.against(&futex, Some(1.1)),
@@ -165,20 +176,18 @@ fn starts(phase: Phase, progress: &mut Progress) -> Vec<Figure> {
     vec![spawn, start, hello]
 }
 
-fn print_table(figures: &[Figure]) {
+fn table(figures: &[Figure]) -> String {
+    let mut text = String::new();
     for phase in [Phase::Spare, Phase::Pinned] {
-        let rows: Vec<_> = figures.iter().filter(|f| f.phase == phase).collect();
-        if rows.is_empty() {
-            continue;
+        let rows: Vec<_> = figures.iter().filter(|f| f.phase == phase).map(row).collect();
+        if !rows.is_empty() {
+            let (median, min, max, ratio, aim) = ("median", "min", "max", "ratio", "aim");
+            let head = format!("{phase:<44} {median:>10} {min:>10} {max:>10}     {ratio:>6} {aim:>6}");
+            writeln!(text, "{head}\n  {}\n", rows.join("\n  ")).expect("a string takes it");
         }
-        println!("{phase}");
-        println!("  {:<42} {:>10} {:>10} {:>10}     {:>6} {:>6}", "", "median", "min", "max", "ratio", "aim");
-        for figure in rows {
-            println!("  {}", row(figure));
-        }
-        println!();
     }
-    println!("ratio: the median over that of the host's row named after it, or nothing; aim: the most it should be.");
+    text + "ratio: the median over that of the host's row named behind it. aim: the most that the ratio should be, or \
+            without one the median.\n"
 }
 
 fn row(figure: &Figure) -> String {

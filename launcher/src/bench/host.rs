@@ -18,6 +18,12 @@ pub(super) fn batches(samples: usize, count: u32, mut operation: impl FnMut()) -
     (0..samples).map(|_| batch()).collect()
 }
 
+/// Samples of something that is slower the first times, which do not count.
+pub(super) fn warmed(samples: usize, once: impl FnMut() -> f64) -> Vec<f64> {
+    const FIRST: usize = 3;
+    std::iter::repeat_with(once).skip(FIRST).take(samples).collect()
+}
+
 /// A system call that does next to nothing.
 pub(super) fn system_call(phase: Phase) -> Figure {
     let samples = batches(21, 20_000, || {
@@ -165,10 +171,8 @@ pub(super) fn sleep(phase: Phase) -> Figure {
     let late = || {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
         let deadline = Duration::new(now.tv_sec as u64, now.tv_nsec as u32) + Duration::from_millis(2);
-        let request = libc::timespec {
-            tv_sec: deadline.as_secs() as i64,
-            tv_nsec: deadline.subsec_nanos().into(),
-        };
+        let request =
+            libc::timespec { tv_sec: deadline.as_secs() as i64, tv_nsec: deadline.subsec_nanos().into() };
         // SAFETY: reads one `timespec`, which lives; writes nothing, since the sleep is absolute.
         unsafe {
             libc::clock_nanosleep(libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &request, std::ptr::null_mut())
@@ -191,8 +195,7 @@ pub(super) fn spawn(phase: Phase) -> Figure {
         assert_eq!(output.stdout, b"hello\n");
         start.elapsed().as_nanos() as f64 / 1000.0
     };
-    (0..5).for_each(|_| drop(once()));
-    Figure::new("host: fork + exec of a static hello", "us", phase, (0..51).map(|_| once()).collect())
+    Figure::new("host: fork + exec of a static hello", "us", phase, warmed(51, once))
 }
 
 /// An ELF file of one segment: `write(1, "hello\n", 6); exit(0)`.

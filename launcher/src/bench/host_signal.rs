@@ -57,7 +57,9 @@ pub(super) fn to_running(phase: Phase, samples: usize) -> Figure {
             CAME.store(0, Ordering::Relaxed);
             let sent = hv_core::clock::tsc();
             // SAFETY: `tgkill` takes integers; the thread is our own, and the signal has a handler.
-            unsafe { libc::syscall(libc::SYS_tgkill, process, thread.load(Ordering::Relaxed), libc::SIGUSR2) };
+            unsafe {
+                libc::syscall(libc::SYS_tgkill, process, thread.load(Ordering::Relaxed), libc::SIGUSR2)
+            };
             let came = loop {
                 match CAME.load(Ordering::Acquire) {
                     0 => std::thread::yield_now(),

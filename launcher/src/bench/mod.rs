@@ -5,14 +5,28 @@
 //!
 //! Start at [`crossing::run`]; [`guest`] measures guests, [`host`] the host, [`process`] whole processes.
 
-pub(crate) mod crossing;
+mod crossing;
 mod guest;
 mod host;
 mod host_signal;
 mod process;
 
+use crate::cli::{BenchOptions, Suite};
+use crate::failure::Failure;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+
+/// Runs a benchmark; gives the exit code.
+///
+/// # Errors
+///
+/// What could not be measured.
+pub(crate) fn run(options: &BenchOptions) -> Result<u8, Failure> {
+    match (options.suite, options.phase) {
+        (Suite::Crossing, None) => crossing::run(options.json),
+        (Suite::Crossing, Some(phase)) => crossing::run_phase(phase),
+    }
+}
 
 /// On which cores a benchmark runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]

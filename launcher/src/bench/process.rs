@@ -1,5 +1,6 @@
 //! `hv` as a whole process: how long it takes, and what it holds while its guest idles.
 
+use crate::bench::host::warmed;
 use crate::bench::{Figure, Phase};
 use std::fs;
 use std::io::Read;
@@ -18,8 +19,7 @@ pub(super) fn run_hello(phase: Phase) -> Figure {
         assert!(output.status.success(), "hv run hello failed");
         start.elapsed().as_nanos() as f64 / 1e6
     };
-    (0..3).for_each(|_| drop(once()));
-    Figure::new("hv run hello, whole process", "ms", phase, (0..31).map(|_| once()).collect())
+    Figure::new("hv run hello, whole process", "ms", phase, warmed(31, once))
 }
 
 /// A VM in a process of its own whose guest does nothing; ended when dropped.
@@ -27,11 +27,8 @@ struct Idle(Child);
 
 impl Idle {
     fn start() -> Self {
-        let mut child = hv()
-            .args(["run", "bench", "--", "idle"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("hv can be run");
+        let mut child =
+            hv().args(["run", "bench", "--", "idle"]).stdout(Stdio::piped()).spawn().expect("hv can be run");
         let mut line = [0; 5];
         child.stdout.as_mut().expect("piped").read_exact(&mut line).expect("the guest says that it is there");
         Self(child)
@@ -42,7 +39,8 @@ impl Idle {
         let monitor = self.0.id();
         let parent = |pid: &u32| {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok()) == Some(monitor)
+            stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok())
+                == Some(monitor)
         };
         let all = fs::read_dir("/proc").expect("/proc is mounted");
         let all = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());

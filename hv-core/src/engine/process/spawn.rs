@@ -194,6 +194,9 @@ extern "C" fn child(start: *mut libc::c_void) -> libc::c_int {
         if libc::getppid() != start.parent {
             return 1; // the monitor died before the kernel knew that we go with it
         }
+        // Out of the monitor's process group: Ctrl-C at a terminal is for the monitor alone. (A session of its own would
+        // put it into another scheduling autogroup.)
+        libc::setpgid(0, 0);
         // A guest's sleep is to end when it should, not up to 50 us later; the vCPU threads inherit this.
         libc::prctl(libc::PR_SET_TIMERSLACK, 1);
         let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };

@@ -97,7 +97,7 @@ fn lateness(duration: Duration) -> u64 {
 static SENT: AtomicU64 = AtomicU64::new(0);
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// Tells the host its channel and the address of [`SENT`], then prints ticks from the host's event to the handler.
+/// Tells the host its channel and the addresses of [`SENT`] and [`COUNT`], then prints ticks from the host's event to the handler.
 fn from_host(samples: usize, wait: impl Fn()) {
     static TICKS: [AtomicU64; 1024] = [const { AtomicU64::new(0) }; 1024];
     let channel = Channel::allocate().expect("a free channel");
@@ -106,7 +106,7 @@ fn from_host(samples: usize, wait: impl Fn()) {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         TICKS[count as usize % TICKS.len()].store(ticks, Ordering::Relaxed);
     });
-    println!("{} {}", channel.number(), (&raw const SENT).addr());
+    println!("{} {} {}", channel.number(), (&raw const SENT).addr(), (&raw const COUNT).addr());
     while (COUNT.load(Ordering::Relaxed) as usize) < samples {
         wait();
     }
