@@ -3,9 +3,22 @@
 use hv_abi::CpuFeatures;
 use std::arch::is_x86_feature_detected as has;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
+use std::sync::LazyLock;
+
+/// What [`features`] and [`xstate`] found. `CPUID` traps in a virtual machine, so it is asked once.
+static FOUND: LazyLock<(CpuFeatures, (u64, u64))> = LazyLock::new(|| (find_features(), find_xstate()));
 
 /// Instructions that a guest may use.
 pub(crate) fn features() -> CpuFeatures {
+    FOUND.0
+}
+
+/// Bytes of an XSAVE area with all components that are enabled, and which they are.
+pub(crate) fn xstate() -> (u64, u64) {
+    FOUND.1
+}
+
+fn find_features() -> CpuFeatures {
     let leaf_7 = __cpuid_count(7, 0);
     let avx512 =
         has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") && has!("avx512cd");
@@ -41,9 +54,8 @@ pub(crate) fn fsgsbase() -> bool {
     rustix::param::linux_hwcap().1 & 2 != 0
 }
 
-/// Bytes of an XSAVE area with all components that are enabled, and which they are.
 #[expect(unsafe_code, reason = "the XGETBV intrinsic")]
-pub(crate) fn xstate() -> (u64, u64) {
+fn find_xstate() -> (u64, u64) {
     if !has!("xsave") {
         return (512, 3); // the legacy area: x87 and SSE
     }

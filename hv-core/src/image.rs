@@ -12,7 +12,7 @@ use hv_abi::{ABI_VERSION, Features, PAGE_SIZE};
 use object::LittleEndian;
 use object::elf::{self, FileHeader64, ProgramHeader64};
 use object::read::elf::{FileHeader, NoteIterator, ProgramHeader};
-use std::sync::Arc;
+use std::borrow::Cow;
 use zerocopy::FromBytes;
 
 /// Why an image cannot run. Each message says what was expected and what was found.
@@ -112,8 +112,8 @@ impl Segment {
 /// A guest image that has been checked.
 #[derive(Clone, Debug)]
 pub struct Image {
-    /// The whole file.
-    pub bytes: Arc<[u8]>,
+    /// The whole file. A built-in image is borrowed, so that no VM pays for a copy of its debug information.
+    pub bytes: Cow<'static, [u8]>,
     /// Guest-virtual address of the first instruction.
     pub entry: u64,
     /// What the image says about itself.
@@ -130,7 +130,7 @@ impl Image {
     /// # Errors
     ///
     /// [`ImageError`] says what is wrong with it.
-    pub fn parse(bytes: impl Into<Arc<[u8]>>) -> Result<Self, ImageError> {
+    pub fn parse(bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self, ImageError> {
         let bytes = bytes.into();
         let header = header(&bytes)?;
         let programs = programs(header, &bytes)?;

@@ -40,7 +40,7 @@ pub(crate) enum Phase {
 
 impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Spare => "with a spare core",
             Self::Pinned => "pinned to one core",
         })

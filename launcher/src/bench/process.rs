@@ -27,8 +27,12 @@ struct Idle(Child);
 
 impl Idle {
     fn start() -> Self {
-        let mut child =
-            hv().args(["run", "bench", "--", "idle"]).stdout(Stdio::piped()).spawn().expect("hv can be run");
+        let mut child = hv()
+            .args(["run", "bench", "--", "idle"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("hv can be run");
         let mut line = [0; 5];
         child.stdout.as_mut().expect("piped").read_exact(&mut line).expect("the guest says that it is there");
         Self(child)

@@ -203,8 +203,11 @@ pub(crate) struct Handover {
     pub timeout: [AtomicU64; 2],
     /// How often the caller has spun, in all.
     pub spun: AtomicU64,
-    reserved3: [[u64; 32]; 15],
-    reserved4: [u64; 7],
+    /// Host thread number of the caller; the host kernel writes it when it makes the thread.
+    pub thread: AtomicU32,
+    reserved3: u32,
+    reserved4: [[u64; 32]; 15],
+    reserved5: [u64; 6],
 }
 const _: () = assert!(size_of::<Handover>() == 4096);
 const _: () = assert!(core::mem::offset_of!(Handover, host_sleeps) == 64);

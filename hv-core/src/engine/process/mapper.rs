@@ -5,19 +5,14 @@
 
 #![expect(unsafe_code, reason = "writing the command page, which only the monitor writes")]
 
-use super::handover::{Atomics, Machine};
+use super::handover::{Atomics, Handover, Machine};
 use super::layout::*;
 use super::{filter, stub};
 use crate::engine::EngineError;
 use crate::events::VcpuPages;
 use crate::shared::SharedFile;
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
-
-/// How long a batch may take before the sandbox is given up. A batch is microseconds; a stopped or starved host is
-/// not a reason to fail early.
-const PATIENCE: Duration = Duration::from_secs(10);
+use core::sync::atomic::Ordering;
 
 /// The control pages of one sandbox.
 #[derive(Debug)]
@@ -82,29 +77,18 @@ impl Mapper {
         }
     }
 
-    /// Waits until the batch is done.
-    pub(super) fn wait(&self, dead: &AtomicBool, commands: usize) -> Result<(), EngineError> {
+    /// Whether a command of the batch, which had so many, has failed. Without a failure this says nothing about
+    /// whether the batch is done.
+    pub(super) fn failure(&self, commands: usize) -> Option<EngineError> {
         let report: &Report = self.file.at(REPORT_OFFSET);
-        let start = Instant::now();
-        loop {
-            let done = report.done.load(Ordering::Acquire);
-            if done == self.sequence {
-                break;
-            }
-            if dead.load(Ordering::SeqCst) || start.elapsed() > PATIENCE {
-                return Err(EngineError::SandboxDied {
-                    how: "it did not carry out its first commands".into(),
-                });
-            }
-            Machine::sleep(&report.done, done, Some(Duration::from_millis(20)));
+        if report.done.load(Ordering::Acquire) != self.sequence {
+            return None;
         }
-        match report.errno.load(Ordering::Relaxed) {
-            0 => Ok(()),
-            errno => Err(EngineError::Mapping {
-                command: commands.saturating_sub(1 + report.left.load(Ordering::Relaxed) as usize),
-                error: std::io::Error::from_raw_os_error(errno as i32),
-            }),
-        }
+        let errno = report.errno.load(Ordering::Relaxed);
+        (errno != 0).then(|| EngineError::Mapping {
+            command: commands.saturating_sub(1 + report.left.load(Ordering::Relaxed) as usize),
+            error: std::io::Error::from_raw_os_error(errno as i32),
+        })
     }
 
     /// The command that makes a vCPU's thread, which then makes its own: to be the last of a batch, and the thread
@@ -130,9 +114,14 @@ impl Mapper {
             (*control).thread_count = commands.len() as u64;
             (&mut (*control).thread_commands)[..commands.len()].copy_from_slice(&commands);
         }
-        let flags =
-            libc::CLONE_VM | libc::CLONE_FS | libc::CLONE_FILES | libc::CLONE_SIGHAND | libc::CLONE_THREAD;
-        Command::new(libc::SYS_clone, [flags as u64, stack + STACK_SIZE - 128, 0, 0, 0, 0])
+        let flags = libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
+            | libc::CLONE_PARENT_SETTID;
+        let number = vcpu_area(vcpu) + HANDOVER + offset_of!(Handover, thread) as u64;
+        Command::new(libc::SYS_clone, [flags as u64, stack + STACK_SIZE - 128, number, 0, 0, 0])
     }
 }
 

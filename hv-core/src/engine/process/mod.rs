@@ -24,7 +24,7 @@ mod vcpu;
 use super::{Control, Engine, EngineError, Mapping, Running, Setup, VcpuRunner};
 use crate::events::{Notify, VcpuPages};
 use crate::shared::SharedFile;
-use handover::{Atomics, Handover, Machine, TURN_GUEST};
+use handover::{Atomics, Handover, Machine, TURN_GUEST, Wait};
 use hv_abi::vcpu::{run_state, upcall};
 use layout::descriptor;
 use mapper::Mapper;
@@ -33,6 +33,10 @@ use spawn::{Child, Death};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// How long a sandbox may take to be ready. It takes a fraction of a millisecond; a starved host is no reason to fail.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs guest code in host processes.
 pub(crate) struct ProcessEngine;
@@ -67,14 +71,14 @@ impl Engine for ProcessEngine {
             setup.pages.file().as_fd().as_raw_fd(),
             shared.exchange.as_fd().as_raw_fd(),
         ];
+        shared.handover(0).spin.store(spin::guest_limit(), Relaxed);
         vcpu::first_context(&shared, 0, setup.entry, setup.argument);
         let notice = {
             let shared = shared.clone();
             Box::new(move |death| shared.died(death))
         };
         let child = spawn::spawn(descriptors, notice).map_err(host("starting a sandbox process"))?;
-        let ready = mapper.wait(&shared.dead, commands.len()).and_then(|()| shared.first_stop(0, child.pid));
-        ready.map_err(|error| shared.explain(error))?;
+        shared.wait_for_vcpu_thread(0, child.pid, || mapper.failure(commands.len()))?;
 
         let runner: Box<dyn VcpuRunner> = Box::new(vcpu::Vcpu::new(shared.clone(), 0));
         let control = Arc::new(Sandbox { shared, child });
@@ -102,7 +106,7 @@ struct Shared {
     death: Mutex<Option<Death>>,
     died: Condvar,
     pid: AtomicI32,
-    /// Host thread numbers of the vCPU threads, from the host, not from the sandbox.
+    /// Host thread numbers of the vCPU threads, taken before guest code could change them.
     threads: Vec<AtomicI32>,
 }
 
@@ -133,39 +137,44 @@ impl Shared {
         }
     }
 
-    fn explain(&self, error: EngineError) -> EngineError {
-        match error {
-            EngineError::SandboxDied { .. } if self.dead.load(SeqCst) => {
-                EngineError::SandboxDied { how: self.death() }
-            }
-            other => other,
-        }
-    }
-
-    /// Waits until a new vCPU thread reports itself, and learns its thread number from the host.
-    fn first_stop(&self, vcpu: u32, pid: i32) -> Result<(), EngineError> {
-        self.pid.store(pid, SeqCst);
+    /// Waits until the first vCPU thread of a sandbox reports itself, which it does only after all commands before it.
+    ///
+    /// No guest code has run in the sandbox by then, so what it has written is evidence still: that it is there, and
+    /// its thread number.
+    fn wait_for_vcpu_thread(
+        &self,
+        vcpu: u32,
+        pid: i32,
+        failure: impl Fn() -> Option<EngineError>,
+    ) -> Result<(), EngineError> {
         let server = handover::Server(vcpu::words(self.handover(vcpu)));
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        let wait = server.sleep(
-            || self.dead.load(Acquire),
-            || deadline.checked_duration_since(std::time::Instant::now()).map(Some),
-        );
-        if wait != handover::Wait::Published(handover::TURN_TRAP) {
-            return Err(EngineError::SandboxDied { how: format!("a vCPU thread did not start: {wait:?}") });
+        let start = Instant::now();
+        let mut published = server.spin(spin::start_limit()).0;
+        while published != Some(handover::TURN_TRAP) {
+            if let Some(error) = failure() {
+                return Err(error);
+            }
+            if self.dead.load(Acquire) {
+                return Err(EngineError::SandboxDied { how: self.death() });
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(EngineError::SandboxDied { how: format!("it was not ready after {PATIENCE:?}") });
+            }
+            // A command that fails wakes nobody here, so look now and then.
+            let look_again = Instant::now() + Duration::from_millis(20);
+            let wait = server.sleep(
+                || self.dead.load(Acquire),
+                || look_again.checked_duration_since(Instant::now()).map(Some),
+            );
+            published = match wait {
+                Wait::Published(turn) => Some(turn),
+                Wait::Interrupted | Wait::TimedOut => None,
+            };
         }
-        let thread = self.new_thread(pid).ok_or_else(|| EngineError::SandboxDied {
-            how: "the host does not list its threads in /proc; is it mounted?".into(),
-        })?;
-        self.threads[vcpu as usize].store(thread, SeqCst);
+        self.pid.store(pid, SeqCst);
+        let thread = self.handover(vcpu).thread.load(Acquire);
+        self.threads[vcpu as usize].store(thread as i32, SeqCst);
         Ok(())
-    }
-
-    /// A thread of the process that is neither its first nor known.
-    fn new_thread(&self, pid: i32) -> Option<i32> {
-        let known = |id: &i32| *id == pid || self.threads.iter().any(|thread| thread.load(Relaxed) == *id);
-        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-        threads.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).find(|id| !known(id))
     }
 
     /// Interrupts a vCPU's thread.

@@ -18,6 +18,9 @@ const HOST_NS: u64 = 50_000;
 /// The longest spin of a vCPU for an answer, in nanoseconds. Most answers take less than one microsecond.
 const GUEST_NS: u64 = 20_000;
 
+/// The longest spin for a new sandbox, in nanoseconds.
+const START_NS: u64 = 300_000;
+
 /// Cost of one turn of a spinning loop, in picoseconds.
 fn turn_ps() -> u64 {
     static TURN: OnceLock<u64> = OnceLock::new();
@@ -41,9 +44,14 @@ fn turns(ns: u64) -> u32 {
     (ns * 1000 / turn_ps()) as u32
 }
 
-/// Whether a thread may spin while another runs: there is more than one processor for this process.
+/// Whether a thread may spin while another runs: there is more than one processor for this thread.
 fn spare_core() -> bool {
-    std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1)
+    sched_getaffinity(None).is_ok_and(|allowed| allowed.count() > 1)
+}
+
+/// How often to spin for a new sandbox's vCPU thread, which takes some 100 us.
+pub(super) fn start_limit() -> u32 {
+    if spare_core() { turns(START_NS) } else { 0 }
 }
 
 /// How often a vCPU may spin for an answer.

@@ -31,9 +31,7 @@ enum Answer {
 
 impl Vcpu {
     pub(super) fn new(shared: Arc<Shared>, vcpu: u32) -> Self {
-        let spin = Spin::new();
-        shared.handover(vcpu).spin.store(spin::guest_limit(), Relaxed);
-        Self { shared, vcpu, spin, answer: Answer::Running, counters: Counters::default() }
+        Self { shared, vcpu, spin: Spin::new(), answer: Answer::Running, counters: Counters::default() }
     }
 
     fn handover(&self) -> &Handover {
