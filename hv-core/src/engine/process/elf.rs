@@ -4,7 +4,8 @@ use super::layout::STUB_BASE;
 use super::stub;
 use crate::shared::memory_file;
 use object::elf;
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
 use std::io;
 use std::sync::OnceLock;
 
@@ -18,12 +19,39 @@ pub(super) fn executable() -> io::Result<&'static OwnedFd> {
         return Ok(file);
     }
     let image = image();
-    let file = memory_file("hv-sandbox", image.len() as u64, true)?;
-    let mut written = 0;
-    while written < image.len() {
-        written += rustix::io::pwrite(&file, &image[written..], written as u64)?;
-    }
+    let file = match memory_file("hv-sandbox", image.len() as u64, true) {
+        Ok(file) => {
+            write_all(&file, &image)?;
+            file
+        }
+        // `vm.memfd_noexec=2` forbids executable files in memory: then one that never has a name serves.
+        Err(refused) => unnamed_file(&image).unwrap_or(Err(refused))?,
+    };
     Ok(EXECUTABLE.get_or_init(|| file))
+}
+
+fn write_all(file: &OwnedFd, bytes: &[u8]) -> io::Result<()> {
+    let mut written = 0;
+    while written < bytes.len() {
+        written += rustix::io::pwrite(file, &bytes[written..], written as u64)?;
+    }
+    Ok(())
+}
+
+/// A file without a name, on the first file system that lets one be executed; `None` if there is no such.
+fn unnamed_file(bytes: &[u8]) -> Option<io::Result<OwnedFd>> {
+    let directories = ["XDG_RUNTIME_DIR", "TMPDIR"].into_iter().filter_map(std::env::var_os);
+    directories.chain(["/dev/shm", "/tmp", "/var/tmp"].map(Into::into)).find_map(|directory| {
+        let flags = rustix::fs::statvfs(&directory).ok()?.f_flag;
+        let create = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+        let file = rustix::fs::open(&directory, create, Mode::RWXU).ok();
+        file.filter(|_| !flags.contains(StatVfsMountFlags::NOEXEC)).map(|file| {
+            write_all(&file, bytes)?;
+            // A file that is open for writing cannot be executed.
+            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+            Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+        })
+    })
 }
 
 /// The file's bytes.
