@@ -61,7 +61,8 @@ pub struct BootInfo {
     /// Frequency of the time-stamp counter, in Hz, as well as the host knows it. For display; the clock page is
     /// what time is read from.
     pub tsc_hz: u64,
-    /// Random bytes from the host's generator, different for every start, restore and clone.
+    /// Random bytes from the host's generator, different for every start. After a restore or a clone the guest gets
+    /// fresh ones elsewhere (docs/abi.md, "Restore"): this memory may be reused by then.
     pub seed: [u8; 32],
 }
 const _: () = assert!(size_of::<BootInfo>() == 184);
