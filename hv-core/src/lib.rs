@@ -18,15 +18,16 @@ pub use engine::EngineKind;
 pub use image::{Image, ImageError};
 pub use vm::{Config, End, Report, StartError, Vm};
 
-/// Starts what every VM of this process needs, ahead of the first one: the thread that makes sandbox processes,
-/// and the measurement of the time-stamp counter. Calling it early makes the first [`Vm::start`] faster.
+/// Makes what every VM of this process needs, ahead of the first one: the file that sandboxes are started from, and
+/// the measurement of the time-stamp counter. Calling it early makes the first [`Vm::start`] faster. It starts no
+/// thread, so a program can lock itself down afterwards; it must call this before if that takes its files away.
 ///
 /// # Errors
 ///
-/// What the host says when it refuses a thread or a file in memory.
+/// What the host says when it refuses a file.
 pub fn prepare() -> std::io::Result<()> {
     clock::prepare();
-    engine::process::spawn::prepare()
+    engine::process::prepare()
 }
 
 /// What this hypervisor serves of the ABI.

@@ -10,6 +10,7 @@ mod doctor;
 mod exit_code;
 mod failure;
 mod images;
+mod lockdown;
 mod logging;
 mod new;
 mod output;

@@ -9,7 +9,7 @@ use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::output::{self, Style};
 use crate::signals::Signals;
-use crate::{images, report};
+use crate::{images, lockdown, report};
 use hv_core::vm::Stopper;
 use hv_core::{Config, End, Vm};
 use std::sync::{Arc, OnceLock};
@@ -26,6 +26,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let cannot_watch = |error| Failure::cannot("the host does not let hv wait for signals", error);
     let signals = Signals::catch().map_err(cannot_watch)?;
     let sink = Sink::new().map_err(cannot_watch)?;
+    let landlocked = lockdown::apply()
+        .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
+    tracing::debug!(?landlocked, "locked down");
     let vm = Vm::start(Config {
         memory: options.memory,
         engine: options.engine.into(),

@@ -1,6 +1,7 @@
 //! What can be read off the host without trying it.
 
 use super::{Check, Status};
+use crate::lockdown::Landlocked;
 use std::path::Path;
 
 /// All checks, the ones that matter most first.
@@ -11,6 +12,7 @@ pub(super) fn checks() -> Vec<Check> {
         fsgsbase(),
         seccomp(),
         memfd(),
+        lockdown(),
         proc_mounted(),
         max_map_count(),
         processors(),
@@ -73,6 +75,21 @@ fn memfd() -> Check {
         _ => "files in memory may be executed",
     };
     Check::ok("memfd", found)
+}
+
+/// What `hv run` gives up before a guest runs.
+fn lockdown() -> Check {
+    let advice =
+        "hv keeps rights that it does not need; Linux 5.13 or later with Landlock among its LSMs takes them";
+    let (good, found) = match crate::lockdown::try_out() {
+        Ok(Landlocked::Fully) => (true, "hv run gives up files, network and privileges".into()),
+        Ok(Landlocked::Partly) => {
+            (true, "hv run gives up files and privileges (this kernel's Landlock is older)".into())
+        }
+        Ok(Landlocked::No) => (false, "no Landlock in this kernel".into()),
+        Err(reason) => (false, reason),
+    };
+    Check::unless(good, "lock-down", found, Status::Warn, advice)
 }
 
 fn proc_mounted() -> Check {

@@ -16,7 +16,7 @@ pub(crate) mod handover;
 mod handover_model;
 pub(crate) mod layout;
 mod mapper;
-pub(crate) mod spawn;
+mod spawn;
 mod spin;
 mod stub;
 mod vcpu;
@@ -37,6 +37,11 @@ use std::time::{Duration, Instant};
 
 /// How long a sandbox may take to be ready. It takes a fraction of a millisecond; a starved host is no reason to fail.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Makes the file that sandboxes are started from, if that has not been done.
+pub(crate) fn prepare() -> std::io::Result<()> {
+    elf::executable().map(drop)
+}
 
 /// Runs guest code in host processes.
 pub(crate) struct ProcessEngine;

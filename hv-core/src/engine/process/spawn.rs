@@ -69,11 +69,6 @@ pub(super) fn spawn(descriptors: [RawFd; 4], notice: Notice) -> io::Result<Child
     answer.recv().expect("the spawner answers each request")
 }
 
-/// Starts the spawner's thread and makes the executable, if that has not been done.
-pub(crate) fn prepare() -> io::Result<()> {
-    spawner().map(drop)
-}
-
 fn spawner() -> io::Result<&'static Spawner> {
     static SPAWNER: OnceLock<io::Result<Spawner>> = OnceLock::new();
     SPAWNER.get_or_init(start).as_ref().map_err(|e| io::Error::new(e.kind(), e.to_string()))
