@@ -1,9 +1,9 @@
 //! Putting a guest into its memory: the image, the ramdisk, and what the guest is told at its first instruction.
 
+use crate::config::StartError;
 use crate::engine::Mapping;
 use crate::image::Image;
 use crate::memory::GuestMemory;
-use crate::vm::StartError;
 use hv_abi::address::{DIRECT_MAP, LOWEST_MAPPABLE};
 use hv_abi::boot::{Blob, BootInfo, MAGIC, MemoryRegion, region};
 use hv_abi::{ABI_VERSION, Features, GuestPhys, PAGE_SIZE};

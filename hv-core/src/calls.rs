@@ -5,7 +5,8 @@
 
 use crate::dispatch::{CallResult, Hypercalls, dispatch};
 use crate::memory::BadAddress;
-use crate::vm::{End, Place, Shared};
+use crate::report::{End, Place};
+use crate::vm::Shared;
 use hv_abi::call::{CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport};
 use hv_abi::{ABI_VERSION, Call, GuestPhys, Status};
 use zerocopy::IntoBytes;

@@ -4,19 +4,23 @@ pub mod backtrace;
 mod boot;
 mod calls;
 pub mod clock;
+pub mod config;
 mod cpu;
 mod dispatch;
 pub mod engine;
 mod events;
 pub mod image;
 pub mod memory;
+pub mod report;
 mod shared;
 mod vcpu;
 pub mod vm;
 
+pub use config::{Breakpoints, Config, StartError};
 pub use engine::EngineKind;
 pub use image::{Image, ImageError};
-pub use vm::{Config, End, Report, StartError, Vm};
+pub use report::{End, Report};
+pub use vm::Vm;
 
 /// Makes what every VM of this process needs, ahead of the first one: the file that sandboxes are started from, and
 /// the measurement of the time-stamp counter. Calling it early makes the first [`Vm::start`] faster. It starts no

@@ -2,9 +2,11 @@
 
 use crate::calls::Calls;
 use crate::clock::GuestClock;
+use crate::config::Breakpoints;
 use crate::dispatch::dispatch;
 use crate::engine::{Exit, Fault, Registers, Trap, VcpuRunner};
-use crate::vm::{Breakpoints, End, Message, Shared};
+use crate::report::End;
+use crate::vm::{Message, Shared};
 use crossbeam_channel::{Receiver, Sender};
 use hv_abi::Status;
 use hv_abi::call::woken_by;

@@ -5,176 +5,24 @@
 //!
 //! Start at [`Vm::start`].
 
-use crate::backtrace::{self, StackFrame};
+use crate::backtrace;
 use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
+use crate::config::{Breakpoints, Config, StartError, check};
 use crate::engine::process::ProcessEngine;
-use crate::engine::{Control, Counters, Engine, EngineError, EngineKind, Fault, Mapping, Registers, Setup};
+use crate::engine::{Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
 use crate::events::{Events, VcpuPages};
 use crate::image::Image;
 use crate::memory::GuestMemory;
+use crate::report::{End, Report};
 use crate::vcpu::{Order, VcpuThread};
-use core::fmt;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, never, select, unbounded};
-use hv_abi::address::MAX_MEMORY;
-use hv_abi::{Features, PAGE_SIZE};
-use serde::Serialize;
+use hv_abi::Features;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-
-/// What becomes of an `int3` in the guest kernel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Breakpoints {
-    /// It ends the VM, like any exception.
-    #[default]
-    Crash,
-    /// It is counted as a trap, and the guest goes on.
-    Continue,
-}
-
-/// How a VM is to be.
-pub struct Config {
-    /// The guest.
-    pub image: Image,
-    /// Guest-physical memory, in bytes; a multiple of 4096. Default 64 MiB.
-    pub memory: u64,
-    /// Which engine runs it.
-    pub engine: EngineKind,
-    /// The guest's arguments.
-    pub command_line: Vec<String>,
-    /// A file that the guest finds in its memory.
-    pub ramdisk: Vec<u8>,
-    /// Where the guest's console goes. Default: standard output. Errors in writing are dropped, except that a
-    /// closed pipe is remembered and not written to again.
-    pub console: Box<dyn Write + Send>,
-    /// What becomes of an `int3`.
-    pub breakpoints: Breakpoints,
-}
-
-impl Config {
-    /// The defaults, for an image.
-    pub fn new(image: Image) -> Self {
-        Self {
-            image,
-            memory: 64 << 20,
-            engine: EngineKind::Auto,
-            command_line: Vec::new(),
-            ramdisk: Vec::new(),
-            console: Box::new(std::io::stdout()),
-            breakpoints: Breakpoints::Crash,
-        }
-    }
-}
-
-/// Why a VM did not start. No guest instruction was executed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-#[expect(missing_docs, reason = "the messages say what the fields are")]
-pub enum StartError {
-    #[error("{memory} bytes of memory is not a whole number of pages of {PAGE_SIZE} bytes")]
-    MemoryNotPages { memory: u64 },
-    #[error("0 bytes of memory is too little for any guest; the default is 64M")]
-    NoMemory,
-    #[error("{memory} bytes of memory is more than a VM can have, which is {MAX_MEMORY} (512 GiB)")]
-    MemoryTooLarge { memory: u64 },
-    #[error("the guest needs {needed} bytes of memory and has {memory}; give it more with --memory")]
-    MemoryTooSmall { memory: u64, needed: u64 },
-    #[error("the guest's arguments are {length} bytes long, at most {most} fit")]
-    CommandLineTooLong { length: usize, most: usize },
-    #[error(
-        "this processor or kernel does not let programs set FS and GS base (FSGSBASE), which the process engine needs; it takes an x86-64 processor of 2012 or later and Linux 5.9 or later"
-    )]
-    NoFsgsbase,
-    #[error("guest memory of {memory} bytes could not be had")]
-    Memory { memory: u64, source: std::io::Error },
-    #[error("{what} could not be made")]
-    Host { what: &'static str, source: std::io::Error },
-    #[error("the process engine could not start the VM")]
-    Engine(#[from] EngineError),
-}
-
-/// A place in a guest's source.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Place {
-    /// Source file.
-    pub file: String,
-    /// Line, from 1.
-    pub line: u32,
-    /// Column, from 1.
-    pub column: u32,
-}
-
-/// How a VM ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "end")]
-pub enum End {
-    /// The guest shut itself down.
-    Shutdown {
-        /// Its exit code.
-        code: u8,
-    },
-    /// The guest kernel gave up.
-    Panic {
-        /// What it said.
-        message: String,
-        /// Where in its source.
-        place: Option<Place>,
-    },
-    /// A guest kernel's instruction did something that it cannot go on from.
-    Crash {
-        /// What.
-        fault: Fault,
-        /// What that probably was, if there is a telling sign.
-        hint: Option<&'static str>,
-    },
-    /// The host ended it from outside, at a stopping point.
-    Stopped,
-    /// The host wanted to stop it, and it came to no stopping point.
-    Unanswered,
-    /// Its guest code is gone, without a word.
-    Died {
-        /// What is known of that.
-        reason: String,
-    },
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Shutdown { code } => write!(f, "the guest shut down with code {code}"),
-            Self::Panic { message, place: None } => write!(f, "guest panic: {message}"),
-            Self::Panic { message, place: Some(Place { file, line, column }) } => {
-                write!(f, "guest panic at {file}:{line}:{column}: {message}")
-            }
-            Self::Crash { fault, hint: None } => write!(f, "guest crash: {fault}"),
-            Self::Crash { fault, hint: Some(hint) } => write!(f, "guest crash: {fault}: {hint}"),
-            Self::Stopped => f.write_str("the guest was stopped from outside"),
-            Self::Unanswered => {
-                f.write_str("the vCPU did not answer when it was asked to stop, and was ended")
-            }
-            Self::Died { reason } => write!(f, "the guest is gone: {reason}"),
-        }
-    }
-}
-
-/// What is said of a VM at its end.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// How it ended.
-    #[serde(flatten)]
-    pub end: End,
-    /// The vCPU that it ended on.
-    pub vcpu: u32,
-    /// That vCPU's registers; in a hypercall only RSP and RBP are known.
-    pub registers: Registers,
-    /// That vCPU's stack, innermost first. Empty after a shutdown: there is nothing to explain.
-    pub backtrace: Vec<StackFrame>,
-    /// What its crossings cost.
-    pub counters: Counters,
-}
 
 /// What a vCPU's thread tells.
 pub(crate) enum Message {
@@ -495,22 +343,4 @@ impl Paused {
         let _ = self.vm.orders.send(Order::Resume);
         self.vm
     }
-}
-
-/// What can be said before anything is made.
-fn check(config: &Config) -> Result<(), StartError> {
-    let memory = config.memory;
-    if memory == 0 {
-        return Err(StartError::NoMemory);
-    }
-    if !memory.is_multiple_of(PAGE_SIZE) {
-        return Err(StartError::MemoryNotPages { memory });
-    }
-    if memory > MAX_MEMORY {
-        return Err(StartError::MemoryTooLarge { memory });
-    }
-    if !crate::cpu::fsgsbase() {
-        return Err(StartError::NoFsgsbase);
-    }
-    Ok(())
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use hv_core::vm::Breakpoints;
+use hv_core::Breakpoints;
 use hv_core::{End, Vm};
 use std::time::Duration;
 

@@ -3,8 +3,8 @@
 use crate::bench::host::{to_ns, warmed};
 use crate::bench::{Figure, Phase};
 use hv_abi::GuestPhys;
+use hv_core::Breakpoints;
 use hv_core::engine::Counters;
-use hv_core::vm::Breakpoints;
 use hv_core::{Config, End, Image, Vm};
 use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -1,0 +1,96 @@
+//! How a VM is to be, and why one did not start.
+
+use crate::engine::{EngineError, EngineKind};
+use crate::image::Image;
+use hv_abi::PAGE_SIZE;
+use hv_abi::address::MAX_MEMORY;
+use std::io::Write;
+
+/// What becomes of an `int3` in the guest kernel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Breakpoints {
+    /// It ends the VM, like any exception.
+    #[default]
+    Crash,
+    /// It is counted as a trap, and the guest goes on.
+    Continue,
+}
+
+/// How a VM is to be.
+pub struct Config {
+    /// The guest.
+    pub image: Image,
+    /// Guest-physical memory, in bytes; a multiple of 4096. Default 64 MiB.
+    pub memory: u64,
+    /// Which engine runs it.
+    pub engine: EngineKind,
+    /// The guest's arguments.
+    pub command_line: Vec<String>,
+    /// A file that the guest finds in its memory.
+    pub ramdisk: Vec<u8>,
+    /// Where the guest's console goes. Default: standard output. Errors in writing are dropped, except that a
+    /// closed pipe is remembered and not written to again.
+    pub console: Box<dyn Write + Send>,
+    /// What becomes of an `int3`.
+    pub breakpoints: Breakpoints,
+}
+
+impl Config {
+    /// The defaults, for an image.
+    pub fn new(image: Image) -> Self {
+        Self {
+            image,
+            memory: 64 << 20,
+            engine: EngineKind::Auto,
+            command_line: Vec::new(),
+            ramdisk: Vec::new(),
+            console: Box::new(std::io::stdout()),
+            breakpoints: Breakpoints::Crash,
+        }
+    }
+}
+
+/// Why a VM did not start. No guest instruction was executed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum StartError {
+    #[error("{memory} bytes of memory is not a whole number of pages of {PAGE_SIZE} bytes")]
+    MemoryNotPages { memory: u64 },
+    #[error("0 bytes of memory is too little for any guest; the default is 64M")]
+    NoMemory,
+    #[error("{memory} bytes of memory is more than a VM can have, which is {MAX_MEMORY} (512 GiB)")]
+    MemoryTooLarge { memory: u64 },
+    #[error("the guest needs {needed} bytes of memory and has {memory}; give it more with --memory")]
+    MemoryTooSmall { memory: u64, needed: u64 },
+    #[error("the guest's arguments are {length} bytes long, at most {most} fit")]
+    CommandLineTooLong { length: usize, most: usize },
+    #[error(
+        "this processor or kernel does not let programs set FS and GS base (FSGSBASE), which the process engine needs; it takes an x86-64 processor of 2012 or later and Linux 5.9 or later"
+    )]
+    NoFsgsbase,
+    #[error("guest memory of {memory} bytes could not be had")]
+    Memory { memory: u64, source: std::io::Error },
+    #[error("{what} could not be made")]
+    Host { what: &'static str, source: std::io::Error },
+    #[error("the process engine could not start the VM")]
+    Engine(#[from] EngineError),
+}
+
+/// What can be said before anything is made.
+pub(crate) fn check(config: &Config) -> Result<(), StartError> {
+    let memory = config.memory;
+    if memory == 0 {
+        return Err(StartError::NoMemory);
+    }
+    if !memory.is_multiple_of(PAGE_SIZE) {
+        return Err(StartError::MemoryNotPages { memory });
+    }
+    if memory > MAX_MEMORY {
+        return Err(StartError::MemoryTooLarge { memory });
+    }
+    if !crate::cpu::fsgsbase() {
+        return Err(StartError::NoFsgsbase);
+    }
+    Ok(())
+}

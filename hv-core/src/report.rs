@@ -1,0 +1,86 @@
+//! How a VM ended, and what is said of it then.
+
+use crate::backtrace::StackFrame;
+use crate::engine::{Counters, Fault, Registers};
+use core::fmt;
+use serde::Serialize;
+
+/// A place in a guest's source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// Source file.
+    pub file: String,
+    /// Line, from 1.
+    pub line: u32,
+    /// Column, from 1.
+    pub column: u32,
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "end")]
+pub enum End {
+    /// The guest shut itself down.
+    Shutdown {
+        /// Its exit code.
+        code: u8,
+    },
+    /// The guest kernel gave up.
+    Panic {
+        /// What it said.
+        message: String,
+        /// Where in its source.
+        place: Option<Place>,
+    },
+    /// A guest kernel's instruction did something that it cannot go on from.
+    Crash {
+        /// What.
+        fault: Fault,
+        /// What that probably was, if there is a telling sign.
+        hint: Option<&'static str>,
+    },
+    /// The host ended it from outside, at a stopping point.
+    Stopped,
+    /// The host wanted to stop it, and it came to no stopping point.
+    Unanswered,
+    /// Its guest code is gone, without a word.
+    Died {
+        /// What is known of that.
+        reason: String,
+    },
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Shutdown { code } => write!(f, "the guest shut down with code {code}"),
+            Self::Panic { message, place: None } => write!(f, "guest panic: {message}"),
+            Self::Panic { message, place: Some(Place { file, line, column }) } => {
+                write!(f, "guest panic at {file}:{line}:{column}: {message}")
+            }
+            Self::Crash { fault, hint: None } => write!(f, "guest crash: {fault}"),
+            Self::Crash { fault, hint: Some(hint) } => write!(f, "guest crash: {fault}: {hint}"),
+            Self::Stopped => f.write_str("the guest was stopped from outside"),
+            Self::Unanswered => {
+                f.write_str("the vCPU did not answer when it was asked to stop, and was ended")
+            }
+            Self::Died { reason } => write!(f, "the guest is gone: {reason}"),
+        }
+    }
+}
+
+/// What is said of a VM at its end.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// How it ended.
+    #[serde(flatten)]
+    pub end: End,
+    /// The vCPU that it ended on.
+    pub vcpu: u32,
+    /// That vCPU's registers; in a hypercall only RSP and RBP are known.
+    pub registers: Registers,
+    /// That vCPU's stack, innermost first. Empty after a shutdown: there is nothing to explain.
+    pub backtrace: Vec<StackFrame>,
+    /// What its crossings cost.
+    pub counters: Counters,
+}
