@@ -118,6 +118,11 @@ impl Channel {
     }
 }
 
+/// This vCPU's page, for what the rest of this module does not cover.
+pub fn vcpu_page() -> &'static VcpuPage {
+    raw::vcpu_page()
+}
+
 /// Runs `section` with upcalls masked; events that come meanwhile are handled after it.
 pub fn without_upcalls<T>(section: impl FnOnce() -> T) -> T {
     let was_masked = Masked::set();

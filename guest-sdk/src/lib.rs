@@ -19,6 +19,7 @@ pub mod memory;
 pub mod panic;
 pub mod process;
 mod raw;
+pub mod testing;
 pub mod time;
 mod upcall;
 

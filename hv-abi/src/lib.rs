@@ -23,6 +23,7 @@ pub mod clock;
 pub mod features;
 pub mod note;
 pub mod status;
+pub mod testing;
 pub mod vcpu;
 
 pub use address::GuestPhys;
