@@ -54,7 +54,7 @@ fn bytes(blob: Blob) -> &'static [u8] {
     unsafe { core::slice::from_raw_parts(at(blob.start), blob.length as usize) }
 }
 
-/// The guest's arguments: what stood behind `--`.
+/// The guest's arguments: the words behind the image, or behind `--`.
 pub fn arguments() -> impl Iterator<Item = &'static str> {
     let line = core::str::from_utf8(bytes(info().command_line)).unwrap_or("");
     line.split('\0').filter(|_| info().command_line.length > 0)

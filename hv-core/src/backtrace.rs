@@ -12,7 +12,7 @@ use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 use serde::Serialize;
 
 /// Frames in a backtrace, at the most.
-const MOST_FRAMES: usize = 64;
+const MOST_FRAMES: usize = 4096;
 
 /// How far below a stack an overflow is still taken for one, in bytes.
 const GUARD: u64 = 64 << 10;

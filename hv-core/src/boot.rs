@@ -15,6 +15,12 @@ const MEMORY_MAP: u64 = BOOT_INFO + 512;
 const COMMAND_LINE: u64 = BOOT_INFO + 2048;
 const COMMAND_LINE_MAX: usize = (LOWEST_MAPPABLE - COMMAND_LINE) as usize;
 
+// Used and free runs alternate at the worst: segments, boot information and ramdisk, and what is between.
+const _: () = assert!(
+    (2 * (crate::image::MOST_SEGMENTS + 2) + 1) * size_of::<MemoryRegion>()
+        <= (COMMAND_LINE - MEMORY_MAP) as usize
+);
+
 /// What goes into guest memory.
 pub(crate) struct Boot<'a> {
     pub image: &'a Image,

@@ -9,7 +9,7 @@
 #![expect(unsafe_code, reason = "the RDTSC intrinsic")]
 
 use hv_abi::clock::ClockPage;
-use std::sync::OnceLock;
+use std::sync::Mutex;
 use std::sync::atomic::{Ordering::Relaxed, Ordering::SeqCst, fence};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,6 +26,12 @@ pub fn tsc() -> u64 {
         core::arch::x86_64::_mm_lfence();
         core::arch::x86_64::_rdtsc()
     }
+}
+
+/// The time-stamp counter now, give or take the instructions around: for looking whether it is late.
+pub(crate) fn tsc_now() -> u64 {
+    // SAFETY: as in `tsc`.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// The counter and the monotonic clock at one moment.
@@ -49,28 +55,57 @@ impl Sample {
     }
 }
 
-/// First sample of this process: the longer ago it is, the better the rate.
-static FIRST: OnceLock<Sample> = OnceLock::new();
+/// What is known of the counter's rate.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    /// Where the measurement began: the longer ago, the better the rate.
+    first: Sample,
+    /// Nanoseconds per tick times 2^32; 0 until there is one.
+    scale: u64,
+}
 
-/// Shortest time over which a rate is measured.
-const SHORTEST: Duration = Duration::from_micros(300);
+static RATE: Mutex<Option<Rate>> = Mutex::new(None);
+
+/// Shortest time over which a rate is measured, in nanoseconds.
+const SHORTEST: u64 = 300_000;
+
+/// A rate that was measured for this long is believed, in nanoseconds...
+const BELIEVED: u64 = 100_000_000;
+
+/// ... and then one that differs by more than this part is not: the host was suspended, and one of the two clocks was not.
+const IMPLAUSIBLE: u64 = 256;
 
 /// Notes the time, so that a later VM start finds a rate measured over the time since. Cheap; call it early.
 pub fn prepare() {
-    FIRST.get_or_init(Sample::now);
+    let mut rate = RATE.lock().expect("no thread panics with the lock held");
+    rate.get_or_insert_with(|| Rate { first: Sample::now(), scale: 0 });
 }
 
 /// Nanoseconds per tick times 2^32, and the sample that it was measured up to.
 fn rate() -> (u64, Sample) {
-    let first = *FIRST.get_or_init(Sample::now);
+    let mut rate = RATE.lock().expect("no thread panics with the lock held");
+    let rate = rate.get_or_insert_with(|| Rate { first: Sample::now(), scale: 0 });
     loop {
         let now = Sample::now();
-        let (ns, ticks) = (now.ns - first.ns, now.tsc.wrapping_sub(first.tsc));
-        if ns >= SHORTEST.as_nanos() as u64 && ticks > 0 {
-            return (((u128::from(ns) << 32) / u128::from(ticks)) as u64, now);
+        if let Some(scale) = measured(rate, now) {
+            rate.scale = scale;
+            return (scale, now);
+        }
+        if rate.scale != 0 {
+            rate.first = now;
+            return (rate.scale, now);
         }
         core::hint::spin_loop();
     }
+}
+
+/// The rate between the first sample and this one, if that is long enough and plausible.
+fn measured(rate: &Rate, now: Sample) -> Option<u64> {
+    let ns = now.ns.checked_sub(rate.first.ns).filter(|ns| *ns >= SHORTEST)?;
+    let ticks = now.tsc.checked_sub(rate.first.tsc).filter(|ticks| *ticks > 0)?;
+    let scale = u64::try_from((u128::from(ns) << 32) / u128::from(ticks)).ok().filter(|scale| *scale > 0)?;
+    let believed = rate.scale != 0 && ns >= BELIEVED;
+    (!believed || scale.abs_diff(rate.scale) <= rate.scale / IMPLAUSIBLE).then_some(scale)
 }
 
 /// The frequency of the time-stamp counter, as well as it is known by now.
@@ -100,10 +135,10 @@ impl GuestClock {
     pub(crate) fn start(page: &ClockPage) -> Self {
         let (scale, now) = rate();
         let next = now.ns + CORRECTIONS[0].as_nanos() as u64;
-        let clock = Self { start: now.ns, tsc_base: now.tsc, ns_base: 0, scale, corrections: 0, next };
+        let mut clock = Self { start: now.ns, tsc_base: now.tsc, ns_base: 0, scale, corrections: 0, next };
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         page.wall_base.store(wall.as_nanos() as u64, Relaxed);
-        clock.publish(page);
+        clock.publish(page, None);
         clock
     }
 
@@ -115,16 +150,14 @@ impl GuestClock {
     /// Bends the clock towards the host's.
     pub(crate) fn correct(&mut self, page: &ClockPage) {
         let (true_scale, now) = rate();
-        let shown = self.at(now.tsc);
-        let behind = (now.ns - self.start) as i64 - shown as i64;
+        let behind = now.ns.wrapping_sub(self.start) as i64 - self.at(now.tsc) as i64;
         self.corrections = (self.corrections + 1).min(CORRECTIONS.len() - 1);
         let interval = CORRECTIONS[self.corrections].as_nanos() as i64;
         // At most a thousandth faster or slower, so that short measurements stay right.
         let bend = behind.clamp(-interval / 1000, interval / 1000);
-        self.scale = (i128::from(true_scale) * i128::from(interval + bend) / i128::from(interval)) as u64;
-        (self.tsc_base, self.ns_base) = (now.tsc, shown);
+        let scale = (i128::from(true_scale) * i128::from(interval + bend) / i128::from(interval)) as u64;
         self.next = now.ns + interval as u64;
-        self.publish(page);
+        self.publish(page, Some(scale));
         tracing::debug!(behind_ns = behind, "clock corrected");
     }
 
@@ -139,16 +172,29 @@ impl GuestClock {
         self.at(tsc())
     }
 
+    /// Value of the counter at which the clock will show `guest_ns`.
+    pub(crate) fn to_tsc(&self, guest_ns: u64) -> u64 {
+        let left = u128::from(guest_ns.saturating_sub(self.ns_base)) << 32;
+        let ticks = left / u128::from(self.scale.max(1));
+        self.tsc_base.saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX))
+    }
+
     /// Host monotonic time at which the clock will show `guest_ns`.
     pub(crate) fn to_monotonic(&self, guest_ns: u64) -> u64 {
         let left = guest_ns.saturating_sub(self.now());
         monotonic_ns().saturating_add(left)
     }
 
-    fn publish(&self, page: &ClockPage) {
+    /// Writes the clock page; with a new scale, from the moment on at which readers begin to wait for it, so that the
+    /// clock neither jumps nor steps back however long this takes.
+    fn publish(&mut self, page: &ClockPage, scale: Option<u64>) {
         let sequence = page.sequence.load(Relaxed);
         page.sequence.store(sequence.wrapping_add(1) | 1, Relaxed);
         fence(SeqCst);
+        if let Some(scale) = scale {
+            let now = tsc();
+            (self.ns_base, self.tsc_base, self.scale) = (self.at(now), now, scale);
+        }
         page.tsc_base.store(self.tsc_base, Relaxed);
         page.ns_base.store(self.ns_base, Relaxed);
         page.scale.store(self.scale, Relaxed);
@@ -175,6 +221,22 @@ mod tests {
             last = after;
         }
         assert_eq!(page.sequence.load(Relaxed) % 2, 0, "the counter is even when nothing is being written");
+    }
+
+    #[test]
+    fn a_rate_that_a_suspended_host_would_give_is_not_believed() {
+        let second = 1_000_000_000;
+        let rate = Rate { first: Sample { tsc: 0, ns: 0 }, scale: 1 << 31 }; // 2 GHz
+        let at = |tsc, ns| measured(&rate, Sample { tsc, ns });
+        assert_eq!(at(2 * second, second), Some(1 << 31));
+        assert_eq!(at(20 * second, second), None, "the counter ran on while the clock stood still");
+        assert_eq!(
+            measured(
+                &Rate { first: Sample { tsc: 9 * second, ns: 0 }, ..rate },
+                Sample { tsc: 5, ns: second }
+            ),
+            None
+        );
     }
 
     #[test]

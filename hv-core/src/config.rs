@@ -28,8 +28,9 @@ pub struct Config {
     pub command_line: Vec<String>,
     /// A file that the guest finds in its memory.
     pub ramdisk: Vec<u8>,
-    /// Where the guest's console goes. Default: standard output. Errors in writing are dropped, except that a
-    /// closed pipe is remembered and not written to again.
+    /// Where the guest's console goes. Default: standard output. After the first error it is not written to again, and
+    /// the guest hears nothing of that. A writer that blocks, blocks the vCPU, and with it a stop or a pause: one that
+    /// may do so for long should be able to give up.
     pub console: Box<dyn Write + Send>,
     /// What becomes of an `int3`.
     pub breakpoints: Breakpoints,

@@ -8,6 +8,15 @@ use hv_abi::{Call, Features, Status, for_each_call};
 /// What a call gives: its value, or why not.
 pub(crate) type CallResult = Result<u64, Status>;
 
+macro_rules! is_served {
+    (served) => {
+        true
+    };
+    (later) => {
+        false
+    };
+}
+
 macro_rules! hypercalls {
     ($($(#[$doc:meta])+ $number:literal $name:ident $stem:ident($($argument:ident),*) -> $result:ident,
        [$($error:ident),*], $crossing:ident, $served:ident;)+) => {
@@ -27,7 +36,7 @@ macro_rules! hypercalls {
             arguments: [u64; 5],
         ) -> CallResult {
             match number {
-                $($number if features.contains(Call::$name.feature()) => {
+                $($number if is_served!($served) && features.contains(Call::$name.feature()) => {
                     let mut arguments = arguments.into_iter();
                     $(let $argument = arguments.next().expect("a call has at most five arguments");)*
                     if arguments.any(|unused| unused != 0) {

@@ -78,8 +78,10 @@ impl Events {
         let (word, bit) = (channel as usize / 64, 1_u64 << (channel % 64));
         page.pending[word].fetch_or(bit, SeqCst);
         if page.masked[word].load(SeqCst) & bit == 0 {
-            page.upcall.fetch_or(upcall::PENDING, SeqCst);
-            self.notify.notify(vcpu);
+            // Once is enough: until the guest clears the bit, it has yet to look. A flood of events is one upcall.
+            if page.upcall.fetch_or(upcall::PENDING, SeqCst) & upcall::PENDING == 0 {
+                self.notify.notify(vcpu);
+            }
         }
     }
 

@@ -58,6 +58,10 @@ pub enum ImageError {
     AbiVersion { found: u32 },
     #[error("the image needs features that this hv does not serve: {missing:?}")]
     Features { missing: Features },
+    #[error(
+        "the image has {found} segments to load, at most {MOST_SEGMENTS} are served; use guest-sdk's linker script, which makes four"
+    )]
+    TooManySegments { found: usize },
     #[error("the image has no segments to load")]
     NoSegments,
     #[error(
@@ -121,6 +125,9 @@ pub struct Image {
     /// Its parts, in the file's order; they do not overlap.
     pub segments: Vec<Segment>,
 }
+
+/// Segments that an image may have: each is a mapping and two rows of the memory map.
+pub(crate) const MOST_SEGMENTS: usize = 24;
 
 type Header = FileHeader64<LittleEndian>;
 
@@ -192,8 +199,11 @@ fn programs<'a>(header: &Header, bytes: &'a [u8]) -> Result<&'a [ProgramHeader64
 fn segments(programs: &[ProgramHeader64<LittleEndian>], bytes: &[u8]) -> Result<Vec<Segment>, ImageError> {
     let mut segments: Vec<Segment> = Vec::new();
     let loads =
-        programs.iter().filter(|p| p.p_type(LittleEndian) == elf::PT_LOAD && p.p_memsz(LittleEndian) > 0);
-    for (index, program) in loads.enumerate() {
+        || programs.iter().filter(|p| p.p_type(LittleEndian) == elf::PT_LOAD && p.p_memsz(LittleEndian) > 0);
+    if loads().count() > MOST_SEGMENTS {
+        return Err(ImageError::TooManySegments { found: loads().count() });
+    }
+    for (index, program) in loads().enumerate() {
         let segment = segment(index, program, bytes)?;
         let overlaps =
             |a: u64, b: u64, s: &Segment| a < b + s.pages_length() && b < a + segment.pages_length();

@@ -4,7 +4,7 @@ use crate::calls::Calls;
 use crate::clock::GuestClock;
 use crate::config::Breakpoints;
 use crate::dispatch::dispatch;
-use crate::engine::{Exit, Fault, Registers, Trap, VcpuRunner};
+use crate::engine::{Control, Exit, Fault, Registers, Trap, VcpuRunner};
 use crate::report::End;
 use crate::vm::{Message, Shared};
 use crossbeam_channel::{Receiver, Sender};
@@ -27,13 +27,25 @@ pub(crate) struct VcpuThread {
     pub vm: Arc<Shared>,
     pub vcpu: u32,
     pub runner: Box<dyn VcpuRunner>,
+    pub control: Arc<dyn Control>,
     pub clock: GuestClock,
     pub messages: Sender<Message>,
     pub orders: Receiver<Order>,
 }
 
+/// When the loop next has something to do by itself: the vCPU's timer, or a correction of the clock.
+#[derive(Clone, Copy)]
+struct Next {
+    /// The timer that this was worked out for.
+    timer: Option<u64>,
+    /// On the host's monotonic clock, to sleep until.
+    monotonic: u64,
+    /// On the time-stamp counter, to compare with.
+    tsc: u64,
+}
+
 /// What the loop does after an exit.
-enum Next {
+enum Then {
     Run,
     End(End, Registers),
 }
@@ -47,25 +59,40 @@ impl VcpuThread {
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let vm = self.vm.clone();
         let mut calls = Calls { vm: &vm, timer: None, end: None };
-        // The vCPU's timer on the guest's clock, and the same moment on the host's.
-        let mut timer = (None, u64::MAX);
+        let mut next = self.next(calls.timer);
         loop {
-            if calls.timer != timer.0 {
-                timer = (calls.timer, calls.timer.map_or(u64::MAX, |at| self.clock.to_monotonic(at)));
+            if calls.timer != next.timer {
+                next = self.next(calls.timer);
             }
-            let deadline = timer.1.min(self.clock.next_correction());
-            let exit = self.runner.run(Some(deadline));
-            if let Next::End(end, registers) = self.handle(exit, &mut calls) {
+            let exit = self.runner.run(Some(next.monotonic));
+            let slept_to_the_end = matches!(exit, Exit::Deadline);
+            if let Then::End(end, registers) = self.handle(exit, &mut calls) {
+                // Nothing of the guest runs on, whoever may be looking at the report, or not yet.
+                self.control.kill();
                 let message =
                     Message::Ended { vcpu: self.vcpu, end, registers, counters: self.runner.counters() };
                 // The VM may be gone already; then nobody asks.
                 let _ = self.messages.send(message);
                 return;
             }
+            // A guest that calls all the time is never waited for, so the time is looked at after each exit.
+            if slept_to_the_end || crate::clock::tsc_now() >= next.tsc {
+                self.deadline_passed(&mut calls.timer);
+                next = self.next(calls.timer);
+            }
         }
     }
 
-    fn handle(&mut self, exit: Exit, calls: &mut Calls<'_>) -> Next {
+    /// When this loop has something to do by itself.
+    fn next(&self, timer: Option<u64>) -> Next {
+        let correction = self.clock.next_correction();
+        let until_correction = correction.saturating_sub(crate::clock::monotonic_ns());
+        let guest = timer.unwrap_or(u64::MAX).min(self.clock.now().saturating_add(until_correction));
+        let monotonic = timer.map_or(u64::MAX, |at| self.clock.to_monotonic(at)).min(correction);
+        Next { timer, monotonic, tsc: self.clock.to_tsc(guest) }
+    }
+
+    fn handle(&mut self, exit: Exit, calls: &mut Calls<'_>) -> Then {
         match exit {
             Exit::Hypercall { number, arguments } => return self.hypercall(number, arguments, calls),
             Exit::Trap(Trap { fault, registers }) => return self.trap(fault, registers),
@@ -78,19 +105,19 @@ impl VcpuThread {
             Exit::StoppedInBlock => {
                 let end = self.stopped(self.runner.registers_in_call());
                 self.runner.answer(Status::SUCCESS, woken_by::EVENT);
-                return end.unwrap_or(Next::Run);
+                return end.unwrap_or(Then::Run);
             }
-            Exit::Deadline => self.deadline_passed(&mut calls.timer),
-            Exit::Died(reason) => return Next::End(End::Died { reason }, Registers::default()),
+            Exit::Deadline => {} // the time is looked at after every exit
+            Exit::Died(reason) => return Then::End(End::Died { reason }, Registers::default()),
         }
-        Next::Run
+        Then::Run
     }
 
-    fn hypercall(&mut self, number: u32, arguments: [u64; 5], calls: &mut Calls<'_>) -> Next {
+    fn hypercall(&mut self, number: u32, arguments: [u64; 5], calls: &mut Calls<'_>) -> Then {
         let result = dispatch(calls, self.vm.features, number, arguments);
         tracing::trace!(vcpu = self.vcpu, call = ?hv_abi::Call(number), ?arguments, ?result, "hypercall");
         if let Some(end) = calls.end.take() {
-            return Next::End(end, self.runner.registers_in_call());
+            return Then::End(end, self.runner.registers_in_call());
         }
         self.runner.answer(result.err().unwrap_or(Status::SUCCESS), result.unwrap_or(0));
         if self.vm.stopping[self.vcpu as usize].load(SeqCst)
@@ -98,27 +125,27 @@ impl VcpuThread {
         {
             return end;
         }
-        Next::Run
+        Then::Run
     }
 
-    fn trap(&mut self, fault: Fault, registers: Registers) -> Next {
+    fn trap(&mut self, fault: Fault, registers: Registers) -> Then {
         let breakpoint = matches!(fault, Fault::Exception { vector: BREAKPOINT, .. });
         if breakpoint && self.vm.breakpoints == Breakpoints::Continue {
             self.runner.resume();
-            return Next::Run;
+            return Then::Run;
         }
-        Next::End(End::Crash { fault, hint: None }, registers)
+        Then::End(End::Crash { fault, hint: None }, registers)
     }
 
     /// The vCPU has come to a stopping point: waits for what to do if a stop was asked for.
-    fn stopped(&mut self, registers: Registers) -> Option<Next> {
+    fn stopped(&mut self, registers: Registers) -> Option<Then> {
         if !self.vm.stopping[self.vcpu as usize].load(SeqCst) {
             return None; // the guest forged it, or the request was taken back
         }
         let _ = self.messages.send(Message::Stopped { vcpu: self.vcpu, registers });
         match self.orders.recv() {
             Ok(Order::Resume) => None,
-            Ok(Order::End) | Err(_) => Some(Next::End(End::Stopped, registers)),
+            Ok(Order::End) | Err(_) => Some(Then::End(End::Stopped, registers)),
         }
     }
 

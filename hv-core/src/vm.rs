@@ -134,6 +134,7 @@ impl Vm {
             vm: shared.clone(),
             vcpu: 0,
             runner: running.vcpus.remove(0),
+            control: control.clone(),
             clock: GuestClock::start(shared.pages.clock()),
             messages: messages_in,
             orders: orders_out,
@@ -198,11 +199,7 @@ impl Vm {
             }
             Stop::Ended(message) => self.finish(Some(message)),
             Stop::Unanswered => {
-                self.control.kill();
-                let (counters, registers) = match self.messages.recv() {
-                    Ok(Message::Ended { counters, registers, .. }) => (counters, registers),
-                    _ => Default::default(),
-                };
+                let (registers, counters) = Default::default();
                 self.finish(Some(Message::Ended { vcpu: 0, end: End::Unanswered, registers, counters }))
             }
         }
@@ -217,7 +214,10 @@ impl Vm {
     pub fn pause(self) -> Result<Paused, Report> {
         let mut vm = self;
         match vm.stop_vcpu(0) {
-            Stop::Stopped(registers) => Ok(Paused { vm, registers }),
+            Stop::Stopped(registers) => {
+                let cpu_time = vm.control.cpu_time(0);
+                Ok(Paused { vm, registers, cpu_time })
+            }
             Stop::Ended(message) => Err(vm.finish(Some(message))),
             Stop::Unanswered => Err(vm.stop()),
         }
@@ -256,19 +256,31 @@ impl Vm {
                 Err(RecvTimeoutError::Disconnected) => return Stop::Unanswered,
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            let used = self.control.cpu_time(vcpu).zip(cpu_at_start).map_or(0, |(now, then)| now - then);
+            let used = self
+                .control
+                .cpu_time(vcpu)
+                .zip(cpu_at_start)
+                .map_or(0, |(now, then)| now.saturating_sub(then));
             if used > STOP_CPU_TIME.as_nanos() as u64 || start.elapsed() > STOP_WALL_TIME {
                 return Stop::Unanswered;
             }
         }
     }
 
-    /// Ends everything and writes the report.
-    fn finish(&mut self, message: Option<Message>) -> Report {
+    /// Ends the guest's code and the vCPU's thread.
+    fn end_thread(&mut self) {
         self.control.kill();
+        // The thread may yet serve what the guest had published, and then wait for an order: without anyone to give
+        // one, it ends.
+        (self.orders, _) = bounded(0);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+
+    /// Ends everything and writes the report.
+    fn finish(&mut self, message: Option<Message>) -> Report {
+        self.end_thread();
         let (vcpu, end, registers, counters) = match message {
             Some(Message::Ended { vcpu, end, registers, counters }) => (vcpu, end, registers, counters),
             Some(Message::Stopped { vcpu, registers }) => {
@@ -302,13 +314,7 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        self.control.kill();
-        // A paused vCPU waits for an order; without anyone to give one, it ends.
-        let (closed, _) = bounded(0);
-        self.orders = closed;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.end_thread();
         self.control.wait_until_gone();
     }
 }
@@ -324,6 +330,8 @@ enum Stop {
 pub struct Paused {
     vm: Vm,
     registers: Registers,
+    /// Processor time of vCPU 0 when it said that it had stopped.
+    cpu_time: Option<u64>,
 }
 
 impl Paused {
@@ -337,8 +345,14 @@ impl Paused {
         &self.vm.shared.memory
     }
 
-    /// Runs on.
+    /// Runs on. A guest that ran while it said that it stood is ended instead: nobody could rely on its pauses.
     pub fn resume(self) -> Vm {
+        let ran =
+            self.vm.control.cpu_time(0).zip(self.cpu_time).map_or(0, |(now, then)| now.saturating_sub(then));
+        if ran > STOP_CPU_TIME.as_nanos() as u64 {
+            tracing::warn!(ran_ns = ran, "a paused vCPU ran on, and is ended");
+            self.vm.control.kill();
+        }
         self.vm.shared.stopping[0].store(false, SeqCst);
         let _ = self.vm.orders.send(Order::Resume);
         self.vm

@@ -82,6 +82,9 @@ pub(crate) struct RunOptions {
     /// Stop the guest if it runs longer than this, such as 500ms, 10s, 2m or 1h
     #[arg(long, short, value_name = "TIME", value_parser = units::parse_duration)]
     pub(crate) timeout: Option<Duration>,
+    /// Run IMAGE as a program of this host's if it is one, and no guest: for cargo's runner, whose `cargo test` builds such
+    #[arg(long)]
+    pub(crate) or_native: bool,
     /// Say how it ended as one line of JSON, the last on standard error
     #[arg(long)]
     pub(crate) json: bool,
@@ -172,7 +175,7 @@ pub(crate) struct DoctorOptions {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  hv bench crossing                 a table, in about a minute
+  hv bench crossing                 a table, in half a minute
   hv bench crossing --json | jq -r '.[] | [.name, .phase, .median, .unit] | @tsv'
 
 Everything is measured twice, with a spare core and pinned to one, each beside the host's own figure of the same run.

@@ -3,6 +3,7 @@
 //! A reader that is slow, stuck or gone must neither end the guest nor keep it from being stopped. So a write
 //! waits for the reader *or* for [`Sink::let_go`], whichever comes first, and only then writes, no more than fits.
 
+use hv_core::vm::Stopper;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -21,6 +22,8 @@ pub(crate) struct Sink {
     failed: OnceLock<Errno>,
     /// The last byte written does not end a line.
     mid_line: AtomicBool,
+    /// Ends the VM, once there is one: a guest that nobody hears is not to run on.
+    stopper: OnceLock<Stopper>,
     /// Something was dropped since nobody was to wait for the reader.
     dropped: AtomicBool,
 }
@@ -35,6 +38,7 @@ impl Sink {
             letting_go,
             failed: OnceLock::new(),
             mid_line: AtomicBool::new(false),
+            stopper: OnceLock::new(),
             dropped: AtomicBool::new(false),
         }))
     }
@@ -52,6 +56,25 @@ impl Sink {
     /// Whether [`let_go`](Self::let_go) has cost output: the guest may have gone on only because of that.
     pub(crate) fn has_dropped(&self) -> bool {
         self.dropped.load(Relaxed)
+    }
+
+    /// From here on the VM is stopped when its output cannot be written any more.
+    pub(crate) fn stop_with(&self, stopper: Stopper) {
+        let _ = self.stopper.set(stopper); // there is one VM
+        if self.failed.get().is_some() {
+            self.stop();
+        }
+    }
+
+    fn stop(&self) {
+        if let Some(stopper) = self.stopper.get() {
+            stopper.stop();
+        }
+    }
+
+    /// Whether the reader has gone, as in `hv run .. | head -1`.
+    pub(crate) fn reader_has_gone(&self) -> bool {
+        self.failed.get() == Some(&Errno::PIPE)
     }
 
     /// What went wrong in writing, if something did. A reader that has gone is nothing wrong.
@@ -94,6 +117,7 @@ impl Write for Console {
                 Err(error) => {
                     tracing::debug!(%error, "standard output is gone; what the guest writes is dropped");
                     let _ = sink.failed.set(error); // only this thread sets it
+                    sink.stop();
                 }
             }
         }

@@ -32,6 +32,8 @@ pub(crate) enum Cause {
     Unanswered,
     /// The sandbox process is gone.
     Died,
+    /// Nobody reads standard output any more, and the guest wrote to it.
+    ReaderGone,
     /// SIGTERM.
     Terminated,
 }
@@ -48,6 +50,7 @@ const TABLE: &[(Cause, u8, &str)] = &[
     (Cause::Crash, 134, "the guest crashed"),
     (Cause::Unanswered, 135, "a vCPU did not stop when it was asked to, and was ended"),
     (Cause::Died, 136, "the sandbox process is gone, without a word"),
+    (Cause::ReaderGone, 141, "the guest wrote, and nobody reads its output any more, as in `| head -1`"),
     (Cause::Terminated, 143, "stopped by SIGTERM"),
 ];
 

@@ -5,7 +5,7 @@ use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::output::{self, Style};
 use crate::units::show_size;
-use hv_core::Image;
+use hv_core::{Image, ImageError};
 use sample_guests::{IMAGES, Sample};
 use serde::Serialize;
 use std::fmt::Write;
@@ -31,12 +31,24 @@ pub(crate) fn load(path: &Path) -> Result<Image, Failure> {
     })
 }
 
+/// Whether a file is a program of this host's and no guest: it has no note, or is not even static.
+pub(crate) fn is_native(path: &Path) -> bool {
+    let program =
+        |error| matches!(error, ImageError::Dynamic | ImageError::NotExecutable { .. } | ImageError::NoNote);
+    built_in(path).is_none() && read(path).is_ok_and(|bytes| Image::parse(bytes).is_err_and(program))
+}
+
 /// The built-in image of that name, unless it is plainly a path.
 fn built_in(path: &Path) -> Option<Sample> {
     path.to_str().and_then(sample_guests::find)
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = std::fs::metadata(path)?;
+    if !file.is_file() && !file.is_dir() {
+        // Opening a pipe would wait for its writer, past any --timeout.
+        return Err(io::Error::other("it is not a regular file"));
+    }
     let mut bytes = Vec::new();
     File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LARGEST {

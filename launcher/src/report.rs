@@ -50,11 +50,11 @@ impl Told {
 
     /// For people; empty if there is nothing to add to what the guest said.
     pub(crate) fn text(&self, style: &Style, sink: &Sink) -> String {
-        if self.cause == Cause::Shutdown {
+        if matches!(self.cause, Cause::Shutdown | Cause::ReaderGone) {
             return String::new();
         }
         let mut text = self.fresh_line(style, sink);
-        let headline = self.headline();
+        let headline = printable(&self.headline());
         let (what, rest) = headline.split_once(": ").unwrap_or((&headline, ""));
         let colon = if rest.is_empty() { "" } else { ": " };
         line(&mut text, format_args!("{}{colon}{rest}", style.red(what)));
@@ -168,12 +168,27 @@ fn registers(registers: &Registers) -> String {
     text
 }
 
+/// What a guest says, and the names in its image, are the guest's: control characters could forge lines of hv's, or
+/// play tricks on a terminal.
+fn printable(text: &str) -> String {
+    let safe = |c: char| if c.is_control() && c != '\n' { '\u{fffd}' } else { c };
+    text.chars().map(safe).collect()
+}
+
+/// A path of the standard library's, without where its builder kept it.
+fn shorten(frame: &str) -> String {
+    match (frame.find("/rustc/"), frame.find("/library/")) {
+        (Some(start), Some(end)) if start < end => format!("{}{}", &frame[..start], &frame[end + 1..]),
+        _ => frame.to_owned(),
+    }
+}
+
 /// One line a frame. Recursion repeats the same frame: it is shown once, with how often.
 fn backtrace(frames: &[StackFrame]) -> String {
     let mut text = String::new();
     let mut number = 0;
     for same in frames.chunk_by(|a, b| a == b) {
-        line(&mut text, format_args!("  {number:>2}: {}", same[0]));
+        line(&mut text, format_args!("  {number:>2}: {}", printable(&shorten(&same[0].to_string()))));
         if same.len() > 1 {
             line(&mut text, format_args!("      the same, {} more times", same.len() - 1));
         }
@@ -194,6 +209,11 @@ mod tests {
         assert_eq!(lines[0], "  rip 0x200000            rsp 0x0  rbp 0x0  rflags 0x0");
         assert_eq!(lines[1], "  rax 0xffffffffffffffff  rbx 0x0  rcx 0x0  rdx    0x0");
         assert_eq!(lines[4], "  r14 0x0                 r15 0x1");
+    }
+
+    #[test]
+    fn a_guests_words_cannot_play_tricks() {
+        assert_eq!(printable("a\x1b[2Jb\rc\nd"), "a\u{fffd}[2Jb\u{fffd}c\nd");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::signals::Signals;
 use crate::{images, lockdown, report};
 use hv_core::vm::Stopper;
 use hv_core::{Config, End, Vm};
+use std::os::unix::process::CommandExt;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -22,6 +23,9 @@ use std::time::Instant;
 /// The guest was not started, or its output was lost.
 pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     hv_core::prepare().map_err(|error| Failure::cannot("the host does not let hv make sandboxes", error))?;
+    if options.or_native && images::is_native(&options.image) {
+        return Err(run_native(options));
+    }
     let image = images::load(&options.image)?;
     let cannot_watch = |error| Failure::cannot("the host does not let hv wait for signals", error);
     let signals = Signals::catch().map_err(cannot_watch)?;
@@ -44,18 +48,16 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         sink: sink.clone(),
         stopped: Arc::default(),
     };
+    sink.stop_with(vm.stopper());
     let stopped = watch.stopped.clone();
     let thread = std::thread::Builder::new().name("hv-watch".into()).spawn(move || watch.run());
     thread.map_err(cannot_watch)?;
 
     let report = vm.wait();
-    let told = report::Told {
-        cause: cause(&report.end, stopped.get(), sink.has_dropped()),
-        report,
-        timeout: options.timeout,
-    };
+    let told =
+        report::Told { cause: cause(&report.end, stopped.get(), &sink), report, timeout: options.timeout };
     match sink.error() {
-        Some(error) if told.exit_code() == 0 => {
+        Some(error) if told.exit_code() == 0 || stopped.get().is_none() => {
             return Err(Failure::cannot("the guest's output could not be written", error));
         }
         _ => {}
@@ -64,11 +66,23 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     Ok(told.exit_code())
 }
 
+/// Becomes a program of the host's. Comes back only if that fails.
+fn run_native(options: &RunOptions) -> Failure {
+    let error = std::process::Command::new(&options.image).args(&options.args).exec();
+    Failure::cannot(format!("`{}` could not be run", options.image.display()), error)
+}
+
 /// Why the command ends, from how the VM did and why it was stopped, if it was. A guest that shut itself down
-/// after the output was let go came to that only by being stopped.
-fn cause(end: &End, stopped: Option<&Cause>, output_dropped: bool) -> Cause {
+/// after the output was let go came to that only by being stopped; and like any program whose reader has gone, one that
+/// writes on is ended by that, whether it would have ended anyway or not.
+fn cause(end: &End, stopped: Option<&Cause>, sink: &Sink) -> Cause {
     match end {
-        End::Shutdown { .. } if output_dropped => stopped.copied().unwrap_or(Cause::Shutdown),
+        End::Shutdown { .. } | End::Stopped | End::Unanswered
+            if stopped.is_none() && sink.reader_has_gone() =>
+        {
+            Cause::ReaderGone
+        }
+        End::Shutdown { .. } if sink.has_dropped() => stopped.copied().unwrap_or(Cause::Shutdown),
         End::Shutdown { .. } => Cause::Shutdown,
         End::Panic { .. } => Cause::Panic,
         End::Crash { .. } => Cause::Crash,

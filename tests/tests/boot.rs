@@ -99,3 +99,15 @@ fn many_vms_run_beside_each_other() {
         assert_eq!(console.text().lines().count(), 5);
     }
 }
+
+#[test]
+fn a_flood_of_events_does_not_harm_a_guest_that_computes() {
+    let (vm, console) = start("bench", &["running", "1000000000"]);
+    console.wait_for("\n");
+    let channel = console.text().split(' ').next().unwrap().parse().unwrap();
+    let start = std::time::Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        (0..1000).for_each(|_| vm.raise_event(channel));
+    }
+    assert_eq!(vm.stop().end, End::Stopped);
+}

@@ -192,3 +192,21 @@ fn the_least_memory_that_an_image_asks_for_is_enough() {
     wait(Vm::start(config).unwrap());
     assert_eq!(console.text(), "Hello from a guest kernel.\n");
 }
+
+#[test]
+fn an_image_with_too_many_segments_is_refused() {
+    let error = changed(|image| {
+        // A table of 60 segments behind everything else, each a page of its own.
+        let table = image.len() as u64;
+        let first: [u8; HEADER] = image[PROGRAM_HEADERS..PROGRAM_HEADERS + HEADER].try_into().unwrap();
+        for index in 0..60 {
+            let mut header = first;
+            put(&mut header, VIRT, 0x100_0000 + index * 0x1_0000);
+            put(&mut header, PHYS, 0x100_0000 + index * 0x1_0000);
+            image.extend_from_slice(&header);
+        }
+        put(image, 32, table);
+        image[56..58].copy_from_slice(&60_u16.to_le_bytes());
+    });
+    assert_eq!(error, ImageError::TooManySegments { found: 60 });
+}

@@ -100,3 +100,31 @@ fn a_paused_vm_does_not_run_and_can_be_dropped() {
     drop(paused);
     assert!(!exists(pid));
 }
+
+/// A console whose reader is slower than a stop may take.
+struct Slow(std::sync::mpsc::Sender<()>);
+
+impl std::io::Write for Slow {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = self.0.send(());
+        std::thread::sleep(Duration::from_millis(1500));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_stop_returns_though_the_vcpu_is_in_a_long_call() {
+    let (mut config, _) = config("bench", &["idle"]);
+    let (in_write, writing) = std::sync::mpsc::channel();
+    config.console = Box::new(Slow(in_write));
+    let vm = Vm::start(config).unwrap();
+    writing.recv_timeout(PATIENCE).expect("the guest writes a line");
+    let (done, stopped) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done.send(vm.stop().end));
+    let end = stopped.recv_timeout(PATIENCE).expect("the stop hangs");
+    assert!(matches!(end, End::Stopped | End::Unanswered), "{end:?}");
+}

@@ -182,26 +182,21 @@ fn table(figures: &[Figure]) -> String {
         let rows: Vec<_> = figures.iter().filter(|f| f.phase == phase).map(row).collect();
         if !rows.is_empty() {
             let (median, min, max, ratio, aim) = ("median", "min", "max", "ratio", "aim");
-            let head = format!("{phase:<44} {median:>10} {min:>10} {max:>10}     {ratio:>6} {aim:>6}");
-            writeln!(text, "{head}\n  {}\n", rows.join("\n  ")).expect("a string takes it");
+            let head = format!("{phase:<41}{median:>8}{min:>7}{max:>8}     {ratio:>5}{aim:>6}");
+            writeln!(text, "{head}\n{}\n", rows.join("\n")).expect("a string takes it");
         }
     }
-    text + "ratio: the median over that of the host's row named behind it. aim: the most that the ratio should be, or \
-            without one the median.\n"
+    text + "ratio: to the host's row above it that does the same (--json names it). aim: the most that the\n\
+            ratio should be, or without one the median; ! where it is more.\n"
 }
 
 fn row(figure: &Figure) -> String {
     let Figure { name, unit, median, min, max, .. } = figure;
-    let number = |value: f64| if value < 100.0 { format!("{value:.2}") } else { format!("{value:.0}") };
+    let number = |value: f64| if value < 10.0 { format!("{value:.2}") } else { format!("{value:.0}") };
     let optional = |value: Option<f64>| value.map(number).unwrap_or_default();
-    let verdict = match figure.met() {
-        Some(true) => "met",
-        Some(false) => "missed",
-        None => "",
-    };
-    let against = figure.compared_with.as_ref().map(|other| format!("/ {other}")).unwrap_or_default();
+    let missed = if figure.met() == Some(false) { "!" } else { "" };
     let text = format!(
-        "{name:<42} {:>10} {:>10} {:>10} {unit:<3} {:>6} {:>6} {verdict:<6} {against}",
+        "{name:<41}{:>8}{:>7}{:>8} {unit:<3} {:>5}{:>6}{missed}",
         number(*median),
         number(*min),
         number(*max),

@@ -38,7 +38,7 @@ pub(crate) trait Atomics {
     fn fence();
     /// Sleeps while `word` is `expected`, until woken, or until `timeout`; may return early.
     fn sleep(word: &Self::Word, expected: u32, timeout: Option<Duration>);
-    /// Wakes the sleeper on `word`, if there is one.
+    /// Wakes whoever sleeps on `word`.
     fn wake(word: &Self::Word);
     /// Tells the processor that this is a spinning loop.
     fn relax();
@@ -247,7 +247,8 @@ impl Atomics for Machine {
 
     fn wake(word: &AtomicU32) {
         // Fails only for a word that is not mapped, and this one is.
-        let _ = rustix::thread::futex::wake(word, rustix::thread::futex::Flags::empty(), 1);
+        // All, since a hostile guest may have lined up before the one that is meant.
+        let _ = rustix::thread::futex::wake(word, rustix::thread::futex::Flags::empty(), i32::MAX as u32);
     }
 
     fn relax() {

@@ -223,6 +223,28 @@ fn a_hostile_caller_cannot_keep_the_server_from_hearing_of_its_death() {
     });
 }
 
+/// The way back from `hv_stub_block` at its deadline, upcalls unmasked: either the vCPU sees the event at
+/// `hv_stub_finish`, or the host sees that it runs, and signals it.
+#[test]
+fn an_event_is_never_lost_beside_the_end_of_a_block() {
+    check(4, || {
+        let page = Arc::new((Word::new(0), AtomicU32::new(run_state::BLOCKED)));
+        let host = {
+            let page = page.clone();
+            thread::spawn(move || {
+                page.0.value.fetch_or(upcall::PENDING, Ordering::SeqCst);
+                Model::fence();
+                page.1.load(Ordering::SeqCst) != run_state::BLOCKED
+            })
+        };
+        page.1.swap(run_state::RUNNING, Ordering::SeqCst);
+        Model::fence();
+        let seen = Model::load(&page.0) & upcall::PENDING != 0;
+        let signalled = host.join().unwrap();
+        assert!(seen || signalled, "the event is lost");
+    });
+}
+
 /// `hv_stub_block` against `Events::raise` and the engine's `notify`: the vCPU says that it is blocked, then looks
 /// for events; the host stores the event, then looks whether the vCPU is blocked.
 #[test]

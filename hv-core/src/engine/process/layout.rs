@@ -101,9 +101,9 @@ pub(super) struct Control {
     /// Handlers of the traps and of the monitor's signal.
     pub trap_action: KernelSigaction,
     pub kick_action: KernelSigaction,
-    /// All signals, and none: masks for `rt_sigprocmask`.
+    /// All signals, and those that a vCPU thread blocks: masks for `rt_sigprocmask`.
     pub all_signals: u64,
-    pub no_signals: u64,
+    pub vcpu_blocked: u64,
     /// A `stack_t` for the new vCPU thread.
     pub signal_stack: [u64; 3],
     pub mapping_filter: Filter,
@@ -173,6 +173,16 @@ pub(super) const USER_SS: u64 = 0x2b;
 
 /// Signal by which the monitor gets a vCPU thread's attention.
 pub(super) const KICK_SIGNAL: i32 = libc::SIGUSR1;
+
+/// Signals by which a terminal or a shell stops a job: a sandbox stops with its monitor.
+const JOB_SIGNALS: [i32; 3] = [libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+
+/// What a vCPU thread blocks: everything but what it handles and what stops it with its monitor. Ctrl-C above all is for
+/// the monitor, whose process group it is in.
+pub(super) fn vcpu_blocked() -> u64 {
+    let open = TRAP_SIGNALS.iter().chain(&JOB_SIGNALS).chain(&[KICK_SIGNAL]);
+    open.fold(u64::MAX, |blocked, signal| blocked & !(1 << (signal - 1)))
+}
 
 /// Signals that a guest's own instructions raise.
 pub(super) const TRAP_SIGNALS: [i32; 6] =

@@ -53,7 +53,7 @@ impl Mapper {
             (*control).trap_action = action(stub::trap());
             (*control).kick_action = action(stub::kick());
             (*control).all_signals = u64::MAX;
-            (*control).no_signals = 0;
+            (*control).vcpu_blocked = vcpu_blocked();
             write_filter(&raw mut (*control).mapping_filter, offset_of!(Control, mapping_filter), &mapping);
             write_filter(&raw mut (*control).vcpu_filter, offset_of!(Control, vcpu_filter), &vcpu);
         }
@@ -100,7 +100,7 @@ impl Mapper {
             Command::new(libc::SYS_sigaltstack, [at(offset_of!(Control, signal_stack)), 0, 0, 0, 0, 0]),
             Command::new(
                 libc::SYS_rt_sigprocmask,
-                [libc::SIG_SETMASK as u64, at(offset_of!(Control, no_signals)), 0, 8, 0, 0],
+                [libc::SIG_SETMASK as u64, at(offset_of!(Control, vcpu_blocked)), 0, 8, 0, 0],
             ),
             Command::new(
                 libc::SYS_seccomp,
@@ -152,6 +152,11 @@ pub(super) fn first_commands(pages: &VcpuPages) -> Vec<Command> {
     commands.push(Command::new(
         libc::SYS_rt_sigprocmask,
         [libc::SIG_SETMASK as u64, at(offset_of!(Control, all_signals)), 0, 8, 0, 0],
+    ));
+    // Said again: an exec that changes rights takes it back.
+    commands.push(Command::new(
+        libc::SYS_prctl,
+        [libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64, 0, 0, 0, 0],
     ));
     // The host's stack, vDSO and whatever else it put there: everything but slot 255's used part.
     commands.push(Command::new(libc::SYS_munmap, [0, STUB_BASE, 0, 0, 0, 0]));

@@ -29,7 +29,7 @@ use hv_abi::vcpu::{run_state, upcall};
 use layout::descriptor;
 use mapper::Mapper;
 use rustix::fd::{AsFd, AsRawFd};
-use spawn::{Child, Death};
+use spawn::{Child, Death, Stage};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicI32};
 use std::sync::{Arc, Condvar, Mutex};
@@ -66,7 +66,8 @@ impl Engine for ProcessEngine {
             exchange,
             dead: AtomicBool::new(false),
             death: Mutex::new(None),
-            died: Condvar::new(),
+            gone: Mutex::new(false),
+            is_gone: Condvar::new(),
             pid: AtomicI32::new(0),
             threads: (0..vcpus).map(|_| AtomicI32::new(0)).collect(),
         });
@@ -80,7 +81,7 @@ impl Engine for ProcessEngine {
         vcpu::first_context(&shared, 0, setup.entry, setup.argument);
         let notice = {
             let shared = shared.clone();
-            Box::new(move |death| shared.died(death))
+            Box::new(move |stage| shared.ended(stage))
         };
         let child = spawn::spawn(descriptors, notice).map_err(host("starting a sandbox process"))?;
         shared.wait_for_vcpu_thread(0, child.pid, || mapper.failure(commands.len()))?;
@@ -109,7 +110,9 @@ struct Shared {
     /// Set when the process is gone.
     dead: AtomicBool,
     death: Mutex<Option<Death>>,
-    died: Condvar,
+    /// Set when nothing of it is left on the host, either.
+    gone: Mutex<bool>,
+    is_gone: Condvar,
     pid: AtomicI32,
     /// Host thread numbers of the vCPU threads, taken before guest code could change them.
     threads: Vec<AtomicI32>,
@@ -120,11 +123,14 @@ impl Shared {
         self.exchange.at(vcpu::handover_offset(vcpu))
     }
 
-    /// On the spawner's thread: the process is gone, and so is everyone who could write its pages.
-    fn died(&self, death: Death) {
+    /// On the spawner's thread: the process has ended, and so has everyone who could write its pages.
+    fn ended(&self, stage: Stage) {
+        let Stage::Dead(death) = stage else {
+            *self.gone.lock().expect("no thread panics with the lock held") = true;
+            return self.is_gone.notify_all();
+        };
         *self.death.lock().expect("no thread panics with the lock held") = Some(death);
         self.dead.store(true, SeqCst);
-        self.died.notify_all();
         for vcpu in 0..self.pages.vcpus() {
             handover::kick::<Machine>(&self.handover(vcpu).host_sleeps);
         }
@@ -137,6 +143,7 @@ impl Shared {
                 let name = signal_name(signal);
                 format!("the host ended its sandbox process with signal {signal} ({name})")
             }
+            Some(Death::Unknown) => "another part of this program waited for its sandbox process".into(),
             Some(Death::Exit(code)) => format!("its sandbox process exited with code {code}"),
             None => "its sandbox process is gone".into(),
         }
@@ -175,6 +182,10 @@ impl Shared {
                 Wait::Published(turn) => Some(turn),
                 Wait::Interrupted | Wait::TimedOut => None,
             };
+        }
+        let signal = self.handover(vcpu).signal.load(Relaxed);
+        if signal != 0 {
+            return Err(EngineError::SandboxDied { how: format!("its vCPU thread got signal {signal}") });
         }
         self.pid.store(pid, SeqCst);
         let thread = self.handover(vcpu).thread.load(Acquire);
@@ -234,9 +245,10 @@ impl Control for Sandbox {
     }
 
     fn wait_until_gone(&self) {
-        let death = self.shared.death.lock().expect("no thread panics with the lock held");
-        let gone = self.shared.died.wait_while(death, |death| death.is_none());
-        drop(gone.expect("no thread panics with the lock held"));
+        let gone = self.shared.gone.lock().expect("no thread panics with the lock held");
+        drop(
+            self.shared.is_gone.wait_while(gone, |gone| !*gone).expect("no thread panics with the lock held"),
+        );
     }
 
     fn cpu_time(&self, vcpu: u32) -> Option<u64> {

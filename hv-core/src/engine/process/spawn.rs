@@ -12,9 +12,9 @@ use super::elf;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Pid, Signal, pidfd_send_signal};
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex};
 
 /// A running sandbox process. Dropping it kills the process.
 #[derive(Debug)]
@@ -43,10 +43,24 @@ impl Drop for Child {
 pub(super) enum Death {
     Signal(i32),
     Exit(i32),
+    /// Somebody else in this program waited for it.
+    Unknown,
 }
 
-/// Told, on the spawner's thread, when the process is gone.
-pub(super) type Notice = Box<dyn FnOnce(Death) + Send>;
+/// How far a sandbox's end has come.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stage {
+    /// It runs no more.
+    Dead(Death),
+    /// Nothing of it is left on the host.
+    Gone,
+}
+
+/// Told, on the spawner's thread, of each stage.
+pub(super) type Notice = Box<dyn Fn(Stage) + Send>;
+
+/// How long the spawner rests when the host cannot let it wait.
+const BREATH: std::time::Duration = std::time::Duration::from_millis(10);
 
 struct Request {
     descriptors: [RawFd; 4],
@@ -55,26 +69,33 @@ struct Request {
 }
 
 struct Spawner {
+    /// The process that its thread is in.
+    process: Pid,
     requests: Sender<Request>,
     doorbell: OwnedFd,
 }
 
 /// Starts a sandbox process with these files as its descriptors 3 to 6, and nothing else of the monitor's.
 pub(super) fn spawn(descriptors: [RawFd; 4], notice: Notice) -> io::Result<Child> {
-    let spawner = spawner()?;
     let (reply, answer) = crossbeam_channel::bounded(1);
     let request = Request { descriptors, notice, reply };
-    spawner.requests.send(request).expect("the spawner lives as long as the process");
-    rustix::io::write(&spawner.doorbell, &1_u64.to_ne_bytes())?;
+    {
+        let mut spawner = SPAWNER.lock().expect("no thread panics with the lock held");
+        // A thread does not survive a fork of its process: then there is another, with another number.
+        let this_process = rustix::process::getpid();
+        let spawner = match &mut *spawner {
+            Some(spawner) if spawner.process == this_process => spawner,
+            none => none.insert(start(this_process)?),
+        };
+        spawner.requests.send(request).expect("the spawner lives as long as the process");
+        rustix::io::write(&spawner.doorbell, &1_u64.to_ne_bytes())?;
+    }
     answer.recv().expect("the spawner answers each request")
 }
 
-fn spawner() -> io::Result<&'static Spawner> {
-    static SPAWNER: OnceLock<io::Result<Spawner>> = OnceLock::new();
-    SPAWNER.get_or_init(start).as_ref().map_err(|e| io::Error::new(e.kind(), e.to_string()))
-}
+static SPAWNER: Mutex<Option<Spawner>> = Mutex::new(None);
 
-fn start() -> io::Result<Spawner> {
+fn start(process: Pid) -> io::Result<Spawner> {
     let executable = elf::executable()?;
     let (requests, inbox) = crossbeam_channel::unbounded();
     let doorbell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -83,7 +104,7 @@ fn start() -> io::Result<Spawner> {
         .name("hv-spawner".into())
         .stack_size(64 << 10)
         .spawn(move || run(executable, &inbox, &bell))?;
-    Ok(Spawner { requests, doorbell })
+    Ok(Spawner { process, requests, doorbell })
 }
 
 /// The spawner's thread: waits for requests and for deaths.
@@ -98,12 +119,16 @@ fn run(executable: &OwnedFd, inbox: &Receiver<Request>, doorbell: &OwnedFd) {
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
             .collect();
         if poll(&mut waits, None).is_err() {
+            std::thread::sleep(BREATH); // out of memory, or the limit of descriptors was lowered
             continue;
         }
         let ready: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
         for i in (1..ready.len()).rev().filter(|i| ready[*i]) {
             let (handle, notice) = children.swap_remove(i - 1);
-            notice(reap(&handle));
+            // Dead, and its numbers still its own: nobody signals it from here on.
+            notice(Stage::Dead(wait_for(&handle, libc::WEXITED | libc::WNOWAIT)));
+            wait_for(&handle, libc::WEXITED);
+            notice(Stage::Gone);
         }
         let _ = rustix::io::read(doorbell, &mut [0_u8; 8]);
         for Request { descriptors, notice, reply } in inbox.try_iter() {
@@ -155,7 +180,8 @@ fn spawn_child(executable: RawFd, descriptors: [RawFd; 4], stack: &mut [u8]) -> 
     //    buffer, waiting until the child has executed or is gone.
     // 2. The function makes only system calls and touches only `start`, which lives as long, too.
     // 3. CLONE_PIDFD stores to `handle`, which is an `int` that lives.
-    // Exit signal 0: an embedding program's SIGCHLD handling never sees these children.
+    // Exit signal 0 lasts until the child executes, which sets SIGCHLD: an embedding program that waits for any child
+    // can see sandboxes (README.md says so).
     let pid = unsafe { libc::clone(child, top.cast(), flags, (&raw mut start).cast(), &raw mut handle) };
     if pid < 0 {
         return Err(io::Error::last_os_error());
@@ -163,7 +189,7 @@ fn spawn_child(executable: RawFd, descriptors: [RawFd; 4], stack: &mut [u8]) -> 
     // SAFETY: `from_raw_fd` needs a descriptor that nobody else owns: the kernel has just made it for us.
     let handle = Arc::new(unsafe { OwnedFd::from_raw_fd(handle) });
     if start.errno != 0 {
-        reap(&handle);
+        wait_for(&handle, libc::WEXITED);
         return Err(io::Error::from_raw_os_error(start.errno));
     }
     Ok(Child { pid, handle })
@@ -189,13 +215,14 @@ extern "C" fn child(start: *mut libc::c_void) -> libc::c_int {
         if libc::getppid() != start.parent {
             return 1; // the monitor died before the kernel knew that we go with it
         }
-        // Out of the monitor's process group: Ctrl-C at a terminal is for the monitor alone. (A session of its own would
-        // put it into another scheduling autogroup.)
-        libc::setpgid(0, 0);
         // A guest's sleep is to end when it should, not up to 50 us later; the vCPU threads inherit this.
         libc::prctl(libc::PR_SET_TIMERSLACK, 1);
-        let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        libc::setrlimit(libc::RLIMIT_CORE, &no_core);
+        // 0 would not keep a core handler behind a pipe from running on what the guest wrote; 1 does (core(5)).
+        let no_core = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
+        if libc::setrlimit(libc::RLIMIT_CORE, &no_core) != 0 {
+            start.errno = failed();
+            return 1;
+        }
         // Out of the way of 3 to 7 first, then into place.
         let high = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 16);
         let files = start.descriptors.map(high);
@@ -210,8 +237,12 @@ extern "C" fn child(start: *mut libc::c_void) -> libc::c_int {
             start.errno = failed();
             return 1;
         }
-        libc::syscall(libc::SYS_close_range, 0, 2, 0);
-        libc::syscall(libc::SYS_close_range, EXECUTABLE_FD + 1, libc::c_int::MAX, 0);
+        if libc::syscall(libc::SYS_close_range, 0, 2, 0) != 0
+            || libc::syscall(libc::SYS_close_range, EXECUTABLE_FD + 1, libc::c_int::MAX, 0) != 0
+        {
+            start.errno = failed();
+            return 1;
+        }
         let arguments = [c"hv-sandbox".as_ptr(), core::ptr::null()];
         let environment: [*const libc::c_char; 1] = [core::ptr::null()];
         libc::syscall(
@@ -227,15 +258,17 @@ extern "C" fn child(start: *mut libc::c_void) -> libc::c_int {
     }
 }
 
-/// Takes a dead child's status.
-fn reap(handle: &OwnedFd) -> Death {
+/// A dead child's status; takes it, unless `options` has `WNOWAIT`.
+fn wait_for(handle: &OwnedFd, options: libc::c_int) -> Death {
     // SAFETY: a zeroed `siginfo_t` is one; `waitid` writes it, and it lives.
     let (code, status) = unsafe {
         let mut info: libc::siginfo_t = core::mem::zeroed();
         let id = handle.as_raw_fd() as libc::id_t;
-        while libc::waitid(libc::P_PIDFD, id, &mut info, libc::WEXITED | libc::__WALL) != 0
-            && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
-        {}
+        while libc::waitid(libc::P_PIDFD, id, &mut info, options | libc::__WALL) != 0 {
+            if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+                return Death::Unknown;
+            }
+        }
         (info.si_code, info.si_status())
     };
     if code == libc::CLD_EXITED { Death::Exit(status) } else { Death::Signal(status) }

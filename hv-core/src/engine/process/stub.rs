@@ -78,6 +78,7 @@ core::arch::global_asm!(
     R_LEFT = const offset_of!(Report, left),
     FUTEX_WAIT = const libc::FUTEX_WAIT,
     FUTEX_WAKE = const libc::FUTEX_WAKE,
+    WAKE_ALL = const i32::MAX,
     SYS_FUTEX = const libc::SYS_futex,
     SYS_MMAP = const libc::SYS_mmap,
     SYS_CLONE = const libc::SYS_clone,

@@ -30,7 +30,7 @@ hv_stub_begin:
     .org hv_stub_begin + {ENTRY_ENTER_USER}
     mov     eax, {UNKNOWN_CALL}
     xor     edx, edx
-    ret
+    jmp     hv_stub_finish
     .org hv_stub_begin + 0x100
 
 // (call, a0, a1, a2, a3, a4) -> (rax status, rdx value). Steps are those of handover::Caller.
@@ -95,7 +95,7 @@ hv_stub_futex_1:
     rdgsbase rdi
     add     rdi, {HANDOVER} + {H_HOST_SLEEPS}
     mov     esi, {FUTEX_WAKE}
-    mov     edx, 1
+    mov     edx, {WAKE_ALL}
     mov     eax, {SYS_FUTEX}
     syscall
     .globl hv_stub_futex_2
@@ -182,8 +182,9 @@ hv_stub_futex_3:
     jmp     81f
 8:                                              // the deadline
     mov     edx, {WOKEN_BY_DEADLINE}
-81:
-    mov     dword ptr gs:[{V_RUN_STATE}], {RUN_RUNNING}
+81:                                             // a full fence: the store, then the look at hv_stub_finish
+    mov     ecx, {RUN_RUNNING}
+    xchg    gs:[{V_RUN_STATE}], ecx
     xor     eax, eax
     jmp     hv_stub_finish
 9:                                              // the monitor wants to stop us: wait for it as in a call
@@ -260,7 +261,7 @@ hv_stub_publish_trap:
     mov     dword ptr [rbx + {H_HOST_SLEEPS}], 0
     lea     rdi, [rbx + {H_HOST_SLEEPS}]
     mov     esi, {FUTEX_WAKE}
-    mov     edx, 1
+    mov     edx, {WAKE_ALL}
     mov     eax, {SYS_FUTEX}
     syscall
     .globl hv_stub_futex_4
@@ -482,7 +483,7 @@ hv_stub_pwrite_2:
 hv_stub_pwrite_3:
     lea     rdi, [r15 + {REPORT_OFFSET} + {R_DONE}]
     mov     esi, {FUTEX_WAKE}
-    mov     edx, 1
+    mov     edx, {WAKE_ALL}
     mov     eax, {SYS_FUTEX}
     syscall
     .globl hv_stub_mapping_futex_2

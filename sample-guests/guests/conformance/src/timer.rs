@@ -29,6 +29,14 @@ guest_sdk::tests! {
         }
     }
 
+    "TIMER_SET-001" fn the_timer_fires_beside_calls_that_never_end() {
+        FIRED.store(0, SeqCst);
+        timer::set(after(2), note_time);
+        while FIRED.load(SeqCst) == 0 {
+            guest_sdk::hypercall::version();
+        }
+    }
+
     "TIMER_SET-003" fn a_deadline_that_has_passed_fires_at_once() {
         Channel::TIMER.unmask();
         timer_set(0);
