@@ -14,6 +14,7 @@ const FILES: &[(&str, &str)] = &[
     ("Cargo.toml", include_str!("../templates/Cargo.toml.in")),
     ("build.rs", include_str!("../templates/build.rs.in")),
     ("src/main.rs", include_str!("../templates/main.rs.in")),
+    ("src/lib.rs", include_str!("../templates/lib.rs.in")),
     (".cargo/config.toml", include_str!("../templates/config.toml.in")),
     (".gitignore", include_str!("../templates/gitignore.in")),
     ("README.md", include_str!("../templates/README.md.in")),
@@ -119,7 +120,7 @@ fn next_steps(path: &Path, name: &str) -> String {
     let change = if path == Path::new(".") { String::new() } else { format!("  cd {word}\n") };
     format!(
         "The guest `{name}` is written. Next:\n\n{change}  cargo run            # build it and boot it\n  \
-         cargo run -- a b     # with arguments\n\nIts source is src/main.rs.\n"
+         cargo run -- a b     # with arguments\n  cargo test           # its library, against a fake hypervisor\n\nIts source is src/lib.rs and src/main.rs.\n"
     )
 }
 

@@ -8,7 +8,7 @@
 
 use bitflags::Flags;
 use hv_abi::call::{CALLS, Description};
-use hv_abi::{CpuFeatures, Features, Status, address, boot, call, clock, note, vcpu};
+use hv_abi::{CpuFeatures, Features, Status, address, boot, call, clock, note, testing, vcpu};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Write};
 use std::fs;
@@ -333,6 +333,7 @@ fn constants() -> Vec<(&'static str, Value)> {
         call::woken_by::DEADLINE,
         note::OWNER,
         note::TYPE,
+        testing::SECTION,
         vcpu::EVENT_CHANNELS,
         vcpu::EVENT_WORDS,
         vcpu::TIMER_CHANNEL,
@@ -395,6 +396,7 @@ fn layouts() -> Vec<Layout> {
     layouts! {
         note::ElfNote { owner_size, descriptor_size, kind, owner, image }
         note::ImageNote { abi_version, reserved, needed, liked, least_memory }
+        testing::TestEntry { name, name_length, clauses, clauses_length, function }
         boot::BootInfo {
             magic, abi_version, size, features, memory_size, direct_map, vcpus, reserved, command_line, ramdisk,
             memory_map, devices, kernel_root, cpu_features, xstate_size, xstate_mask, tsc_hz, seed,
