@@ -40,5 +40,5 @@ fn memory_size() -> u64 {
 /// Ranges of `length` bytes that are not wholly in guest memory.
 fn outside(length: u64) -> [u64; 6] {
     let size = memory_size();
-    [size, size - length + 8, size - 8, 1 << 63, u64::MAX - 7, u64::MAX - length + 1 & !7]
+    [size, size - length + 8, size - 8, 1 << 63, u64::MAX - 7, (u64::MAX - length + 1) & !7]
 }
