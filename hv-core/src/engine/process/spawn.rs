@@ -227,6 +227,10 @@ extern "C" fn child(start: *mut libc::c_void) -> libc::c_int {
         let high = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 16);
         let files = start.descriptors.map(high);
         let executable = high(start.executable);
+        if executable < 0 || files.iter().any(|file| *file < 0) {
+            start.errno = failed();
+            return 1;
+        }
         for (fd, file) in (3..).zip(files) {
             if libc::dup2(file, fd) < 0 {
                 start.errno = failed();
