@@ -59,9 +59,9 @@ impl GuestMemory {
         self.file.as_fd()
     }
 
-    /// Whether the whole range is guest memory.
+    /// Whether the whole range is guest memory; an empty one is, wherever it is.
     pub fn contains(&self, start: GuestPhys, length: u64) -> bool {
-        start.0.checked_add(length).is_some_and(|end| end <= self.size)
+        length == 0 || start.0.checked_add(length).is_some_and(|end| end <= self.size)
     }
 
     fn check(&self, start: GuestPhys, length: u64, align: u64) -> Result<GuestAddress, BadAddress> {
@@ -79,6 +79,9 @@ impl GuestMemory {
     /// [`BadAddress`] if any of it is not guest memory; then `bytes` is unchanged.
     pub fn read_bytes(&self, start: GuestPhys, bytes: &mut [u8]) -> Result<(), BadAddress> {
         let at = self.check(start, bytes.len() as u64, 1)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.map.read_slice(bytes, at).map_err(|_| self.bad(start, bytes.len()))
     }
 
@@ -89,6 +92,9 @@ impl GuestMemory {
     /// [`BadAddress`] if any of it is not guest memory; then nothing is written.
     pub fn write_bytes(&self, start: GuestPhys, bytes: &[u8]) -> Result<(), BadAddress> {
         let at = self.check(start, bytes.len() as u64, 1)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
         self.map.write_slice(bytes, at).map_err(|_| self.bad(start, bytes.len()))
     }
 
@@ -135,6 +141,8 @@ mod tests {
         memory.read_bytes(GuestPhys(8192 - 3), &mut bytes).unwrap();
         assert_eq!(&bytes, b"end");
         assert!(memory.contains(GuestPhys(8192), 0));
+        assert_eq!(memory.read_bytes(GuestPhys(u64::MAX), &mut []), Ok(()));
+        assert_eq!(memory.write_bytes(GuestPhys(9000), &[]), Ok(()));
     }
 
     #[test]

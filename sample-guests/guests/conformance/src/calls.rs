@@ -25,7 +25,7 @@ guest_sdk::tests! {
         }
     }
 
-    "RULE-002" fn calls_that_are_not_served_give_unknown_call() {
+    "RULE-001" fn calls_that_are_not_served_give_unknown_call() {
         for call in CALLS.iter().filter(|call| !call.served) {
             assert_eq!(raw(call.call, []), Err(Status::UNKNOWN_CALL), "{}", call.name);
             assert_eq!(raw(call.call, [u64::MAX; 5]), Err(Status::UNKNOWN_CALL), "{}", call.name);
@@ -41,6 +41,13 @@ guest_sdk::tests! {
                     assert_eq!(raw(call.call, arguments), Err(Status::BAD_ARGUMENT), "{} {unused}", call.name);
                 }
             }
+        }
+    }
+
+    "RULE-009" fn an_empty_range_is_good_wherever_it_starts() {
+        for start in [0, 8, memory_size(), 1 << 63, u64::MAX - 7] {
+            assert_eq!(raw(Call::CONSOLE_WRITE, [start, 0]), Ok(0), "{start:#x}");
+            assert_eq!(raw(Call::MULTICALL, [start, 0]), Ok(0), "{start:#x}");
         }
     }
 

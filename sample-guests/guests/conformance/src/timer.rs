@@ -101,7 +101,7 @@ guest_sdk::tests! {
         assert!(channel.take());
     }
 
-    "CLOCK-001" fn the_clock_never_steps_back() {
+    "CLOCK-002" fn the_clock_never_steps_back() {
         let mut last = Instant::now();
         for _ in 0..200_000 {
             let now = Instant::now();
