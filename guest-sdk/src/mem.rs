@@ -6,7 +6,7 @@
 //!
 //! # One guest image, three processors
 //!
-//! A guest is compiled for baseline x86-64, which has vectors of 16 bytes. [`init`] raises [`LEVEL`] to what the
+//! A guest is compiled for baseline x86-64, which has vectors of 16 bytes. [`init`] raises `LEVEL` to what the
 //! processor has; sizes that 16-byte vectors serve well never look at it. Every combination of the three variables
 //! below is right at any time, on any processor that has the instructions of the level: they choose how, not what.
 //! So nothing breaks before [`init`], or when it runs while another vCPU copies.

@@ -1,6 +1,6 @@
 //! The table of hypercalls.
 //!
-//! [`for_each_call!`] is the one place that gives each call its number, name, arguments, result and errors. From
+//! [`for_each_call!`](crate::for_each_call) is the one place that gives each call its number, name, arguments, result and errors. From
 //! it come the constants of [`Call`], the descriptions in [`CALLS`] that `docs/abi.md` is checked against, and
 //! the host's dispatch trait.
 //!

@@ -1,7 +1,7 @@
 //! Engines: the ways in which guest code is run.
 //!
-//! An [`Engine`] puts a guest kernel's address space somewhere and runs its vCPUs; everything else (hypercalls,
-//! events, time) is the same for all engines and lives outside. Start at [`Running`], what an engine gives.
+//! An `Engine` puts a guest kernel's address space somewhere and runs its vCPUs; everything else (hypercalls,
+//! events, time) is the same for all engines and lives outside. Start at `Running`, what an engine gives.
 
 pub(crate) mod process;
 
