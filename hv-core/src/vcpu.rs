@@ -64,7 +64,7 @@ impl VcpuThread {
             if calls.timer != next.timer {
                 next = self.next(calls.timer);
             }
-            let exit = self.runner.run(Some(next.monotonic));
+            let exit = self.runner.run(next.monotonic);
             let slept_to_the_end = matches!(exit, Exit::Deadline);
             if let Then::End(end, registers) = self.handle(exit, &mut calls) {
                 // Nothing of the guest runs on, whoever may be looking at the report, or not yet.

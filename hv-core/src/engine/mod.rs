@@ -86,7 +86,7 @@ pub(crate) trait Engine {
 /// One vCPU, run by one thread of the monitor.
 pub(crate) trait VcpuRunner: Send {
     /// Runs guest code until something needs the monitor, or until `deadline` on the host's monotonic clock.
-    fn run(&mut self, deadline: Option<u64>) -> Exit;
+    fn run(&mut self, deadline: u64) -> Exit;
 
     /// Answers the hypercall that the last [`Exit::Hypercall`] reported. [`run`](Self::run) goes on with it.
     fn answer(&mut self, status: Status, value: u64);

@@ -15,23 +15,14 @@ pub(super) struct Vcpu {
     shared: Arc<Shared>,
     vcpu: u32,
     spin: Spin,
-    /// What the vCPU is to be given before it goes on.
-    answer: Answer,
+    /// What the vCPU asked for is answered: it is to be given the turn.
+    answered: bool,
     counters: Counters,
-}
-
-/// What [`Vcpu::run`] does first.
-#[derive(Clone, Copy)]
-enum Answer {
-    /// Nothing: the guest has the turn.
-    Running,
-    /// The turn: its request is answered.
-    Ready,
 }
 
 impl Vcpu {
     pub(super) fn new(shared: Arc<Shared>, vcpu: u32) -> Self {
-        Self { shared, vcpu, spin: Spin::new(), answer: Answer::Running, counters: Counters::default() }
+        Self { shared, vcpu, spin: Spin::new(), answered: false, counters: Counters::default() }
     }
 
     fn handover(&self) -> &Handover {
@@ -69,19 +60,16 @@ impl Vcpu {
     }
 
     /// Waits for the vCPU's turn to end.
-    fn wait(&mut self, deadline: Option<u64>) -> Wait {
+    fn wait(&mut self, deadline: u64) -> Wait {
         if let Some(turn) = self.spin() {
             return Wait::Published(turn);
         }
         let before = monotonic_ns();
         self.counters.sleeps += 1;
         let dead = || self.shared.dead.load(Acquire);
-        let left = || match deadline {
-            None => Some(None),
-            Some(deadline) => {
-                let left = deadline.saturating_sub(monotonic_ns());
-                (left > 0).then_some(Some(Duration::from_nanos(left)))
-            }
+        let left = || {
+            let left = deadline.saturating_sub(monotonic_ns());
+            (left > 0).then_some(Some(Duration::from_nanos(left)))
         };
         let wait = self.server().sleep(dead, left);
         self.spin.slept(monotonic_ns() - before);
@@ -120,8 +108,8 @@ impl Vcpu {
 }
 
 impl VcpuRunner for Vcpu {
-    fn run(&mut self, deadline: Option<u64>) -> Exit {
-        if let Answer::Ready = std::mem::replace(&mut self.answer, Answer::Running) {
+    fn run(&mut self, deadline: u64) -> Exit {
+        if std::mem::take(&mut self.answered) {
             self.server().answer();
         }
         match self.wait(deadline) {
@@ -136,11 +124,11 @@ impl VcpuRunner for Vcpu {
     fn answer(&mut self, status: Status, value: u64) {
         self.handover().status.store(status.0, Relaxed);
         self.handover().value.store(value, Relaxed);
-        self.answer = Answer::Ready;
+        self.answered = true;
     }
 
     fn resume(&mut self) {
-        self.answer = Answer::Ready;
+        self.answered = true;
     }
 
     fn registers_in_call(&self) -> Registers {
