@@ -77,7 +77,7 @@ impl Boot<'_> {
         write(COMMAND_LINE, command_line.as_bytes());
         write(ramdisk_start, self.ramdisk);
         for segment in &self.image.segments {
-            write(segment.phys, &self.image.bytes[segment.data.clone()]);
+            write(segment.phys + segment.lead, &self.image.bytes[segment.data.clone()]);
         }
         Ok(DIRECT_MAP + BOOT_INFO)
     }

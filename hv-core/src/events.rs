@@ -116,6 +116,9 @@ impl Events {
         let (channel, owner) = slot(&mut bound, channel)?;
         let old = owner.ok_or(Status::NOT_FOUND)?;
         let vcpu = self.vcpu(vcpu)?;
+        if vcpu == old {
+            return Ok(()); // a pending event stays pending; it does not fire anew
+        }
         *owner = Some(vcpu);
         let (word, bit) = (channel as usize / 64, 1_u64 << (channel % 64));
         let was = self.pages.page(old).pending[word].fetch_and(!bit, SeqCst);
@@ -209,6 +212,17 @@ mod tests {
         assert_eq!(events.allocate(2), Err(Status::NOT_FOUND));
         let channel = events.allocate(0).unwrap();
         assert_eq!(events.bind(channel.into(), 2), Err(Status::NOT_FOUND));
+    }
+
+    #[test]
+    fn binding_to_the_same_vcpu_fires_nothing_anew() {
+        let (events, pages, count) = events();
+        let channel = events.allocate(0).unwrap();
+        events.send(channel.into()).unwrap();
+        pages.page(0).masked[0].fetch_and(!(1 << channel), SeqCst);
+        events.bind(channel.into(), 0).unwrap();
+        assert_eq!(pages.page(0).pending[0].load(SeqCst), 1 << channel);
+        assert_eq!((pages.page(0).upcall.load(SeqCst), count.0.load(Relaxed)), (upcall::MASKED, 0));
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub enum ImageError {
     #[error("segment {index} holds {file:#x} bytes in the file but only {memory:#x} in memory")]
     LargerInFile { index: usize, file: u64, memory: u64 },
     #[error(
-        "segment {index} begins at virtual {virt:#x} and physical {phys:#x}: both must be multiples of {PAGE_SIZE}; use guest-sdk's linker script"
+        "segment {index} begins at virtual {virt:#x} and physical {phys:#x}: both must be at the same place inside a page of {PAGE_SIZE} bytes; use guest-sdk's linker script"
     )]
     Misaligned { index: usize, virt: u64, phys: u64 },
     #[error("segments {first} and {second} overlap in {space} memory; use guest-sdk's linker script")]
@@ -91,8 +91,10 @@ pub struct Segment {
     pub virt: u64,
     /// Guest-physical address; page-aligned.
     pub phys: u64,
-    /// Bytes in memory; those past the data are zero.
+    /// Bytes in memory; those before and past the data are zero.
     pub length: u64,
+    /// Bytes before the data: a segment may begin inside a page.
+    pub lead: u64,
     /// Where its data is in the file.
     pub data: core::ops::Range<usize>,
     /// Whether the guest may write it.
@@ -144,7 +146,7 @@ impl Image {
         let segments = segments(programs, &bytes)?;
         let note = note(programs, &bytes)?;
         let entry = header.e_entry(LittleEndian);
-        let holds_entry = |s: &Segment| s.execute && (s.virt..s.virt + s.length).contains(&entry);
+        let holds_entry = |s: &Segment| s.execute && (s.virt + s.lead..s.virt + s.length).contains(&entry);
         if !segments.iter().any(holds_entry) {
             return Err(ImageError::Entry { entry });
         }
@@ -233,7 +235,8 @@ fn segment(
     if file > length {
         return Err(ImageError::LargerInFile { index, file, memory: length });
     }
-    if !virt.is_multiple_of(PAGE_SIZE) || !phys.is_multiple_of(PAGE_SIZE) {
+    let lead = virt % PAGE_SIZE;
+    if phys % PAGE_SIZE != lead {
         return Err(ImageError::Misaligned { index, virt, phys });
     }
     let outside = ImageError::OutsideAddressSpace { index, start: virt, length };
@@ -255,9 +258,10 @@ fn segment(
     }
     let flags = program.p_flags(LittleEndian);
     Ok(Segment {
-        virt,
-        phys,
-        length,
+        virt: virt - lead,
+        phys: phys - lead,
+        length: lead + length,
+        lead,
         data: start as usize..end as usize,
         write: flags.contains(elf::PF_W),
         execute: flags.contains(elf::PF_X),

@@ -1,40 +1,106 @@
 //! What the runner needs of a hypervisor.
 
-use serde::Serialize;
+use crate::Outcome;
+use std::borrow::Cow;
+use std::io::Write;
 use std::time::Duration;
 
-/// Boots images. An implementation is for one engine of one hypervisor.
+/// Boots machines. An implementation is for one engine of one hypervisor.
 pub trait Hypervisor: Sync {
     /// Its name, for reports.
     fn name(&self) -> &str;
 
-    /// Boots `image` in a fresh VM with these arguments, and ends it after `limit` if it has not ended by then.
-    fn boot(&self, image: &'static [u8], arguments: &[String], limit: Duration) -> Outcome;
+    /// Boots a fresh VM, and waits for its end. What the guest writes is written to `console`, before the call that
+    /// wrote it returns.
+    fn boot(&self, machine: Machine, console: Box<dyn Write + Send>) -> End;
 }
 
-/// How a test's VM ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case", tag = "outcome")]
-pub enum Outcome {
-    /// Shutdown with code 0.
-    Passed,
-    /// The guest panicked: an assertion did not hold.
-    Failed {
-        /// The panic's message.
+/// A machine that is to be booted.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The image, which may be a bad one.
+    pub image: Cow<'static, [u8]>,
+    /// The guest's arguments.
+    pub arguments: Vec<String>,
+    /// Bytes of guest-physical memory.
+    pub memory: u64,
+    /// The ramdisk; none if it is empty.
+    pub ramdisk: Vec<u8>,
+    /// It is ended after this time if it has not ended by then.
+    pub limit: Duration,
+    /// It is stopped and goes on, again and again, for as long as it runs.
+    pub pauses: bool,
+}
+
+impl Machine {
+    /// A machine with 64 MiB of memory and nothing unusual.
+    pub fn new(image: impl Into<Cow<'static, [u8]>>, arguments: &[&str], limit: Duration) -> Self {
+        Self {
+            image: image.into(),
+            arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            memory: 64 << 20,
+            ramdisk: Vec::new(),
+            limit,
+            pauses: false,
+        }
+    }
+}
+
+/// How a VM ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It did not start; what was said of that.
+    Refused(String),
+    /// The guest shut down.
+    Shutdown {
+        /// Its exit code.
+        code: u8,
+    },
+    /// The guest panicked.
+    Panic {
+        /// The message.
         message: String,
         /// `file:line:column`, if the guest said.
         place: Option<String>,
     },
-    /// It ended in any other way, or did not start.
-    Faulted {
-        /// How.
-        cause: String,
-        /// The guest's stack, innermost first.
-        backtrace: Vec<String>,
-    },
-    /// It did not end in time.
+    /// The guest crashed.
+    Crash(Crash),
+    /// The limit has passed.
     TimedOut {
+        /// Processor time that its guest code has had.
+        cpu_time: Duration,
         /// Where it was.
         backtrace: Vec<String>,
     },
+    /// Any other way: what is known of it.
+    Gone(String),
+}
+
+/// What a crash report says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// What happened, for people.
+    pub cause: String,
+    /// Where: RIP.
+    pub rip: u64,
+    /// The address that was used, for a page fault.
+    pub address: Option<u64>,
+    /// The guest's stack, innermost first.
+    pub backtrace: Vec<String>,
+}
+
+/// As the outcome of a test whose VM should have shut down with code 0.
+impl From<End> for Outcome {
+    fn from(end: End) -> Self {
+        let faulted = |cause: String| Self::Faulted { cause, backtrace: Vec::new() };
+        match end {
+            End::Shutdown { code: 0 } => Self::Passed,
+            End::Shutdown { code } => faulted(format!("the guest shut down with code {code}")),
+            End::Panic { message, place } => Self::Failed { message, place },
+            End::Crash(Crash { cause, backtrace, .. }) => Self::Faulted { cause, backtrace },
+            End::TimedOut { backtrace, .. } => Self::TimedOut { backtrace },
+            End::Refused(cause) => faulted(format!("the VM did not start: {cause}")),
+            End::Gone(cause) => faulted(cause),
+        }
+    }
 }

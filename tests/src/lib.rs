@@ -1,22 +1,28 @@
-//! A runner for test images: guests that list their tests in themselves (`hv_abi::testing`).
+//! The conformance suite of the ABI, and a runner for it and for other test images.
 //!
-//! Each test gets a fresh VM. What it found out comes as the way the VM ended, never as console text: shutdown with
-//! code 0 is a pass, a guest panic a failure with message and place, anything else a fault.
+//! A test is of one of two kinds. One is made in a guest, which lists it in itself (`hv_abi::testing`) and gets a fresh
+//! VM for it: shutdown with code 0 is a pass, a guest panic a failure with message and place, anything else a fault. The
+//! other, a scenario, is made on the host, for what a guest cannot see: images that are refused, the console, ends.
 //!
-//! The conformance suite of the ABI is such an image, `sample-guests/guests/conformance`, and depends on `hv-abi` and
-//! `guest-sdk` only. The runner reaches a hypervisor through [`Hypervisor`], so it can judge another one.
+//! The suite's image, `sample-guests/guests/conformance`, depends on `hv-abi` and `guest-sdk` only, and the runner
+//! reaches a hypervisor through [`Hypervisor`] only, so it can judge another one. Which test is of which clause of
+//! `docs/abi.md` is in `docs/conformance.md`: [`coverage`].
 //!
-//! Start at [`Suite::from_image`] and [`run`]. Files under `tests/` boot real guests for what a guest cannot see.
+//! Start at [`Suite::conformance`] and [`run`]. Files under `tests/` boot real guests for what is not the ABI's.
 
 #![forbid(unsafe_code)]
 
+pub mod coverage;
 mod hypervisor;
+pub mod patch;
 mod process;
 pub mod report;
 mod runner;
+mod scenarios;
 mod suite;
 
-pub use hypervisor::{Hypervisor, Outcome};
+pub use hypervisor::{Crash, End, Hypervisor, Machine};
 pub use process::Process;
-pub use runner::{Verdict, run};
-pub use suite::{Case, Suite, SuiteError};
+pub use runner::{Outcome, Verdict, run};
+pub use scenarios::{Judgement, Stand};
+pub use suite::{Case, Kind, Suite, SuiteError};

@@ -1,12 +1,12 @@
 //! `conformance`: runs the ABI's conformance suite.
 
 use clap::{Parser, ValueEnum};
-use conformance::{Case, Process, Suite, report, run};
+use conformance::{Case, Kind, Process, Suite, coverage, report, run};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Runs the conformance suite of the hv ABI, a fresh VM for each test.
+/// Runs the conformance suite of the hv ABI, with fresh VMs for each test.
 #[derive(Parser)]
 #[command(
     version,
@@ -20,6 +20,9 @@ struct Options {
     /// List the tests and run none
     #[arg(long)]
     list: bool,
+    /// Print which test is of which clause, as docs/conformance.md has it, and run none
+    #[arg(long)]
+    coverage: bool,
     /// Which engine to judge
     #[arg(long, default_value = "process")]
     engine: Engine,
@@ -56,15 +59,22 @@ fn main() -> ExitCode {
 
 /// Runs what was asked for; tells whether everything passed.
 fn judge(options: &Options) -> Result<bool, Box<dyn std::error::Error>> {
-    let image = sample_guests::find("conformance").ok_or("the suite's image is not built in")?.image;
-    let suite = Suite::from_image(image)?;
+    let suite = Suite::conformance()?;
+    if options.coverage {
+        print!("{}", coverage::page(&suite.cases));
+        return Ok(true);
+    }
     let wanted = |case: &Case| {
         case.name.contains(&options.filter)
             || case.clauses.iter().any(|clause| clause.contains(&options.filter))
     };
     if options.list {
         for case in suite.cases.iter().filter(|case| wanted(case)) {
-            println!("{:3} {} {}", case.index, case.clauses.join(" "), case.name);
+            let place = match case.kind {
+                Kind::Guest { index } => index.to_string(),
+                Kind::Scenario { .. } => "host".into(),
+            };
+            println!("{place:>4} {} {}", case.clauses.join(" "), case.name);
         }
         return Ok(true);
     }

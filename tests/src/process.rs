@@ -1,8 +1,10 @@
 //! This project's own hypervisor, with the process engine.
 
-use crate::{Hypervisor, Outcome};
-use hv_core::{Config, End, EngineKind, Image, Report, Vm};
-use std::time::Duration;
+use crate::{Crash, End, Hypervisor, Machine};
+use hv_core::engine::Fault;
+use hv_core::{Config, EngineKind, Image, Report, Vm};
+use std::io::Write;
+use std::time::{Duration, Instant};
 
 /// hv's process engine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -13,35 +15,78 @@ impl Hypervisor for Process {
         "process"
     }
 
-    fn boot(&self, image: &'static [u8], arguments: &[String], limit: Duration) -> Outcome {
+    fn boot(&self, machine: Machine, console: Box<dyn Write + Send>) -> End {
+        let Machine { image, arguments, memory, ramdisk, limit, pauses } = machine;
         let started = Image::parse(image).map_err(|error| error.to_string()).and_then(|image| {
             let config = Config {
+                memory,
                 engine: EngineKind::Process,
-                command_line: arguments.to_vec(),
-                console: Box::new(std::io::sink()),
+                command_line: arguments,
+                ramdisk,
+                console,
                 ..Config::new(image)
             };
             Vm::start(config).map_err(|error| error.to_string())
         });
-        match started {
-            Err(cause) => Outcome::Faulted { cause, backtrace: Vec::new() },
-            Ok(vm) => match vm.wait_timeout(limit) {
-                Ok(report) => outcome(report),
-                Err(vm) => Outcome::TimedOut { backtrace: backtrace(&vm.stop()) },
-            },
+        let ended = match started {
+            Err(cause) => return End::Refused(cause),
+            Ok(vm) if pauses => run_with_pauses(vm, limit),
+            Ok(vm) => vm.wait_timeout(limit),
+        };
+        match ended {
+            Ok(report) => end(report),
+            Err(vm) => {
+                let cpu_time = cpu_time(&vm.processes());
+                End::TimedOut { cpu_time, backtrace: backtrace(&vm.stop()) }
+            }
         }
     }
 }
 
-fn outcome(report: Report) -> Outcome {
+/// As [`Vm::wait_timeout`], with pauses.
+#[expect(clippy::result_large_err, reason = "the error is the VM, given back")]
+fn run_with_pauses(mut vm: Vm, limit: Duration) -> Result<Report, Vm> {
+    let start = Instant::now();
+    while start.elapsed() < limit {
+        vm = match vm.pause() {
+            Ok(paused) => paused.resume(),
+            Err(report) => return Ok(report),
+        };
+        vm = match vm.wait_timeout(Duration::from_micros(100)) {
+            Ok(report) => return Ok(report),
+            Err(running) => running,
+        };
+    }
+    Err(vm)
+}
+
+/// Processor time of all threads of these processes.
+fn cpu_time(processes: &[u32]) -> Duration {
+    let tasks = processes.iter().filter_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).ok());
+    let ran = |task: std::fs::DirEntry| {
+        let schedstat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        schedstat.split(' ').next()?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(tasks.flatten().filter_map(|task| ran(task.ok()?)).sum())
+}
+
+fn end(report: Report) -> End {
     let backtrace = backtrace(&report);
     match report.end {
-        End::Shutdown { code: 0 } => Outcome::Passed,
-        End::Panic { message, place } => Outcome::Failed {
-            message,
-            place: place.map(|place| format!("{}:{}:{}", place.file, place.line, place.column)),
-        },
-        other => Outcome::Faulted { cause: other.to_string(), backtrace },
+        hv_core::End::Shutdown { code } => End::Shutdown { code },
+        hv_core::End::Panic { message, place } => {
+            let place = place.map(|place| format!("{}:{}:{}", place.file, place.line, place.column));
+            End::Panic { message, place }
+        }
+        hv_core::End::Crash { fault, .. } => {
+            let address = match fault {
+                Fault::PageFault { address, .. } => Some(address),
+                _ => None,
+            };
+            let (cause, rip) = (report.end.to_string(), report.registers.rip);
+            End::Crash(Crash { cause, rip, address, backtrace })
+        }
+        other => End::Gone(other.to_string()),
     }
 }
 

@@ -65,10 +65,10 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Case;
+    use crate::{Case, Kind};
 
     fn verdict(outcome: Outcome) -> Verdict {
-        let case = Case { index: 0, name: "a<b".into(), clauses: vec!["X-001".into()] };
+        let case = Case::new("a<b", "X-001", Kind::Guest { index: 0 });
         Verdict { case, outcome, seconds: 0.5 }
     }
 

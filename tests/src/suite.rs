@@ -1,19 +1,45 @@
-//! The tests that an image lists in itself.
+//! The tests of a suite: those that an image lists in itself, and scenarios.
 
+use crate::scenarios::{self, Judgement, Stand};
 use hv_abi::testing::{SECTION, TestEntry};
 use object::{Object, ObjectSection, ObjectSegment};
 use serde::Serialize;
 use zerocopy::FromBytes;
 
-/// One test of an image.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// One test.
+#[derive(Clone, Debug, Serialize)]
 pub struct Case {
-    /// Its place in the image's list, which is how the image is told to run it.
-    pub index: usize,
     /// Its name.
     pub name: String,
     /// Ids of the clauses that it is about.
     pub clauses: Vec<String>,
+    /// How it is made.
+    #[serde(flatten)]
+    pub kind: Kind,
+}
+
+/// Where a test is made.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum Kind {
+    /// In a guest: the image's test of this index, which is how the image is told to run it.
+    Guest {
+        /// The index.
+        index: usize,
+    },
+    /// On the host: this boots the machines that it needs, and looks at how they end and at what they write.
+    Scenario {
+        /// The test.
+        #[serde(skip)]
+        check: fn(&Stand<'_>) -> Judgement,
+    },
+}
+
+impl Case {
+    /// A test of these clauses, which are separated by spaces.
+    pub(crate) fn new(name: &str, clauses: &str, kind: Kind) -> Self {
+        Self { name: name.to_owned(), clauses: clauses.split_whitespace().map(str::to_owned).collect(), kind }
+    }
 }
 
 /// Why an image's list cannot be read.
@@ -35,16 +61,28 @@ pub enum SuiteError {
     },
 }
 
-/// A test image and its tests.
+/// A test image and the tests that are made with it.
 #[derive(Clone, Debug)]
 pub struct Suite {
     /// The image.
     pub image: &'static [u8],
-    /// Its tests, in the image's order.
+    /// The tests: those in the image, in its order, then scenarios.
     pub cases: Vec<Case>,
 }
 
 impl Suite {
+    /// The conformance suite of the ABI: the tests in its image, and the scenarios for which the image has acts.
+    ///
+    /// # Errors
+    ///
+    /// As [`from_image`](Self::from_image).
+    pub fn conformance() -> Result<Self, SuiteError> {
+        let image = sample_guests::find("conformance").expect("the suite's image is built in").image;
+        let mut suite = Self::from_image(image)?;
+        suite.cases.extend(scenarios::all());
+        Ok(suite)
+    }
+
     /// Reads the list of tests from an image.
     ///
     /// # Errors
@@ -59,7 +97,7 @@ impl Suite {
             let text = |what, at, length| text(&file, at, length).ok_or(SuiteError::BadEntry { index, what });
             let name = text("a name", entry.name, entry.name_length)?;
             let clauses = text("clauses", entry.clauses, entry.clauses_length)?;
-            Ok(Case { index, name, clauses: clauses.split_whitespace().map(str::to_owned).collect() })
+            Ok(Case::new(&name, &clauses, Kind::Guest { index }))
         };
         let cases: Vec<Case> = entries.enumerate().map(case).collect::<Result<_, SuiteError>>()?;
         if cases.is_empty() {
