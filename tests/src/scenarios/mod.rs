@@ -146,7 +146,12 @@ fn same<T: PartialEq + Debug>(what: &str, found: T, expected: T) -> Judgement {
     if found == expected {
         return Ok(());
     }
-    wrong(format!("{what}: found {found:?}, expected {expected:?}"))
+    let shown = |value: &T| {
+        let text = format!("{value:?}");
+        let cut = text.chars().take(300).collect::<String>();
+        if cut.len() < text.len() { cut + ".." } else { text }
+    };
+    wrong(format!("{what}: found {}, expected {}", shown(&found), shown(&expected)))
 }
 
 /// Passes if something is so.
