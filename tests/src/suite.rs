@@ -91,15 +91,16 @@ impl Suite {
     pub fn from_image(image: &'static [u8]) -> Result<Self, SuiteError> {
         let file = object::File::parse(image).map_err(|error| SuiteError::NotElf(error.to_string()))?;
         let section = file.section_by_name(SECTION).and_then(|section| section.data().ok());
-        let entries = section.map(|data| data.chunks_exact(size_of::<TestEntry>())).into_iter().flatten();
-        let case = |(index, bytes)| {
+        let entries =
+            section.map(|data| data.as_chunks::<{ size_of::<TestEntry>() }>().0).unwrap_or_default();
+        let case = |(index, bytes): (usize, &[u8; size_of::<TestEntry>()])| {
             let entry = TestEntry::read_from_bytes(bytes).expect("chunks are as long as an entry");
             let text = |what, at, length| text(&file, at, length).ok_or(SuiteError::BadEntry { index, what });
             let name = text("a name", entry.name, entry.name_length)?;
             let clauses = text("clauses", entry.clauses, entry.clauses_length)?;
             Ok(Case::new(&name, &clauses, Kind::Guest { index }))
         };
-        let cases: Vec<Case> = entries.enumerate().map(case).collect::<Result<_, SuiteError>>()?;
+        let cases: Vec<Case> = entries.iter().enumerate().map(case).collect::<Result<_, SuiteError>>()?;
         if cases.is_empty() {
             return Err(SuiteError::NoTests);
         }

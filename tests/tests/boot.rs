@@ -32,7 +32,8 @@ fn guests_tell_the_time_without_asking() {
     assert!((before..=after).contains(&seconds), "{before} {seconds} {after}");
     assert_eq!(output.matches(" late").count(), 4, "{output}");
     // Five lines, the timer, the shutdown: neither reading the clock nor sleeping reaches the monitor.
-    assert_eq!(report.counters.hypercalls, 7);
+    // Two more if the timer's moment came while it was set, which the SDK then does anew.
+    assert!(matches!(report.counters.hypercalls, 7 | 9), "{}", report.counters.hypercalls);
 }
 
 #[test]
