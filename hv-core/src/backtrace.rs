@@ -53,6 +53,8 @@ pub(crate) enum Address {
     Instruction(u64),
     /// Behind a call, which may be the last instruction of another line or function.
     Return(u64),
+    /// Where the guest was, though no code of its is there: whatever it is, the image has no name for it.
+    Nowhere(u64),
 }
 
 /// The addresses on a stack, innermost first.
@@ -61,8 +63,10 @@ pub(crate) fn walk(memory: &GuestMemory, mappings: &[Mapping], registers: &Regis
         |address: u64| mappings.iter().any(|m| m.execute && (m.virt..m.virt + m.length).contains(&address));
     let read = |address| read_virtual(memory, mappings, address);
     let mut addresses = Vec::new();
-    if registers.rip != 0 {
-        addresses.push(Address::Instruction(registers.rip));
+    match registers.rip {
+        0 => {}
+        rip if executable(rip) => addresses.push(Address::Instruction(rip)),
+        rip => addresses.push(Address::Nowhere(rip)),
     }
     // In a hypercall RIP is not known, and after a jump to nowhere it says nothing; both have left the return address
     // of their call on top of the stack.
@@ -104,8 +108,9 @@ pub(crate) fn hint(fault: Fault, registers: &Registers, mappings: &[Mapping]) ->
 pub(crate) fn symbolise(image: &[u8], addresses: &[Address]) -> Vec<StackFrame> {
     // The address shown, and the one looked up.
     let addresses = addresses.iter().map(|address| match *address {
-        Address::Instruction(at) => (at, at),
-        Address::Return(at) => (at, at - 1),
+        Address::Instruction(at) => (at, Some(at)),
+        Address::Return(at) => (at, Some(at - 1)),
+        Address::Nowhere(at) => (at, None),
     });
     let Ok(file) = object::File::parse(image) else {
         return addresses.map(|(address, _)| unnamed(address)).collect();
@@ -117,6 +122,7 @@ pub(crate) fn symbolise(image: &[u8], addresses: &[Address]) -> Vec<StackFrame> 
     let context = Dwarf::load(section).and_then(addr2line::Context::from_dwarf).ok();
     addresses
         .flat_map(|(address, at)| {
+            let Some(at) = at else { return vec![unnamed(address)] };
             let mut frames =
                 context.as_ref().map(|context| inlined(context, address, at)).unwrap_or_default();
             if frames.is_empty() {

@@ -75,12 +75,17 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
 impl Frame {
     /// What the guest did, from the signal that the host raised for it.
     pub(super) fn fault(&self, signal: i32) -> Fault {
+        const INVALID_OPCODE: u64 = 6;
         const PAGE_FAULT: u64 = 14;
         if u64::from(self.code_selector) != USER_CS {
             return Fault::Selector { cs: self.code_selector };
         }
         if signal == libc::SIGSYS {
             return Fault::SystemCall { number: self.system_call };
+        }
+        if signal == libc::SIGILL && self.vector != INVALID_OPCODE {
+            // The kernel's own refusal, and the vector is of some fault before.
+            return Fault::Exception { vector: INVALID_OPCODE, error: 0 };
         }
         if self.vector != PAGE_FAULT {
             return Fault::Exception { vector: self.vector, error: self.error };
