@@ -116,6 +116,9 @@ impl Events {
         let (channel, owner) = slot(&mut bound, channel)?;
         let old = owner.ok_or(Status::NOT_FOUND)?;
         let vcpu = self.vcpu(vcpu)?;
+        if vcpu == old {
+            return Ok(()); // it would fire again, though nothing has happened
+        }
         *owner = Some(vcpu);
         let (word, bit) = (channel as usize / 64, 1_u64 << (channel % 64));
         let was = self.pages.page(old).pending[word].fetch_and(!bit, SeqCst);
@@ -219,5 +222,17 @@ mod tests {
         events.bind(channel.into(), 1).unwrap();
         assert_eq!(pages.page(0).pending[0].load(SeqCst), 0);
         assert_eq!(pages.page(1).pending[0].load(SeqCst), 1 << channel);
+    }
+
+    #[test]
+    fn binding_to_the_same_vcpu_changes_nothing() {
+        let (events, pages, count) = events();
+        let channel = events.allocate(0).unwrap();
+        events.send(channel.into()).unwrap();
+        pages.page(0).masked[0].fetch_and(!(1 << channel), SeqCst);
+        events.bind(channel.into(), 0).unwrap();
+        assert_eq!(pages.page(0).pending[0].load(SeqCst), 1 << channel);
+        assert_eq!(pages.page(0).upcall.load(SeqCst), upcall::MASKED);
+        assert_eq!(count.0.load(Relaxed), 0);
     }
 }
