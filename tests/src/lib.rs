@@ -6,17 +6,19 @@
 //! The conformance suite of the ABI is such an image, `sample-guests/guests/conformance`, and depends on `hv-abi` and
 //! `guest-sdk` only. The runner reaches a hypervisor through [`Hypervisor`], so it can judge another one.
 //!
-//! Start at [`Suite::from_image`] and [`run`]. Files under `tests/` boot real guests for what a guest cannot see.
+//! Start at [`Suite::from_image`] and [`run`]; `hv test` is [`Options::run`]. Files under `tests/` boot real guests for what a guest cannot see.
 
 #![forbid(unsafe_code)]
 
 mod hypervisor;
+mod options;
 mod process;
 pub mod report;
 mod runner;
 mod suite;
 
 pub use hypervisor::{Hypervisor, Outcome};
+pub use options::{Options, RunError};
 pub use process::Process;
 pub use runner::{Verdict, run};
 pub use suite::{Case, Suite, SuiteError};
