@@ -2,15 +2,15 @@
 
 #![expect(unsafe_code, reason = "boot information is memory that the host filled")]
 
-#[cfg(not(any(test, feature = "fake-host")))]
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering;
 use hv_abi::GuestPhys;
 use hv_abi::boot::{Blob, BootInfo};
 
-#[cfg(not(any(test, feature = "fake-host")))]
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 static INFO: AtomicPtr<BootInfo> = AtomicPtr::new(core::ptr::null_mut());
-#[cfg(any(test, feature = "fake-host"))]
+#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 static INFO: crate::fake::Info = crate::fake::Info;
 
 /// Remembers where the boot information is.
@@ -28,7 +28,7 @@ pub(crate) unsafe fn set(info: *const BootInfo) {
 ///
 /// Panics before `entry!` has run: there is no guest then.
 pub fn info() -> &'static BootInfo {
-    #[cfg(any(test, feature = "fake-host"))]
+    #[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
     crate::fake::ensure();
     let info = INFO.load(Ordering::Acquire);
     assert!(!info.is_null(), "no boot information: was this started by entry! ?");
@@ -38,9 +38,9 @@ pub fn info() -> &'static BootInfo {
 
 /// Guest-physical memory in the direct map.
 pub(crate) fn at<T>(start: GuestPhys) -> *const T {
-    #[cfg(any(test, feature = "fake-host"))]
+    #[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
     return core::ptr::with_exposed_provenance(start.0 as usize);
-    #[cfg(not(any(test, feature = "fake-host")))]
+    #[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
     core::ptr::with_exposed_provenance((info().direct_map + start.0) as usize)
 }
 

@@ -8,21 +8,21 @@
 
 use crate::raw;
 use crate::upcall::Masked;
-#[cfg(not(any(test, feature = "fake-host")))]
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering;
 use hv_abi::Status;
-#[cfg(not(any(test, feature = "fake-host")))]
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 use hv_abi::vcpu::EVENT_CHANNELS;
 use hv_abi::vcpu::{TIMER_CHANNEL, VcpuPage, upcall};
 
 /// What is called when a channel fires.
 pub type Handler = fn(Channel);
 
-#[cfg(not(any(test, feature = "fake-host")))]
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 static HANDLERS: [AtomicPtr<()>; EVENT_CHANNELS as usize] =
     [const { AtomicPtr::new(core::ptr::null_mut()) }; EVENT_CHANNELS as usize];
-#[cfg(any(test, feature = "fake-host"))]
+#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 static HANDLERS: crate::fake::Handlers = crate::fake::Handlers;
 
 /// An event channel of this vCPU.

@@ -1,7 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![no_std]
 
-#[cfg(any(test, feature = "fake-host"))]
+#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 extern crate std;
 
 extern crate alloc;
@@ -10,7 +10,7 @@ pub mod boot;
 pub mod console;
 mod entry;
 pub mod events;
-#[cfg(any(test, feature = "fake-host"))]
+#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 pub mod fake;
 pub mod heap;
 pub mod hypercall;

@@ -9,7 +9,7 @@
 use hv_abi::GuestPhys;
 use hv_abi::boot::MemoryRegion;
 
-#[cfg(not(any(test, feature = "fake-host")))]
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 unsafe extern "C" {
     static __hv_image_start: u8;
     static __hv_image_end: u8;
@@ -28,7 +28,7 @@ pub fn phys_of_mut<T>(values: &mut [T]) -> Option<GuestPhys> {
     translate(values.as_mut_ptr().expose_provenance() as u64, length, true)
 }
 
-#[cfg(not(any(test, feature = "fake-host")))]
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 fn translate(start: u64, length: u64, _: bool) -> Option<GuestPhys> {
     if length == 0 {
         return Some(GuestPhys(0));
@@ -43,7 +43,7 @@ fn translate(start: u64, length: u64, _: bool) -> Option<GuestPhys> {
     (offset + length <= info.memory_size).then_some(GuestPhys(offset))
 }
 
-#[cfg(any(test, feature = "fake-host"))]
+#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 fn translate(start: u64, length: u64, writable: bool) -> Option<GuestPhys> {
     Some(if length == 0 { GuestPhys(0) } else { crate::fake::lend(start, length, writable) })
 }

@@ -4,13 +4,13 @@
 //! instead. Nothing above this module is `unsafe` to call.
 
 #![cfg_attr(
-    not(any(test, feature = "fake-host")),
+    not(any(test, all(feature = "fake-host", panic = "unwind"))),
     expect(unsafe_code, reason = "calling the hypercall page, and references to the vCPU's pages")
 )]
 
 use hv_abi::Status;
 use hv_abi::clock::ClockPage;
-#[cfg(any(test, feature = "fake-host"))]
+#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 use hv_abi::vcpu::VcpuPage;
 
 /// What an entry gives: two registers.
@@ -28,7 +28,7 @@ impl Answer {
     }
 }
 
-#[cfg(not(any(test, feature = "fake-host")))]
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 mod real {
     use super::*;
     use hv_abi::address::{CLOCK_PAGE, HYPERCALL_PAGE, VCPU_PAGES, VCPU_STRIDE, entry};
@@ -101,11 +101,11 @@ mod real {
     }
 }
 
-#[cfg(not(any(test, feature = "fake-host")))]
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 pub(crate) use real::*;
 
-#[cfg(any(test, feature = "fake-host"))]
+#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 pub(crate) use crate::fake::entry::*;
 
-#[cfg(any(test, feature = "fake-host"))]
+#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 const _: fn() -> (&'static VcpuPage, &'static ClockPage) = || (vcpu_page(), clock_page());

@@ -1,8 +1,8 @@
 //! Tests that run inside a guest, on a real hypervisor.
 //!
-//! A test image lists its tests in itself, and a runner (`cargo run -p conformance`, or the library of that crate in a
-//! `cargo test` of one's own) boots a fresh VM for each. A test fails by panicking, so `assert_eq!` and its kin tell
-//! the runner message and place.
+//! A test image lists its tests in itself, and a runner (`hv test IMAGE`) boots a fresh VM for each. A test fails by
+//! panicking, so `assert_eq!` and its kin tell the runner message and place. `hv new --with-tests` writes a crate whose
+//! `cargo test` does all that.
 //!
 //! ```ignore
 //! #![no_std]
@@ -11,6 +11,10 @@
 //! guest_sdk::entry!(guest_sdk::testing::main);
 //!
 //! guest_sdk::tests! {
+//!     fn memory_is_had() {
+//!         assert!(guest_sdk::boot::info().memory_size > 1 << 20);
+//!     }
+//!
 //!     "VERSION-001" fn version_is_one() {
 //!         assert_eq!(guest_sdk::hypercall::version(), 1);
 //!     }
@@ -50,10 +54,10 @@ impl Entry {
     }
 }
 
-/// Declares tests: the ids of the clauses that each is about (or any words of one's own), then a function.
+/// Declares tests: functions, each with the ids of the clauses that it is about before it, if it is about any.
 #[macro_export]
 macro_rules! tests {
-    ($($(#[$attribute:meta])* $clauses:literal fn $name:ident() $body:block)+) => {
+    ($($(#[$attribute:meta])* $($clauses:literal)? fn $name:ident() $body:block)+) => {
         $(
             $(#[$attribute])*
             fn $name() $body
@@ -62,13 +66,13 @@ macro_rules! tests {
                 #[used]
                 #[unsafe(link_section = ".hv_tests")]
                 static ENTRY: $crate::testing::Entry =
-                    $crate::testing::Entry::new(stringify!($name), $clauses, $name);
+                    $crate::testing::Entry::new(stringify!($name), concat!($($clauses)?), $name);
             };
         )+
     };
 }
 
-#[cfg(not(any(test, feature = "fake-host")))]
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 fn entries() -> &'static [Entry] {
     unsafe extern "C" {
         static __hv_tests_start: u8;
@@ -81,7 +85,7 @@ fn entries() -> &'static [Entry] {
     unsafe { core::slice::from_raw_parts(start.cast::<Entry>(), count) }
 }
 
-#[cfg(any(test, feature = "fake-host"))]
+#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 fn entries() -> &'static [Entry] {
     &[]
 }
@@ -95,6 +99,9 @@ pub fn main() {
     let index = crate::boot::arguments().next().and_then(|index| index.parse::<usize>().ok());
     match index.and_then(|index| entries().get(index)) {
         Some(test) => (test.function)(),
-        None => panic!("a test image takes the index of a test, 0 to {}", entries().len().saturating_sub(1)),
+        None => panic!(
+            "this image holds {} tests: `hv test` runs them, and `hv run` the one whose index is its argument",
+            entries().len()
+        ),
     }
 }

@@ -5,7 +5,7 @@
 //! hypercall page, which unmasks, looks again and returns in one sequence.
 
 #![cfg_attr(
-    not(any(test, feature = "fake-host")),
+    not(any(test, all(feature = "fake-host", panic = "unwind"))),
     expect(unsafe_code, reason = "the upcall entry is assembly")
 )]
 
@@ -14,7 +14,7 @@ use crate::raw;
 use core::sync::atomic::Ordering;
 use hv_abi::vcpu::upcall;
 
-#[cfg(not(any(test, feature = "fake-host")))]
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 mod assembly {
     use core::sync::atomic::AtomicU32;
 
@@ -120,7 +120,7 @@ mod assembly {
 
 /// Sets the entry and lets upcalls come.
 pub(crate) fn init() {
-    #[cfg(not(any(test, feature = "fake-host")))]
+    #[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
     raw::vcpu_page().upcall_entry.store(assembly::entry(), Ordering::Relaxed);
     Masked::restore(false);
 }

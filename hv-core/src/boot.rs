@@ -39,6 +39,9 @@ impl Boot<'_> {
         if needed > memory.size() {
             return Err(StartError::MemoryTooSmall { memory: memory.size(), needed });
         }
+        if let Some(index) = self.command_line.iter().position(|argument| argument.contains('\0')) {
+            return Err(StartError::ZeroInArgument { index });
+        }
         let command_line = self.command_line.join("\0");
         if command_line.len() > COMMAND_LINE_MAX {
             return Err(StartError::CommandLineTooLong {
@@ -77,7 +80,7 @@ impl Boot<'_> {
         write(COMMAND_LINE, command_line.as_bytes());
         write(ramdisk_start, self.ramdisk);
         for segment in &self.image.segments {
-            write(segment.phys + segment.lead, &self.image.bytes[segment.data.clone()]);
+            write(segment.phys, &self.image.bytes[segment.data.clone()]);
         }
         Ok(DIRECT_MAP + BOOT_INFO)
     }
@@ -91,7 +94,7 @@ impl Boot<'_> {
             flags: 0,
         };
         let mut taken = vec![used(BOOT_INFO, LOWEST_MAPPABLE, region::BOOT)];
-        taken.extend(self.image.segments.iter().map(|s| used(s.phys, s.phys_end(), region::IMAGE)));
+        taken.extend(self.image.segments.iter().map(|s| used(s.phys_pages(), s.phys_end(), region::IMAGE)));
         if !self.ramdisk.is_empty() {
             taken.push(used(self.image.phys_end(), end, region::RAMDISK));
         }
@@ -118,8 +121,8 @@ impl Boot<'_> {
 pub(crate) fn mappings(image: &Image, memory: u64) -> Vec<Mapping> {
     let direct = Mapping { virt: DIRECT_MAP, phys: 0, length: memory, write: true, execute: false };
     let segments = image.segments.iter().map(|segment| Mapping {
-        virt: segment.virt,
-        phys: segment.phys,
+        virt: segment.virt_pages(),
+        phys: segment.phys_pages(),
         length: segment.pages_length(),
         write: segment.write,
         execute: segment.execute,

@@ -7,8 +7,11 @@ use crate::dispatch::{CallResult, Hypercalls, dispatch};
 use crate::memory::BadAddress;
 use crate::report::{End, Place};
 use crate::vm::Shared;
-use hv_abi::call::{CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport};
+use hv_abi::call::{
+    CONSOLE_WRITE_MAX, Description, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport,
+};
 use hv_abi::{ABI_VERSION, Call, GuestPhys, Status};
+use std::mem::offset_of;
 use zerocopy::IntoBytes;
 
 /// A vCPU's calls, and what they leave for its loop to do.
@@ -96,12 +99,14 @@ impl Hypercalls for Calls<'_> {
         }
         let mut batch = vec![MulticallEntry::default(); count as usize];
         self.vm.memory.read_bytes(start, batch.as_mut_slice().as_mut_bytes())?;
-        for entry in &mut batch {
-            let result = self.entry(entry);
-            entry.status = result.err().unwrap_or(Status::SUCCESS);
-            entry.value = result.unwrap_or(0);
+        let results: Vec<CallResult> = batch.iter().map(|entry| self.entry(entry)).collect();
+        for (index, result) in results.into_iter().enumerate() {
+            // The rest of an entry stays as it is now: another vCPU may have stored to it meanwhile.
+            let at = |field| GuestPhys(entries + (index * size_of::<MulticallEntry>() + field) as u64);
+            let status = result.err().unwrap_or(Status::SUCCESS);
+            self.vm.memory.write(at(offset_of!(MulticallEntry, status)), &status)?;
+            self.vm.memory.write(at(offset_of!(MulticallEntry, value)), &result.unwrap_or(0))?;
         }
-        self.vm.memory.write_bytes(start, batch.as_slice().as_bytes())?;
         Ok(count)
     }
 }
@@ -109,7 +114,8 @@ impl Hypercalls for Calls<'_> {
 impl Calls<'_> {
     /// One entry of a multicall. What changes mode or ends something stays outside.
     fn entry(&mut self, entry: &MulticallEntry) -> CallResult {
-        let description = entry.call.description().filter(|call| call.served).ok_or(Status::UNKNOWN_CALL)?;
+        let served = |call: &&Description| call.served && self.vm.features.contains(call.call.feature());
+        let description = entry.call.description().filter(served).ok_or(Status::UNKNOWN_CALL)?;
         if !description.in_multicall {
             return Err(Status::NOT_IN_MULTICALL);
         }

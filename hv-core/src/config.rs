@@ -64,6 +64,8 @@ pub enum StartError {
     MemoryTooLarge { memory: u64 },
     #[error("the guest needs {needed} bytes of memory and has {memory}; give it more with --memory")]
     MemoryTooSmall { memory: u64, needed: u64 },
+    #[error("the guest's argument {index} has a zero byte in it, and that is what ends an argument")]
+    ZeroInArgument { index: usize },
     #[error("the guest's arguments are {length} bytes long, at most {most} fit")]
     CommandLineTooLong { length: usize, most: usize },
     #[error(

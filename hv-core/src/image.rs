@@ -32,6 +32,8 @@ pub enum ImageError {
         "the image is for another kind of machine: expected 64-bit little-endian x86-64 (machine 62), found class {class}, encoding {encoding}, machine {machine}; build it for x86_64-unknown-linux-gnu"
     )]
     WrongMachine { class: u8, encoding: u8, machine: u16 },
+    #[error("the image is of ELF version {found}, expected 1; is it damaged?")]
+    ElfVersion { found: u8 },
     #[error(
         "the image is not a static executable (ELF type {found}, expected 2); link it with `-static -no-pie`, as guest-sdk's linker script does"
     )]
@@ -40,6 +42,10 @@ pub enum ImageError {
         "the image asks for a dynamic linker or dynamic relocation; link it with `-static -no-pie -nostdlib`"
     )]
     Dynamic,
+    #[error("the image's program headers are {found} bytes each, expected 56; is it damaged?")]
+    HeaderSize { found: u16 },
+    #[error("the image has 65535 program headers or more; use guest-sdk's linker script, which makes five")]
+    ManyHeaders,
     #[error("the image is cut short: {what} end at byte {end}, the file at {length}; copy it again")]
     Truncated { what: &'static str, end: u64, length: u64 },
     #[error(
@@ -71,7 +77,7 @@ pub enum ImageError {
     #[error("segment {index} holds {file:#x} bytes in the file but only {memory:#x} in memory")]
     LargerInFile { index: usize, file: u64, memory: u64 },
     #[error(
-        "segment {index} begins at virtual {virt:#x} and physical {phys:#x}: both must be at the same place inside a page of {PAGE_SIZE} bytes; use guest-sdk's linker script"
+        "segment {index} begins at virtual {virt:#x} and physical {phys:#x}, at different places in their pages of {PAGE_SIZE}; use guest-sdk's linker script"
     )]
     Misaligned { index: usize, virt: u64, phys: u64 },
     #[error("segments {first} and {second} overlap in {space} memory; use guest-sdk's linker script")]
@@ -87,14 +93,12 @@ pub enum ImageError {
 /// A part of the image, as it is to be in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
-    /// Guest-virtual address; page-aligned.
+    /// Guest-virtual address.
     pub virt: u64,
-    /// Guest-physical address; page-aligned.
+    /// Guest-physical address, at the same place in its page.
     pub phys: u64,
-    /// Bytes in memory; those before and past the data are zero.
+    /// Bytes in memory; those past the data are zero.
     pub length: u64,
-    /// Bytes before the data: a segment may begin inside a page.
-    pub lead: u64,
     /// Where its data is in the file.
     pub data: core::ops::Range<usize>,
     /// Whether the guest may write it.
@@ -104,14 +108,24 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Bytes in memory, rounded up to whole pages.
+    /// Guest-virtual address of its first page.
+    pub fn virt_pages(&self) -> u64 {
+        self.virt - self.virt % PAGE_SIZE
+    }
+
+    /// Guest-physical address of its first page.
+    pub fn phys_pages(&self) -> u64 {
+        self.phys - self.phys % PAGE_SIZE
+    }
+
+    /// Bytes of the pages that it is in.
     pub fn pages_length(&self) -> u64 {
-        self.length.next_multiple_of(PAGE_SIZE)
+        (self.virt % PAGE_SIZE + self.length).next_multiple_of(PAGE_SIZE)
     }
 
     /// First guest-physical address behind its pages.
     pub fn phys_end(&self) -> u64 {
-        self.phys + self.pages_length()
+        self.phys_pages() + self.pages_length()
     }
 }
 
@@ -146,7 +160,7 @@ impl Image {
         let segments = segments(programs, &bytes)?;
         let note = note(programs, &bytes)?;
         let entry = header.e_entry(LittleEndian);
-        let holds_entry = |s: &Segment| s.execute && (s.virt + s.lead..s.virt + s.length).contains(&entry);
+        let holds_entry = |s: &Segment| s.execute && (s.virt..s.virt + s.length).contains(&entry);
         if !segments.iter().any(holds_entry) {
             return Err(ImageError::Entry { entry });
         }
@@ -173,7 +187,7 @@ fn header(bytes: &[u8]) -> Result<&Header, ImageError> {
     if (class, encoding, machine) != (elf::ELFCLASS64.0, elf::ELFDATA2LSB.0, elf::EM_X86_64.0) {
         return Err(ImageError::WrongMachine { class, encoding, machine });
     }
-    let header = Header::parse(bytes).map_err(|_| ImageError::NotElf { found: magic })?;
+    let header = Header::parse(bytes).map_err(|_| ImageError::ElfVersion { found: bytes[6] })?;
     let kind = header.e_type(LittleEndian);
     if kind != elf::ET_EXEC {
         return Err(ImageError::NotExecutable { found: kind.0 });
@@ -182,11 +196,18 @@ fn header(bytes: &[u8]) -> Result<&Header, ImageError> {
 }
 
 fn programs<'a>(header: &Header, bytes: &'a [u8]) -> Result<&'a [ProgramHeader64<LittleEndian>], ImageError> {
+    let (count, size) = (header.e_phnum(LittleEndian), header.e_phentsize(LittleEndian));
+    if count == elf::PN_XNUM {
+        return Err(ImageError::ManyHeaders); // how many is said elsewhere, and no guest needs so many
+    }
+    if count > 0 && usize::from(size) != size_of::<ProgramHeader64<LittleEndian>>() {
+        return Err(ImageError::HeaderSize { found: size });
+    }
     let programs = header.program_headers(LittleEndian, bytes).map_err(|_| ImageError::Truncated {
         what: "program headers",
-        end: header.e_phoff(LittleEndian).saturating_add(
-            u64::from(header.e_phnum(LittleEndian)) * size_of::<ProgramHeader64<LittleEndian>>() as u64,
-        ),
+        end: header
+            .e_phoff(LittleEndian)
+            .saturating_add(u64::from(count) * size_of::<ProgramHeader64<LittleEndian>>() as u64),
         length: bytes.len() as u64,
     })?;
     let dynamic = |p: &ProgramHeader64<LittleEndian>| {
@@ -210,10 +231,10 @@ fn segments(programs: &[ProgramHeader64<LittleEndian>], bytes: &[u8]) -> Result<
         let overlaps =
             |a: u64, b: u64, s: &Segment| a < b + s.pages_length() && b < a + segment.pages_length();
         for (first, other) in segments.iter().enumerate() {
-            if overlaps(segment.virt, other.virt, other) {
+            if overlaps(segment.virt_pages(), other.virt_pages(), other) {
                 return Err(ImageError::Overlap { first, second: index, space: "virtual" });
             }
-            if overlaps(segment.phys, other.phys, other) {
+            if overlaps(segment.phys_pages(), other.phys_pages(), other) {
                 return Err(ImageError::Overlap { first, second: index, space: "physical" });
             }
         }
@@ -235,8 +256,7 @@ fn segment(
     if file > length {
         return Err(ImageError::LargerInFile { index, file, memory: length });
     }
-    let lead = virt % PAGE_SIZE;
-    if phys % PAGE_SIZE != lead {
+    if virt % PAGE_SIZE != phys % PAGE_SIZE {
         return Err(ImageError::Misaligned { index, virt, phys });
     }
     let outside = ImageError::OutsideAddressSpace { index, start: virt, length };
@@ -258,10 +278,9 @@ fn segment(
     }
     let flags = program.p_flags(LittleEndian);
     Ok(Segment {
-        virt: virt - lead,
-        phys: phys - lead,
-        length: lead + length,
-        lead,
+        virt,
+        phys,
+        length,
         data: start as usize..end as usize,
         write: flags.contains(elf::PF_W),
         execute: flags.contains(elf::PF_X),
@@ -270,7 +289,8 @@ fn segment(
 
 /// Finds the one note and checks that this host can serve what it says.
 fn note(programs: &[ProgramHeader64<LittleEndian>], bytes: &[u8]) -> Result<ImageNote, ImageError> {
-    let mut found = Vec::new();
+    let mut found: Option<&[u8]> = None;
+    let mut count = 0; // not a list: many headers can name the same notes
     for program in programs.iter().filter(|p| p.p_type(LittleEndian) == elf::PT_NOTE) {
         let truncated = ImageError::Truncated {
             what: "the notes",
@@ -282,14 +302,15 @@ fn note(programs: &[ProgramHeader64<LittleEndian>], bytes: &[u8]) -> Result<Imag
         let Ok(mut notes) = NoteIterator::<Header>::new(LittleEndian, align, data) else { continue };
         while let Ok(Some(note)) = notes.next() {
             if note.name() == OWNER.as_bytes() && note.n_type(LittleEndian).0 == TYPE {
-                found.push(note.desc().to_vec());
+                found = Some(note.desc());
+                count += 1;
             }
         }
     }
-    match &found[..] {
-        [] => Err(ImageError::NoNote),
-        [descriptor] => check_note(descriptor),
-        many => Err(ImageError::ManyNotes { found: many.len() }),
+    match (found, count) {
+        (None, _) => Err(ImageError::NoNote),
+        (Some(descriptor), 1) => check_note(descriptor),
+        (Some(_), found) => Err(ImageError::ManyNotes { found }),
     }
 }
 

@@ -9,6 +9,9 @@ mod cpu;
 mod dispatch;
 pub mod engine;
 mod events;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod image;
 pub mod memory;
 pub mod report;

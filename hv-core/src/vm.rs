@@ -11,7 +11,7 @@ use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::engine::process::ProcessEngine;
 use crate::engine::{Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
-use crate::events::{Events, VcpuPages};
+use crate::events::{Events, Notify, VcpuPages};
 use crate::image::Image;
 use crate::memory::GuestMemory;
 use crate::report::{End, Report};
@@ -43,6 +43,25 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    pub(crate) fn new(
+        memory: GuestMemory,
+        pages: Arc<VcpuPages>,
+        notify: Arc<dyn Notify>,
+        features: Features,
+        breakpoints: Breakpoints,
+        console: Box<dyn Write + Send>,
+    ) -> Self {
+        Self {
+            memory,
+            events: Events::new(pages.clone(), notify),
+            features,
+            breakpoints,
+            stopping: (0..pages.vcpus()).map(|_| AtomicBool::new(false)).collect(),
+            console: Mutex::new(Some(console)),
+            pages,
+        }
+    }
+
     /// Writes to the console. Output that nobody takes is dropped: it is no fault of the guest's.
     pub(crate) fn write_console(&self, bytes: &[u8]) {
         let mut console = self.console.lock().expect("no thread panics with the lock held");
@@ -120,15 +139,14 @@ impl Vm {
         };
         let mut running = engine.start(&setup)?;
         let control = running.control;
-        let shared = Arc::new(Shared {
-            events: Events::new(pages.clone(), control.clone()),
+        let shared = Arc::new(Shared::new(
             memory,
-            features,
-            breakpoints: config.breakpoints,
-            stopping: (0..VCPUS).map(|_| AtomicBool::new(false)).collect(),
-            console: Mutex::new(Some(config.console)),
             pages,
-        });
+            control.clone(),
+            features,
+            config.breakpoints,
+            config.console,
+        ));
         let ((messages_in, messages), (orders, orders_out)) = (unbounded(), bounded(1));
         let thread = VcpuThread {
             vm: shared.clone(),

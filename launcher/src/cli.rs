@@ -38,6 +38,8 @@ pub(crate) enum Command {
     Run(RunOptions),
     /// List the built-in guests
     Images(ImagesOptions),
+    /// Run the tests that an image carries
+    Test(TestOptions),
     /// Write a new guest crate
     New(NewOptions),
     /// Check what this host allows, and measure it
@@ -54,6 +56,7 @@ impl Command {
             Self::Images(options) => options.json,
             Self::Doctor(options) => options.json,
             Self::Bench(options) => options.json,
+            Self::Test(options) => options.runner.json,
             Self::New(_) => false,
         }
     }
@@ -137,12 +140,53 @@ pub(crate) struct ImagesOptions {
     pub(crate) json: bool,
 }
 
+/// `hv test`
+#[derive(Args, Debug)]
+#[command(after_help = TEST_EXAMPLES, after_long_help = TEST_LONG_HELP)]
+pub(crate) struct TestOptions {
+    /// A test image: the path of one, or a built-in one such as `conformance`
+    pub(crate) image: PathBuf,
+    #[command(flatten)]
+    pub(crate) runner: conformance::Options,
+}
+
+const TEST_EXAMPLES: &str = "\
+Examples:
+  hv test target/x86_64-unknown-linux-gnu/debug/my-tests
+  hv test my-tests --filter timer
+  hv test conformance --list            the ABI's own tests
+
+Each test gets a fresh VM. It exits with 0 if all tests passed, with 1 if one did not.";
+
+const TEST_LONG_HELP: &str = "\
+Each test gets a fresh VM. It exits with 0 if all tests passed, with 1 if one did not, with 125 and up as `hv run` does
+if they could not be run.
+
+A test image is a guest that lists its tests in itself:
+
+  guest_sdk::entry!(guest_sdk::testing::main);
+  guest_sdk::tests! {
+      fn one_and_one_is_two() {
+          assert_eq!(1 + 1, 2);
+      }
+  }
+
+A test that panics has failed; one that ends in any other way than by returning, or shutting down with code 0, is a
+fault. `hv new --with-tests` writes a crate with such tests, and `cargo test` there runs them.
+
+Examples:
+  hv test target/x86_64-unknown-linux-gnu/debug/my-tests
+  hv test my-tests --filter timer
+  hv test my-tests --junit report.xml   for a CI that shows them
+  hv test conformance --list            the ABI's own tests";
+
 /// `hv new`
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   hv new my-guest && cd my-guest && cargo run
   hv new . --name kernel              into this directory, which must be empty
+  hv new my-guest --with-tests        with tests that run in VMs, too: `cargo test` runs them
 
 The crate builds with the stable toolchain. `cargo run` boots it with the hv that wrote it.")]
 pub(crate) struct NewOptions {
@@ -151,6 +195,9 @@ pub(crate) struct NewOptions {
     /// The crate's name [default: the directory's]
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// Also write tests that run inside the guest, each in a VM of its own, when one says `cargo test`
+    #[arg(long)]
+    pub(crate) with_tests: bool,
     /// Where the crate guest-sdk is [default: in the source tree that hv was built from]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) sdk: Option<PathBuf>,

@@ -8,6 +8,8 @@ use crate::units::show_size;
 use hv_core::{Image, ImageError};
 use sample_guests::{IMAGES, Sample};
 use serde::Serialize;
+use std::borrow::Cow;
+use std::error::Error;
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -22,13 +24,24 @@ const LARGEST: u64 = 1 << 30;
 ///
 /// There is none, or it cannot run.
 pub(crate) fn load(path: &Path) -> Result<Image, Failure> {
-    let image = match built_in(path) {
-        Some(sample) => Image::parse(sample.image),
-        None => Image::parse(read(path).map_err(|error| unreadable(path, error))?),
-    };
-    image.map_err(|error| {
-        Failure::new(Cause::BadImage, format!("`{}` cannot run", path.display())).because(error)
-    })
+    Image::parse(bytes(path)?).map_err(|error| bad(path, error))
+}
+
+/// Finds an image, and does not look into it.
+///
+/// # Errors
+///
+/// There is none.
+pub(crate) fn bytes(path: &Path) -> Result<Cow<'static, [u8]>, Failure> {
+    match built_in(path) {
+        Some(sample) => Ok(sample.image.into()),
+        None => Ok(read(path).map_err(|error| unreadable(path, error))?.into()),
+    }
+}
+
+/// An image that is there and is of no use.
+pub(crate) fn bad(path: &Path, error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
+    Failure::new(Cause::BadImage, format!("`{}` cannot run", path.display())).because(error)
 }
 
 /// Whether a file is a program of this host's and no guest: it has no note, or is not even static.

@@ -17,6 +17,7 @@ mod output;
 mod report;
 mod run;
 mod signals;
+mod test;
 mod units;
 
 use clap::Parser;
@@ -36,6 +37,7 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
     match &cli.command {
         Command::Run(options) => run::run(options),
         Command::Images(options) => images::list(options),
+        Command::Test(options) => test::run(options),
         Command::New(options) => new::write(options),
         Command::Doctor(options) => doctor::examine(options),
         Command::Bench(options) => bench::run(options),

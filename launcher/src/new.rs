@@ -6,7 +6,8 @@ use crate::cli::NewOptions;
 use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::output;
-use std::io::{self, ErrorKind};
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// Where each template goes.
@@ -18,6 +19,15 @@ const FILES: &[(&str, &str)] = &[
     (".cargo/config.toml", include_str!("../templates/config.toml.in")),
     (".gitignore", include_str!("../templates/gitignore.in")),
     ("README.md", include_str!("../templates/README.md.in")),
+];
+
+/// What `--with-tests` adds: files of their own, and ends of those above.
+const TEST_FILES: &[(&str, &str)] = &[
+    ("src/bin/tests.rs", include_str!("../templates/tests.rs.in")),
+    ("tests/in_vms.rs", include_str!("../templates/in_vms.rs.in")),
+    ("Cargo.toml", include_str!("../templates/Cargo.tests.toml.in")),
+    (".cargo/config.toml", include_str!("../templates/config.tests.toml.in")),
+    ("README.md", include_str!("../templates/README.tests.md.in")),
 ];
 
 /// Where the SDK was when this program was built. It is in no registry, so a crate names its directory.
@@ -99,28 +109,47 @@ const BAD_NAMES: &[&str] = &[
 pub(crate) fn write(options: &NewOptions) -> Result<u8, Failure> {
     let path = &options.path;
     let name = name(options)?;
-    let sdk = quoted(&sdk(options.sdk.as_deref())?)?;
+    let sdk = sdk(options.sdk.as_deref())?;
+    let lock = sdk.join("../Cargo.lock");
+    let sdk = quoted(&sdk)?;
     let hv = std::env::current_exe().map_err(|error| Failure::cannot("hv does not find itself", error))?;
     let hv = quoted(&hv)?;
     check_empty(path)?;
-    for (file, template) in FILES {
+    let tests = if options.with_tests { TEST_FILES } else { &[] };
+    for (file, template) in FILES.iter().chain(tests) {
         let text = template.replace("@NAME@", &name).replace("@SDK@", &sdk).replace("@HV@", &hv);
         let file = path.join(file);
-        put(&file, &text)
-            .map_err(|error| Failure::cannot(format!("`{}` could not be written", file.display()), error))?;
+        append(&file, text.as_bytes()).map_err(|error| not_written(&file, error))?;
     }
-    output::print(&next_steps(path, &name))?;
+    // The versions that the SDK was tested with, which are on this machine: the first build needs no network. What is
+    // too much in it, cargo leaves out.
+    if let Ok(versions) = std::fs::read(lock) {
+        let file = path.join("Cargo.lock");
+        append(&file, &versions).map_err(|error| not_written(&file, error))?;
+    }
+    output::print(&next_steps(path, &name, options.with_tests))?;
     Ok(0)
 }
 
-fn next_steps(path: &Path, name: &str) -> String {
+fn not_written(file: &Path, error: io::Error) -> Failure {
+    Failure::cannot(format!("`{}` could not be written", file.display()), error)
+}
+
+fn next_steps(path: &Path, name: &str, with_tests: bool) -> String {
     let shown = path.display().to_string();
     let plain = shown.chars().all(|c| c.is_alphanumeric() || "/._-+".contains(c));
     let word = if plain { shown } else { format!("'{}'", shown.replace('\'', r"'\''")) };
     let change = if path == Path::new(".") { String::new() } else { format!("  cd {word}\n") };
+    let (tested, sources) = match with_tests {
+        false => ("its library, against a fake hypervisor", "src/lib.rs and src/main.rs"),
+        true => (
+            "its library, and src/bin/tests.rs in VMs",
+            "src/lib.rs and src/main.rs, its tests src/bin/tests.rs",
+        ),
+    };
     format!(
         "The guest `{name}` is written. Next:\n\n{change}  cargo run            # build it and boot it\n  \
-         cargo run -- a b     # with arguments\n  cargo test           # its library, against a fake hypervisor\n\nIts source is src/lib.rs and src/main.rs.\n"
+         cargo run -- a b     # with arguments\n  cargo test           # {tested}\n\nIts source is {sources}.\n"
     )
 }
 
@@ -195,11 +224,12 @@ fn check_empty(path: &Path) -> Result<(), Failure> {
     }
 }
 
-fn put(file: &Path, text: &str) -> io::Result<()> {
+/// Adds to a file that may be there already, in a directory that may not.
+fn append(file: &Path, text: &[u8]) -> io::Result<()> {
     if let Some(directory) = file.parent() {
         std::fs::create_dir_all(directory)?;
     }
-    std::fs::write(file, text)
+    File::options().create(true).append(true).open(file)?.write_all(text)
 }
 
 #[cfg(test)]
@@ -218,7 +248,7 @@ mod tests {
 
     #[test]
     fn every_word_of_the_templates_is_filled_in() {
-        for (file, template) in FILES {
+        for (file, template) in FILES.iter().chain(TEST_FILES) {
             let rest = template.replace("@NAME@", "").replace("@SDK@", "").replace("@HV@", "");
             assert!(!rest.contains('@'), "{file}");
         }
@@ -226,7 +256,7 @@ mod tests {
 
     #[test]
     fn a_directory_is_written_as_a_shell_reads_it() {
-        assert!(next_steps(Path::new("my guest"), "x").contains("cd 'my guest'\n"));
-        assert!(next_steps(Path::new("a/b"), "x").contains("cd a/b\n"));
+        assert!(next_steps(Path::new("my guest"), "x", false).contains("cd 'my guest'\n"));
+        assert!(next_steps(Path::new("a/b"), "x", true).contains("cd a/b\n"));
     }
 }

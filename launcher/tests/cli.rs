@@ -290,6 +290,54 @@ fn new_writes_a_crate_and_overwrites_nothing() {
 }
 
 #[test]
+fn new_with_tests_adds_to_what_it_writes_without() {
+    let directory = Directory::new("new-tests");
+    let (plain, tested) = (directory.path("plain"), directory.path("tested"));
+    assert_told(&run(&["new", &plain, "--name", "guest-of-mine"]), 0, &[]);
+    let output = run(&["new", &tested, "--name", "guest-of-mine", "--with-tests"]);
+    assert_told(&output, 0, &[]);
+    assert!(stdout(&output).contains("src/bin/tests.rs"));
+    for file in ["Cargo.toml", "src/main.rs", "src/lib.rs", ".cargo/config.toml", "README.md", "Cargo.lock"] {
+        let text = |path| std::fs::read_to_string(Path::new(path).join(file)).expect(file);
+        assert!(text(&tested).starts_with(&text(&plain)), "{file}");
+    }
+    for file in ["src/bin/tests.rs", "tests/in_vms.rs"] {
+        let text = std::fs::read_to_string(Path::new(&tested).join(file)).expect(file);
+        assert!(!text.contains('@'), "{file} has a word that was not filled in");
+        assert!(!Path::new(&plain).join(file).exists());
+    }
+}
+
+#[test]
+fn tests_of_an_image_are_run_each_with_its_verdict() {
+    let directory = Directory::new("test");
+    let image = directory.path("suite");
+    std::fs::write(&image, sample_guests::find("conformance").expect("built in").image).expect("written");
+    let report = directory.path("report.xml");
+    let output = run(&["test", &image, "--filter", "version", "--junit", &report]);
+    assert_told(&output, 0, &[]);
+    assert_eq!(stdout(&output), "VERSION-001 version_gives_the_abi_version ... ok\n1 passed, 0 failed\n");
+    assert!(std::fs::read_to_string(&report).expect("written").contains("tests=\"1\" failures=\"0\""));
+
+    let output = run(&["test", "conformance", "--list"]);
+    assert_told(&output, 0, &[]);
+    assert!(stdout(&output).lines().count() > 40, "{}", stdout(&output));
+
+    let verdicts = run(&["test", "conformance", "--json", "--filter", "version"]);
+    let verdicts: Value = serde_json::from_slice(&verdicts.stdout).expect("JSON");
+    assert_eq!((verdicts.as_array().map(Vec::len), &verdicts[0]["outcome"]), (Some(1), &"passed".into()));
+}
+
+#[test]
+fn what_cannot_be_tested_is_told() {
+    assert_told(&run(&["test", "hello"]), 126, &["without tests", "guest_sdk::tests!", "--with-tests"]);
+    assert_told(&run(&["test", "helo"]), 127, &["did you mean `hello`?"]);
+    assert_told(&run(&["test", "conformance", "--filter", "no such"]), 125, &["\"no such\"", "--list"]);
+    assert_told(&run(&["test", "conformance", "--junit", "/nowhere/x"]), 125, &["--junit"]);
+    assert_told(&run(&["test"]), 2, &["<IMAGE>"]);
+}
+
+#[test]
 fn doctor_says_that_guests_run_here() {
     let output = run(&["doctor"]);
     assert_told(&output, 0, &[]);

@@ -8,12 +8,14 @@
 //! reaches a hypervisor through [`Hypervisor`] only, so it can judge another one. Which test is of which clause of
 //! `docs/abi.md` is in `docs/conformance.md`: [`coverage`].
 //!
-//! Start at [`Suite::conformance`] and [`run`]. Files under `tests/` boot real guests for what is not the ABI's.
+//! Start at [`Suite::conformance`] and [`run`]; `hv test` is [`Options::run`]. Files under `tests/` boot real guests for
+//! what is not the ABI's.
 
 #![forbid(unsafe_code)]
 
 pub mod coverage;
 mod hypervisor;
+mod options;
 pub mod patch;
 mod process;
 pub mod report;
@@ -22,6 +24,7 @@ mod scenarios;
 mod suite;
 
 pub use hypervisor::{Crash, End, Hypervisor, Machine};
+pub use options::{Options, RunError};
 pub use process::Process;
 pub use runner::{Outcome, Verdict, run};
 pub use scenarios::{Judgement, Stand};

@@ -30,6 +30,9 @@
 //! assert_eq!(Instant::now() - Instant::START, Duration::from_secs(7200));
 //! ```
 //!
+//! A guest itself, which does not unwind (`panic = "abort"`), is built without the fake whatever the features say. So
+//! one `cargo test` can build both the tests of a guest's library and a test image of the same crate.
+//!
 //! # The one rule
 //!
 //! It is stricter than the real host. What the ABI answers with "fix the caller" (`BAD_ARGUMENT`, `BAD_ADDRESS`,

@@ -1,0 +1,243 @@
+//! What docs/abi.md says that calls do, written down a second time and as plainly as possible.
+//!
+//! It knows nothing of how the host does it. Where the document leaves a choice (which of several errors, which free
+//! channel), the model takes what the host chose if that is allowed.
+
+use super::machine::{MEMORY, State, VCPUS};
+use crate::report::{End, Place};
+use hv_abi::{Features, Status};
+use std::collections::BTreeMap;
+
+const CHANNELS: u64 = 512;
+const FIRST_DYNAMIC: u64 = 16;
+const PENDING: u32 = 1;
+
+/// A call's value, or what it may fail with.
+type Expected = Result<u64, Vec<Status>>;
+
+pub(super) struct Model {
+    pub state: State,
+    features: Features,
+    /// Open channels and the vCPUs that they are bound to.
+    open: BTreeMap<u64, usize>,
+}
+
+/// `Ok` if no error applies.
+fn unless(errors: &[(bool, Status)]) -> Result<(), Vec<Status>> {
+    let apply: Vec<_> = errors.iter().filter(|(applies, _)| *applies).map(|(_, status)| *status).collect();
+    if apply.is_empty() { Ok(()) } else { Err(apply) }
+}
+
+/// Whether a range is not wholly in guest memory.
+fn outside(start: u64, length: u64) -> bool {
+    length > 0 && u128::from(start) + u128::from(length) > u128::from(MEMORY)
+}
+
+/// Whether there is no vCPU of that number.
+fn no_vcpu(vcpu: u64) -> bool {
+    vcpu >= VCPUS.into()
+}
+
+impl Model {
+    pub(super) fn new(state: State, features: Features) -> Self {
+        Self { state, features, open: BTreeMap::new() }
+    }
+
+    /// Takes note of a call that the host has made, after which memory was as in `after`.
+    pub(super) fn judge(
+        &mut self,
+        number: u32,
+        arguments: [u64; 5],
+        given: Result<u64, Status>,
+        after: &[u8],
+    ) {
+        let expected = self.call(number, arguments, given, after);
+        let right = match (&expected, given) {
+            (Ok(expected), Ok(given)) => *expected == given,
+            (Err(allowed), Err(given)) => allowed.contains(&given),
+            _ => false,
+        };
+        assert!(right, "call {number} {arguments:x?} gave {given:x?}, expected {expected:x?}");
+    }
+
+    /// A channel fires (section 9).
+    pub(super) fn fire(&mut self, vcpu: usize, channel: u64) {
+        let page = &mut self.state.pages[vcpu];
+        let (word, bit) = (channel as usize / 64, 1 << (channel % 64));
+        page.pending[word] |= bit;
+        if page.masked[word] & bit == 0 {
+            page.notified += u32::from(page.upcall & PENDING == 0);
+            page.upcall |= PENDING;
+        }
+    }
+
+    fn call(&mut self, number: u32, a: [u64; 5], given: Result<u64, Status>, after: &[u8]) -> Expected {
+        if !self.is_served(number) {
+            return Err(vec![Status::UNKNOWN_CALL]);
+        }
+        let has = match number {
+            0 | 1 | 5 => 0,
+            2 | 12 | 13 => 2,
+            _ => 1,
+        };
+        unless(&[(a[has..].iter().any(|unused| *unused != 0), Status::BAD_ARGUMENT)])?;
+        match number {
+            0 => Ok(1),
+            1 => Ok(self.features.bits()),
+            2 => self.console_write(a[0], a[1]),
+            3 => self.shutdown(a[0]),
+            4 => self.panic(a[0]),
+            5 => Ok(0),
+            8 => {
+                self.state.timer = (a[0] != u64::MAX).then_some(a[0]);
+                Ok(0)
+            }
+            9 => self.event_allocate(a[0], given),
+            10 => self.event_close(a[0]),
+            11 => self.event_send(a[0]),
+            12 => self.event_bind(a[0], a[1]),
+            _ => self.multicall(a[0], a[1], after),
+        }
+    }
+
+    /// Sections 11 and 21.
+    fn is_served(&self, number: u32) -> bool {
+        match number {
+            0..=5 => true,
+            8..=12 => self.features.contains(Features::EVENTS),
+            13 => self.features.contains(Features::MULTICALL),
+            _ => false,
+        }
+    }
+
+    fn console_write(&mut self, buffer: u64, length: u64) -> Expected {
+        unless(&[(length > 65536, Status::OUT_OF_RANGE), (outside(buffer, length), Status::BAD_ADDRESS)])?;
+        let text = self.bytes(buffer, length);
+        self.state.console.extend(text);
+        Ok(length)
+    }
+
+    fn shutdown(&mut self, code: u64) -> Expected {
+        unless(&[(code > 255, Status::BAD_ARGUMENT)])?;
+        self.state.end = Some(End::Shutdown { code: code as u8 });
+        Ok(0)
+    }
+
+    fn panic(&mut self, report: u64) -> Expected {
+        unless(&[(!report.is_multiple_of(8) || outside(report, 40), Status::BAD_ADDRESS)])?;
+        let field = |index: u64| self.word(report + index * 8);
+        let (message, message_length, file, file_length) = (field(0), field(1), field(2), field(3));
+        let (line, column) = (field(4) as u32, (field(4) >> 32) as u32);
+        unless(&[
+            (message_length > 4096 || file_length > 4096, Status::OUT_OF_RANGE),
+            (outside(message, message_length) || outside(file, file_length), Status::BAD_ADDRESS),
+        ])?;
+        let text = |start, length| String::from_utf8_lossy(&self.bytes(start, length)).into_owned();
+        let place = (file_length > 0).then(|| Place { file: text(file, file_length), line, column });
+        self.state.end = Some(End::Panic { message: text(message, message_length), place });
+        Ok(0)
+    }
+
+    fn event_allocate(&mut self, vcpu: u64, given: Result<u64, Status>) -> Expected {
+        let full = self.open.len() as u64 == CHANNELS - FIRST_DYNAMIC;
+        unless(&[(no_vcpu(vcpu), Status::NOT_FOUND), (full, Status::NO_SPACE)])?;
+        let free =
+            |channel: &u64| (FIRST_DYNAMIC..CHANNELS).contains(channel) && !self.open.contains_key(channel);
+        let channel = given.ok().filter(free).unwrap_or(u64::MAX);
+        if channel != u64::MAX {
+            self.open.insert(channel, vcpu as usize);
+            self.reset(vcpu as usize, channel);
+        }
+        Ok(channel)
+    }
+
+    fn event_close(&mut self, channel: u64) -> Expected {
+        let vcpu = self.bound(channel)?;
+        self.open.remove(&channel);
+        self.reset(vcpu, channel);
+        Ok(0)
+    }
+
+    fn event_send(&mut self, channel: u64) -> Expected {
+        let vcpu = self.bound(channel)?;
+        self.fire(vcpu, channel);
+        Ok(0)
+    }
+
+    fn event_bind(&mut self, channel: u64, vcpu: u64) -> Expected {
+        let mut errors = self.bound(channel).err().unwrap_or_default();
+        if no_vcpu(vcpu) {
+            errors.push(Status::NOT_FOUND);
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let vcpu = vcpu as usize;
+        let old = self.open.insert(channel, vcpu).expect("it is bound");
+        let (word, bit) = (channel as usize / 64, 1 << (channel % 64));
+        // Binding to the vCPU to which it is bound changes nothing.
+        if old != vcpu && self.state.pages[old].pending[word] & bit != 0 {
+            self.state.pages[old].pending[word] &= !bit;
+            self.fire(vcpu, channel);
+        }
+        Ok(0)
+    }
+
+    fn multicall(&mut self, entries: u64, count: u64, after: &[u8]) -> Expected {
+        let length = count.saturating_mul(64);
+        let bad = !entries.is_multiple_of(8) || outside(entries, length);
+        unless(&[(count > 128, Status::OUT_OF_RANGE), (bad, Status::BAD_ADDRESS)])?;
+        let copied = self.bytes(entries, length);
+        let mut results = Vec::new();
+        for (index, entry) in copied.chunks(64).enumerate() {
+            let word = |at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().unwrap());
+            let number = word(0) as u32;
+            let at = entries as usize + index * 64;
+            let status = u32::from_le_bytes(after[at + 4..at + 8].try_into().unwrap());
+            let value = u64::from_le_bytes(after[at + 48..at + 56].try_into().unwrap());
+            let given = if status == 0 { Ok(value) } else { Err(Status(status)) };
+            assert!(status == 0 || value == 0, "[RULE-004]");
+            let refused = if !self.is_served(number) {
+                Some(Status::UNKNOWN_CALL)
+            } else if matches!(number, 3 | 4 | 5 | 13) {
+                Some(Status::NOT_IN_MULTICALL)
+            } else if word(56) != 0 {
+                Some(Status::BAD_ARGUMENT)
+            } else {
+                None
+            };
+            match refused {
+                Some(refused) => assert_eq!(given, Err(refused), "entry {index}, call {number}"),
+                None => self.judge(number, core::array::from_fn(|i| word(8 + i * 8)), given, after),
+            }
+            results.push((at, status, value));
+        }
+        for (at, status, value) in results {
+            self.state.memory[at + 4..at + 8].copy_from_slice(&status.to_le_bytes());
+            self.state.memory[at + 48..at + 56].copy_from_slice(&value.to_le_bytes());
+        }
+        Ok(count)
+    }
+
+    /// The vCPU that an open channel is bound to.
+    fn bound(&self, channel: u64) -> Result<usize, Vec<Status>> {
+        unless(&[(channel >= CHANNELS, Status::OUT_OF_RANGE)])?;
+        self.open.get(&channel).copied().ok_or(vec![Status::NOT_FOUND])
+    }
+
+    /// Not pending, masked.
+    fn reset(&mut self, vcpu: usize, channel: u64) {
+        let page = &mut self.state.pages[vcpu];
+        page.pending[channel as usize / 64] &= !(1 << (channel % 64));
+        page.masked[channel as usize / 64] |= 1 << (channel % 64);
+    }
+
+    fn bytes(&self, start: u64, length: u64) -> Vec<u8> {
+        let range = if length == 0 { 0..0 } else { start as usize..(start + length) as usize };
+        self.state.memory[range].to_vec()
+    }
+
+    fn word(&self, at: u64) -> u64 {
+        u64::from_le_bytes(self.bytes(at, 8).try_into().unwrap())
+    }
+}
