@@ -5,7 +5,9 @@
 use crate::memory::{phys_of, phys_of_mut};
 use crate::raw;
 use hv_abi::call::{MULTICALL_MAX, MulticallEntry, PanicReport};
-use hv_abi::{Call, Features, Status};
+use hv_abi::mmu::MmuUpdate;
+use hv_abi::user::UserContext;
+use hv_abi::{Call, Features, GuestPhys, Status};
 
 /// Makes a call that writes no guest memory.
 fn call(call: Call, arguments: [u64; 5]) -> Result<u64, Status> {
@@ -143,6 +145,84 @@ pub unsafe fn multicall(entries: &mut [MulticallEntry]) -> Result<(), Status> {
     // SAFETY: the host writes `entries`, which the caller lent us to write, and what the entries themselves ask for,
     // which the caller answers for.
     unsafe { raw::call(Call::MULTICALL.0, [at.0, count, 0, 0, 0]) }.result().map(drop)
+}
+
+/// Makes the page at `table` a root page table.
+///
+/// # Errors
+///
+/// `BAD_ADDRESS` for what is no page of guest memory, `BAD_ARGUMENT` if an entry from 255 on is not zero, `BUSY` for a page
+/// that is a root already, `NO_SPACE` if there are too many.
+pub fn root_create(table: GuestPhys) -> Result<(), Status> {
+    call(Call::ROOT_CREATE, [table.0, 0, 0, 0, 0]).map(drop)
+}
+
+/// Ends the use of a root: its tables are plain memory again.
+///
+/// # Errors
+///
+/// `NOT_FOUND` for what is no root, `BUSY` for one under which a vCPU runs a program.
+pub fn root_destroy(table: GuestPhys) -> Result<(), Status> {
+    call(Call::ROOT_DESTROY, [table.0, 0, 0, 0, 0]).map(drop)
+}
+
+/// Changes page-table entries, in order. Each update gets its own status and the value that it replaced. With
+/// [`EAGER`](hv_abi::mmu::EAGER) in `flags` they are in force when this returns, otherwise when the root is next entered.
+///
+/// # Errors
+///
+/// `OUT_OF_RANGE` for more than [`MMU_UPDATE_MAX`](hv_abi::mmu::MMU_UPDATE_MAX) updates, `BAD_ADDRESS` if they are not in
+/// memory that the host can see, `BAD_ARGUMENT` for unknown flags; then none was made.
+pub fn mmu_update(updates: &mut [MmuUpdate], flags: u64) -> Result<(), Status> {
+    let count = updates.len() as u64;
+    let at = phys_of_mut(updates).ok_or(Status::BAD_ADDRESS)?;
+    // SAFETY: the host writes `updates`, which the caller lent us to write, and entries of page tables: pages that their
+    // owner gave up to be tables. What is mapped matters when a program is run, to whoever runs it.
+    unsafe { raw::call(Call::MMU_UPDATE.0, [at.0, count, flags, 0, 0]) }.result().map(drop)
+}
+
+/// Waits until no vCPU uses a translation of the range under `root` that is no more in the tables; of all of `root` if
+/// `length` is 0, and of all roots if `root` is 0, too.
+///
+/// # Errors
+///
+/// `NOT_FOUND` for what is no root, `BAD_ARGUMENT` for a range that is misaligned or not in the lower half.
+pub fn mmu_flush(root: GuestPhys, start: u64, length: u64) -> Result<(), Status> {
+    call(Call::MMU_FLUSH, [root.0, start, length, 0, 0]).map(drop)
+}
+
+/// Brings the extended state of a context up to date in its area, and sets `xstate_valid`.
+///
+/// # Errors
+///
+/// `BAD_ARGUMENT` if the host does not hold its state, `BAD_ADDRESS` if the context is not in memory that it can see.
+///
+/// # Safety
+///
+/// The area that the context names must be the caller's to have written.
+pub unsafe fn user_xstate(context: &mut UserContext) -> Result<(), Status> {
+    let at = phys_of_mut(core::slice::from_mut(context)).ok_or(Status::BAD_ADDRESS)?;
+    // SAFETY: the host writes the context, which the caller lent us to write, and the area, which the caller answers for.
+    unsafe { raw::call(Call::USER_XSTATE.0, [at.0, 0, 0, 0, 0]) }.result().map(drop)
+}
+
+/// Runs a program until it traps; gives one of [`trap`](hv_abi::user::trap).
+///
+/// # Errors
+///
+/// `NOT_FOUND` if `root` is no root, `BAD_ADDRESS` if the context or its area is not in memory that the host can see, or
+/// misaligned, `BAD_ARGUMENT` for registers that a program cannot have, `BUSY` if the host is short of something.
+///
+/// # Safety
+///
+/// 1. What the tables under `root` map for user mode must be memory that the program may read and write as they say.
+/// 2. The context stays where it is, and it and the area that it names stay the caller's to have written, for as long as the
+///    host may hold its extended state: until another context was entered under each root that this one was entered
+///    under, or those are destroyed.
+pub unsafe fn enter_user(root: GuestPhys, context: &mut UserContext) -> Result<u32, Status> {
+    let at = phys_of_mut(core::slice::from_mut(context)).ok_or(Status::BAD_ADDRESS)?;
+    // SAFETY: the host writes the context, which the caller lent us to write; the rest the caller answers for.
+    unsafe { raw::enter_user(root.0, at.0) }.result().map(|trap| trap as u32)
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ mod real {
 
     type CallEntry = unsafe extern "C" fn(u32, u64, u64, u64, u64, u64) -> Answer;
     type BlockEntry = unsafe extern "C" fn(u64) -> Answer;
+    type EnterUserEntry = unsafe extern "C" fn(u64, u64) -> Answer;
 
     /// Makes a hypercall.
     ///
@@ -59,6 +60,21 @@ mod real {
         let function = unsafe { core::mem::transmute::<*const (), BlockEntry>(page) };
         // SAFETY: the entry takes any deadline and writes no guest memory.
         unsafe { function(deadline) }
+    }
+
+    /// Runs a user program until it traps.
+    ///
+    /// # Safety
+    ///
+    /// The page tables under `root` must not map, for user mode, memory that is somebody else's; `context` and the area
+    /// that it names must be memory that the host may write until the program is gone.
+    pub(crate) unsafe fn enter_user(root: u64, context: u64) -> Answer {
+        let page = core::ptr::without_provenance::<()>((HYPERCALL_PAGE + entry::ENTER_USER) as usize);
+        // SAFETY: as in `call`.
+        let function = unsafe { core::mem::transmute::<*const (), EnterUserEntry>(page) };
+        // SAFETY: the entry is called as the ABI says; what the program and the host write is the caller's to answer
+        // for.
+        unsafe { function(root, context) }
     }
 
     fn number() -> u64 {

@@ -53,16 +53,16 @@ macro_rules! for_each_call {
             /// Stops the calling vCPU until it is started again.
             15 VCPU_STOP vcpu_stop() -> none, [BUSY], alone, later;
             /// Makes a page a root page table.
-            16 ROOT_CREATE root_create(table) -> none, [BAD_ADDRESS, BUSY, NO_SPACE], data, later;
+            16 ROOT_CREATE root_create(table) -> none, [BAD_ADDRESS, BAD_ARGUMENT, BUSY, NO_SPACE], data, served;
             /// Ends the use of a root page table.
-            17 ROOT_DESTROY root_destroy(table) -> none, [NOT_FOUND, BUSY], data, later;
+            17 ROOT_DESTROY root_destroy(table) -> none, [NOT_FOUND, BUSY], data, served;
             /// Changes page-table entries.
             18 MMU_UPDATE mmu_update(updates, count, flags) -> done,
-                [BAD_ADDRESS, OUT_OF_RANGE, BAD_ARGUMENT], data, later;
+                [BAD_ADDRESS, OUT_OF_RANGE, BAD_ARGUMENT], data, served;
             /// Forgets translations: of a page, a range, a root, or all.
-            19 MMU_FLUSH mmu_flush(root, start, length) -> none, [NOT_FOUND, BAD_ARGUMENT], data, later;
+            19 MMU_FLUSH mmu_flush(root, start, length) -> none, [NOT_FOUND, BAD_ARGUMENT], data, served;
             /// Brings the saved extended state of a user context up to date.
-            20 USER_XSTATE user_xstate(context) -> none, [BAD_ADDRESS], alone, later;
+            20 USER_XSTATE user_xstate(context) -> none, [BAD_ADDRESS, BAD_ARGUMENT], alone, served;
             /// Tells the host which pages are free; they read as zero when taken again.
             21 PAGES_REPORT pages_report(runs, count) -> done, [BAD_ADDRESS, OUT_OF_RANGE], data, later;
             /// Takes reported pages back before they are used.

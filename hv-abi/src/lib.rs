@@ -11,7 +11,7 @@
 //! * Widths are fixed, padding is explicit, and an assertion under each structure pins its layout.
 //! * Numbers are never reused. To change the contract, add.
 //!
-//! Start at [`call`], the table of hypercalls, then [`boot`] and [`vcpu`].
+//! Start at [`call`], the table of hypercalls, then [`boot`], [`vcpu`], [`mmu`] and [`user`].
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -21,9 +21,11 @@ pub mod boot;
 pub mod call;
 pub mod clock;
 pub mod features;
+pub mod mmu;
 pub mod note;
 pub mod status;
 pub mod testing;
+pub mod user;
 pub mod vcpu;
 
 pub use address::GuestPhys;

@@ -7,16 +7,21 @@ use crate::dispatch::{CallResult, Hypercalls, dispatch};
 use crate::memory::BadAddress;
 use crate::report::{End, Place};
 use crate::vm::Shared;
+use hv_abi::address::SLOT_255;
 use hv_abi::call::{
     CONSOLE_WRITE_MAX, Description, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport,
 };
-use hv_abi::{ABI_VERSION, Call, GuestPhys, Status};
+use hv_abi::mmu::{EAGER, MMU_UPDATE_MAX, MmuUpdate};
+use hv_abi::user::UserContext;
+use hv_abi::{ABI_VERSION, Call, GuestPhys, PAGE_SIZE, Status};
 use std::mem::offset_of;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// A vCPU's calls, and what they leave for its loop to do.
 pub(crate) struct Calls<'a> {
     pub vm: &'a Shared,
+    /// The vCPU that makes them.
+    pub vcpu: u32,
     /// Deadline of the vCPU's timer, on the guest's clock.
     pub timer: Option<u64>,
     /// Set by the call that ends the VM.
@@ -89,16 +94,67 @@ impl Hypercalls for Calls<'_> {
         self.vm.events.bind(channel, vcpu).map(|()| 0)
     }
 
+    fn root_create(&mut self, table: u64) -> CallResult {
+        self.vm.roots.create(&self.vm.memory, table).map(|()| 0)
+    }
+
+    fn root_destroy(&mut self, table: u64) -> CallResult {
+        if !self.vm.roots.contains(table) {
+            return Err(Status::NOT_FOUND);
+        }
+        if !self.vm.spaces.forget_root(table) {
+            return Err(Status::BUSY);
+        }
+        self.vm.roots.destroy(table).map(|()| 0)
+    }
+
+    fn mmu_update(&mut self, updates: u64, count: u64, flags: u64) -> CallResult {
+        if count > MMU_UPDATE_MAX {
+            return Err(Status::OUT_OF_RANGE);
+        }
+        if flags & !EAGER != 0 {
+            return Err(Status::BAD_ARGUMENT);
+        }
+        let mut batch: Vec<MmuUpdate> = self.copy_array(updates, count)?;
+        for update in &mut batch {
+            let result = self.update_entry(update);
+            update.status = result.err().unwrap_or(Status::SUCCESS);
+            update.old = result.unwrap_or(0);
+        }
+        if flags & EAGER != 0 {
+            self.vm.spaces.flush();
+        }
+        for (i, update) in (0..).zip(&batch) {
+            let at = |field: usize| GuestPhys(updates + i * size_of::<MmuUpdate>() as u64 + field as u64);
+            self.vm.memory.write(at(offset_of!(MmuUpdate, old)), &update.old)?;
+            self.vm.memory.write(at(offset_of!(MmuUpdate, status)), &update.status)?;
+        }
+        Ok(count)
+    }
+
+    fn mmu_flush(&mut self, root: u64, start: u64, length: u64) -> CallResult {
+        let end = start.checked_add(length).ok_or(Status::BAD_ARGUMENT)?;
+        let aligned = start.is_multiple_of(PAGE_SIZE) && length.is_multiple_of(PAGE_SIZE);
+        if !aligned || end > SLOT_255 || (root == 0 && length != 0) {
+            return Err(Status::BAD_ARGUMENT);
+        }
+        if root != 0 && !self.vm.roots.contains(root) {
+            return Err(Status::NOT_FOUND);
+        }
+        self.vm.spaces.flush();
+        Ok(0)
+    }
+
+    fn user_xstate(&mut self, context: u64) -> CallResult {
+        self.vm.memory.read::<UserContext>(GuestPhys(context))?;
+        if self.vm.spaces.save_user(self.vcpu, context) { Ok(0) } else { Err(Status::BAD_ARGUMENT) }
+    }
+
     fn multicall(&mut self, entries: u64, count: u64) -> CallResult {
         if count > MULTICALL_MAX {
             return Err(Status::OUT_OF_RANGE);
         }
-        let start = GuestPhys(entries);
-        if !entries.is_multiple_of(align_of::<MulticallEntry>() as u64) {
-            return Err(Status::BAD_ADDRESS);
-        }
-        let mut batch = vec![MulticallEntry::default(); count as usize];
-        self.vm.memory.read_bytes(start, batch.as_mut_slice().as_mut_bytes())?;
+        let batch: Vec<MulticallEntry> = self.copy_array(entries, count)?;
         let results: Vec<CallResult> = batch.iter().map(|entry| self.entry(entry)).collect();
         for (index, result) in results.into_iter().enumerate() {
             // The rest of an entry stays as it is now: another vCPU may have stored to it meanwhile.
@@ -124,6 +180,28 @@ impl Calls<'_> {
         }
         let Call(number) = entry.call;
         dispatch(self, self.vm.features, number, entry.arguments)
+    }
+
+    /// Changes one entry of a page table.
+    fn update_entry(&self, update: &MmuUpdate) -> CallResult {
+        if update.reserved != 0 {
+            return Err(Status::BAD_ARGUMENT);
+        }
+        let old = self.vm.roots.exchange(&self.vm.memory, update.entry, update.new)?;
+        if old != update.new {
+            self.vm.spaces.entry_changed(update.entry.0);
+        }
+        Ok(old)
+    }
+
+    /// Copies an array out of guest memory. `count` has been checked against a limit.
+    fn copy_array<T: FromBytes + IntoBytes>(&self, start: u64, count: u64) -> Result<Vec<T>, Status> {
+        if !start.is_multiple_of(align_of::<T>() as u64) {
+            return Err(Status::BAD_ADDRESS);
+        }
+        let mut array: Vec<T> = (0..count).map(|_| T::new_zeroed()).collect();
+        self.vm.memory.read_bytes(GuestPhys(start), array.as_mut_slice().as_mut_bytes())?;
+        Ok(array)
     }
 
     /// Copies at most `most` bytes out of guest memory.

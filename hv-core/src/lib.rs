@@ -14,8 +14,10 @@ mod events;
 pub mod fuzzing;
 pub mod image;
 pub mod memory;
+mod mmu;
 pub mod report;
 mod shared;
+mod user;
 mod vcpu;
 pub mod vm;
 
@@ -24,6 +26,8 @@ pub use engine::EngineKind;
 pub use image::{Image, ImageError};
 pub use report::{End, Report};
 pub use vm::Vm;
+
+use hv_abi::Features;
 
 /// Makes what every VM of this process needs, ahead of the first one: the file that sandboxes are started from, and
 /// the measurement of the time-stamp counter. Calling it early makes the first [`Vm::start`] faster. It starts no
@@ -38,6 +42,6 @@ pub fn prepare() -> std::io::Result<()> {
 }
 
 /// What this hypervisor serves of the ABI.
-pub fn offered_features() -> hv_abi::Features {
-    hv_abi::Features::EVENTS | hv_abi::Features::MULTICALL
+pub fn offered_features() -> Features {
+    Features::EVENTS | Features::MULTICALL | Features::MMU
 }

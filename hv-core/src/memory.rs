@@ -10,7 +10,8 @@ use crate::shared::memory_file;
 use hv_abi::GuestPhys;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A guest-physical range that is not in guest memory, or is misaligned.
@@ -118,6 +119,19 @@ impl GuestMemory {
     pub fn write<T: IntoBytes + Immutable>(&self, start: GuestPhys, value: &T) -> Result<(), BadAddress> {
         self.check(start, size_of::<T>() as u64, align_of::<T>() as u64)?;
         self.write_bytes(start, value.as_bytes())
+    }
+
+    /// Exchanges an aligned word, as one access; gives the old one.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAddress`] if it is not in guest memory, or misaligned.
+    pub fn exchange(&self, at: GuestPhys, new: u64) -> Result<u64, BadAddress> {
+        let address = self.check(at, 8, 8)?;
+        let bad = |_| self.bad(at, 8);
+        let slice = self.map.get_slice(address, 8).map_err(bad)?;
+        let word = slice.get_atomic_ref::<AtomicU64>(0).map_err(|_| self.bad(at, 8))?;
+        Ok(word.swap(new, Ordering::SeqCst))
     }
 
     fn bad(&self, start: GuestPhys, length: usize) -> BadAddress {

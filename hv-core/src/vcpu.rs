@@ -4,13 +4,14 @@ use crate::calls::Calls;
 use crate::clock::GuestClock;
 use crate::config::Breakpoints;
 use crate::dispatch::dispatch;
-use crate::engine::{Control, Exit, Fault, Registers, Trap, VcpuRunner};
+use crate::engine::{Control, EnterError, Exit, Fault, Registers, Trap, UserExit, VcpuRunner};
 use crate::report::End;
+use crate::user::Entered;
 use crate::vm::{Message, Shared};
 use crossbeam_channel::{Receiver, Sender};
-use hv_abi::Status;
 use hv_abi::call::woken_by;
 use hv_abi::vcpu::TIMER_CHANNEL;
+use hv_abi::{Features, Status};
 use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -31,6 +32,8 @@ pub(crate) struct VcpuThread {
     pub clock: GuestClock,
     pub messages: Sender<Message>,
     pub orders: Receiver<Order>,
+    /// The user program that the vCPU runs.
+    pub entered: Option<Entered>,
 }
 
 /// When the loop next has something to do by itself: the vCPU's timer, or a correction of the clock.
@@ -58,7 +61,7 @@ impl VcpuThread {
         // The guest's timer is kept here; by default the host may let it be 50 us late. If it does not let us, it is.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let vm = self.vm.clone();
-        let mut calls = Calls { vm: &vm, timer: None, end: None };
+        let mut calls = Calls { vm: &vm, vcpu: self.vcpu, timer: None, end: None };
         let mut next = self.next(calls.timer);
         loop {
             if calls.timer != next.timer {
@@ -107,6 +110,8 @@ impl VcpuThread {
                 self.runner.answer(Status::SUCCESS, woken_by::EVENT);
                 return end.unwrap_or(Then::Run);
             }
+            Exit::EnterUser { root, context } => self.enter_user(root, context),
+            Exit::User(exit) => return self.user_exit(&exit),
             Exit::Deadline => {} // the time is looked at after every exit
             Exit::Died(reason) => return Then::End(End::Died { reason }, Registers::default()),
         }
@@ -120,12 +125,40 @@ impl VcpuThread {
             return Then::End(end, self.runner.registers_in_call());
         }
         self.runner.answer(result.err().unwrap_or(Status::SUCCESS), result.unwrap_or(0));
-        if self.vm.stopping[self.vcpu as usize].load(SeqCst)
-            && let Some(end) = self.stopped(self.runner.registers_in_call())
-        {
-            return end;
+        self.stop_after_call().unwrap_or(Then::Run)
+    }
+
+    /// A call is answered, and not yet returned from: a stopping point.
+    fn stop_after_call(&mut self) -> Option<Then> {
+        let wanted = self.vm.stopping[self.vcpu as usize].load(SeqCst);
+        if wanted { self.stopped(self.runner.registers_in_call()) } else { None }
+    }
+
+    /// The guest kernel wants to run a program.
+    fn enter_user(&mut self, root: u64, context: u64) {
+        if !self.vm.features.contains(Features::MMU) {
+            return self.runner.answer(Status::UNKNOWN_CALL, 0);
         }
-        Then::Run
+        let entered = match Entered::check(&self.vm.memory, &self.vm.roots, root, context) {
+            Ok(entered) => entered,
+            Err(status) => return self.runner.answer(status, 0),
+        };
+        match self.runner.enter_user(root, context, &entered.user) {
+            Ok(()) => self.entered = Some(entered),
+            Err(EnterError::NoExtendedState) => self.runner.answer(Status::BAD_ARGUMENT, 0),
+            Err(EnterError::Engine(error)) => {
+                tracing::warn!(%error, "a user address space could not be made");
+                self.runner.answer(Status::BUSY, 0);
+            }
+        }
+    }
+
+    /// A program has come back: its guest kernel goes on.
+    fn user_exit(&mut self, exit: &UserExit) -> Then {
+        let entered = self.entered.take().expect("a program comes back after it was entered");
+        let number = entered.trapped(&self.vm.memory, exit);
+        self.runner.answer(Status::SUCCESS, number.into());
+        self.stop_after_call().unwrap_or(Then::Run)
     }
 
     fn trap(&mut self, fault: Fault, registers: Registers) -> Then {

@@ -10,10 +10,11 @@ use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::engine::process::ProcessEngine;
-use crate::engine::{Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
+use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
 use crate::events::{Events, Notify, VcpuPages};
 use crate::image::Image;
 use crate::memory::GuestMemory;
+use crate::mmu::Roots;
 use crate::report::{End, Report};
 use crate::vcpu::{Order, VcpuThread};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, never, select, unbounded};
@@ -35,6 +36,9 @@ pub(crate) struct Shared {
     pub memory: GuestMemory,
     pub pages: Arc<VcpuPages>,
     pub events: Events,
+    pub roots: Roots,
+    /// What the engine keeps of page tables and user programs.
+    pub spaces: Arc<dyn AddressSpaces>,
     pub features: Features,
     pub breakpoints: Breakpoints,
     /// Per vCPU: somebody waits for it to stop.
@@ -47,6 +51,7 @@ impl Shared {
         memory: GuestMemory,
         pages: Arc<VcpuPages>,
         notify: Arc<dyn Notify>,
+        spaces: Arc<dyn AddressSpaces>,
         features: Features,
         breakpoints: Breakpoints,
         console: Box<dyn Write + Send>,
@@ -54,6 +59,8 @@ impl Shared {
         Self {
             memory,
             events: Events::new(pages.clone(), notify),
+            roots: Roots::default(),
+            spaces,
             features,
             breakpoints,
             stopping: (0..pages.vcpus()).map(|_| AtomicBool::new(false)).collect(),
@@ -143,6 +150,7 @@ impl Vm {
             memory,
             pages,
             control.clone(),
+            control.clone(),
             features,
             config.breakpoints,
             config.console,
@@ -156,6 +164,7 @@ impl Vm {
             clock: GuestClock::start(shared.pages.clock()),
             messages: messages_in,
             orders: orders_out,
+            entered: None,
         };
         let thread = std::thread::Builder::new()
             .name("hv-vcpu0".into())

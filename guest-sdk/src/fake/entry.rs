@@ -37,6 +37,16 @@ pub(crate) unsafe fn call(number: u32, arguments: [u64; 5]) -> Answer {
     Answer { status: result.err().map_or(0, |status| status.0.into()), value: result.unwrap_or(0) }
 }
 
+/// Runs no user program: the fake has no other address spaces.
+///
+/// # Safety
+///
+/// None; it is as that of the real one.
+pub(crate) unsafe fn enter_user(_root: u64, _context: u64) -> Answer {
+    expect_running("enter_user");
+    Answer { status: hv_abi::Status::UNKNOWN_CALL.0.into(), value: 0 }
+}
+
 /// Gives the CPU back until an event or the deadline.
 pub(crate) fn block(deadline: u64) -> Answer {
     if std::thread::panicking() {

@@ -9,6 +9,7 @@ use crate::events::{Notify, VcpuPages};
 use crate::memory::GuestMemory;
 use core::fmt;
 use hv_abi::Status;
+use hv_abi::user::UserContext;
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -94,6 +95,10 @@ pub(crate) trait VcpuRunner: Send {
     /// Goes on after [`Exit::Trap`] or [`Exit::Stopped`], with what the guest was doing.
     fn resume(&mut self);
 
+    /// Readies the user program of the last [`Exit::EnterUser`], whose context is at P `context`:
+    /// [`run`](Self::run) goes on with it, until [`Exit::User`]; then the exit is to be [answered](Self::answer).
+    fn enter_user(&mut self, root: u64, context: u64, user: &UserContext) -> Result<(), EnterError>;
+
     /// Registers at the hypercall being answered: RIP is not known, RSP and RBP are.
     fn registers_in_call(&self) -> Registers;
 
@@ -101,8 +106,25 @@ pub(crate) trait VcpuRunner: Send {
     fn counters(&self) -> Counters;
 }
 
+/// What an engine keeps of the guest's page tables and user programs, and is to be told of.
+pub(crate) trait AddressSpaces: Send + Sync {
+    /// An entry of a page table, at P `entry`, has changed. Programs may use the old one until they are entered again, or
+    /// until [`flush`](Self::flush).
+    fn entry_changed(&self, entry: u64);
+
+    /// Brings all translations up to date that have changed so far.
+    fn flush(&self);
+
+    /// A root is one no more; the engine forgets it. Not, and gives `false`, if a vCPU is in user mode under it.
+    fn forget_root(&self, root: u64) -> bool;
+
+    /// Brings the extended state of the user context at P `context` up to date in guest memory. Whether the engine held
+    /// it.
+    fn save_user(&self, vcpu: u32, context: u64) -> bool;
+}
+
 /// Reaches a running VM from other threads.
-pub(crate) trait Control: Notify {
+pub(crate) trait Control: Notify + AddressSpaces {
     /// Asks a vCPU to stop at its next stopping point; it then gives [`Exit::Stopped`], or is found to be in a
     /// hypercall. To be repeated until it did.
     fn request_stop(&self, vcpu: u32);
@@ -136,9 +158,50 @@ pub(crate) enum Exit {
     Stopped(Registers),
     /// It was found in `block`, stopped as it was asked to.
     StoppedInBlock,
+    /// The guest kernel wants to run a user program: under the root, from the context, at these P.
+    EnterUser {
+        root: u64,
+        context: u64,
+    },
+    /// The user program that was entered has come back.
+    User(UserExit),
     Deadline,
     /// Guest code is gone: the reason.
     Died(String),
+}
+
+/// How a user program came back, with its registers.
+#[derive(Debug)]
+pub(crate) struct UserExit {
+    pub cause: UserCause,
+    pub registers: Registers,
+}
+
+/// Why a user program came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UserCause {
+    SystemCall,
+    /// Its page tables do not allow it.
+    PageFault {
+        address: u64,
+        access: Access,
+    },
+    Exception {
+        vector: u64,
+    },
+    /// It did nothing; its vCPU is wanted.
+    Interrupted,
+    /// Its address space is gone.
+    Killed,
+}
+
+/// Why a user program cannot be entered.
+#[derive(Debug)]
+pub(crate) enum EnterError {
+    /// The engine does not hold its extended state, and the context says that it does.
+    NoExtendedState,
+    /// Its address space could not be made.
+    Engine(EngineError),
 }
 
 /// What a guest's instruction did, and where.
@@ -221,6 +284,7 @@ pub struct Registers {
     pub r15: u64,
     pub rip: u64,
     pub rflags: u64,
+    pub fs_base: u64,
 }
 
 /// What a vCPU's crossings cost.

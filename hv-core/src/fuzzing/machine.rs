@@ -2,6 +2,7 @@
 
 use crate::calls::Calls;
 use crate::config::Breakpoints;
+use crate::engine::AddressSpaces;
 use crate::events::{Notify, VcpuPages};
 use crate::memory::GuestMemory;
 use crate::report::End;
@@ -83,6 +84,23 @@ impl Notify for Notified {
     }
 }
 
+/// No program ever runs, so there is nothing to keep of its page tables.
+struct NoSpaces;
+
+impl AddressSpaces for NoSpaces {
+    fn entry_changed(&self, _: u64) {}
+
+    fn flush(&self) {}
+
+    fn forget_root(&self, _: u64) -> bool {
+        true
+    }
+
+    fn save_user(&self, _: u32, _: u64) -> bool {
+        false
+    }
+}
+
 pub(super) struct Machine {
     pub vm: Shared,
     pub interference: Interference,
@@ -102,12 +120,13 @@ impl Machine {
             interference: interference.clone(),
         };
         let console = Box::new(console);
-        let vm = Shared::new(memory, pages, notified.clone(), features, Breakpoints::Crash, console);
+        let (notify, spaces) = (notified.clone(), Arc::new(NoSpaces));
+        let vm = Shared::new(memory, pages, notify, spaces, features, Breakpoints::Crash, console);
         Self { vm, interference, written, notified }
     }
 
     pub(super) fn calls(&self) -> Calls<'_> {
-        Calls { vm: &self.vm, timer: None, end: None }
+        Calls { vm: &self.vm, vcpu: 0, timer: None, end: None }
     }
 
     pub(super) fn state(&self, calls: &Calls<'_>) -> State {

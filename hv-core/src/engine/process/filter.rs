@@ -18,7 +18,7 @@ struct Allowed {
     numbers: &'static [i64],
 }
 
-const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
+pub(super) const AUDIT_ARCH_X86_64: u32 = 0xc000_003e;
 
 /// Offsets in the kernel's `seccomp_data`.
 mod data {

@@ -19,6 +19,8 @@ pub(super) struct Frame {
     error: u64,
     vector: u64,
     system_call: u32,
+    /// Architecture of the system call.
+    architecture: u32,
 }
 
 const WORDS: usize = ucontext::SIZE / 8;
@@ -28,7 +30,7 @@ fn stack_offset(vcpu: u32, address: u64, length: u64) -> Option<u64> {
     let base = vcpu_area(vcpu) + STACK;
     let offset = address.checked_sub(base)?;
     let inside = offset.checked_add(length)? <= STACK_SIZE && address.is_multiple_of(8);
-    inside.then_some(super::vcpu::handover_offset(vcpu) + 4096 + offset)
+    inside.then_some(super::vcpu::handover_offset(vcpu) + EXCHANGE_STACK + offset)
 }
 
 /// Reads the context that the hand-over page points to. `None` if that is not in the signal stack.
@@ -58,6 +60,7 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
         r15,
         rip,
         rflags,
+        fs_base: handover.fs_base.load(Relaxed),
     };
     // A stop has no siginfo of its own; whatever is there is not looked at.
     let info: [u64; 4] = stack_offset(vcpu, handover.siginfo.load(Relaxed), 32)
@@ -69,10 +72,52 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
         error: word(ucontext::ERR),
         vector: word(ucontext::TRAPNO),
         system_call: info[3] as u32,
+        architecture: (info[3] >> 32) as u32,
     })
 }
 
+/// What a user program's signal means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UserFault {
+    SystemCall,
+    PageFault {
+        address: u64,
+        access: Access,
+    },
+    Exception {
+        vector: u64,
+    },
+    /// The host could not give it what its tables allow, or the engine's own code failed.
+    Lost,
+}
+
 impl Frame {
+    /// What a user program did, from the signal; corrects RIP where the host has it elsewhere than the processor.
+    pub(super) fn user_fault(&mut self, signal: i32) -> UserFault {
+        const GENERAL_PROTECTION: u64 = 13;
+        const UPPER_HALF: u64 = 1 << 47;
+        let rip = &mut self.registers.rip;
+        if super::stub::contains(*rip) {
+            return UserFault::Lost;
+        }
+        if signal == libc::SIGSYS && *rip >= UPPER_HALF {
+            // The host's vsyscall page, which no guest's tables map.
+            return UserFault::PageFault { address: *rip, access: Access::Execute };
+        }
+        if signal == libc::SIGSYS && self.architecture != super::filter::AUDIT_ARCH_X86_64 {
+            *rip = rip.wrapping_sub(2); // `int 0x80`: a fault, whose RIP is at the instruction
+            return UserFault::Exception { vector: GENERAL_PROTECTION };
+        }
+        match self.fault(signal) {
+            Fault::SystemCall { .. } => UserFault::SystemCall,
+            Fault::Selector { .. } => UserFault::Exception { vector: GENERAL_PROTECTION },
+            Fault::PageFault { .. } if signal == libc::SIGBUS => UserFault::Lost,
+            Fault::PageFault { address, access } => UserFault::PageFault { address, access },
+            Fault::Exception { vector, .. } => UserFault::Exception { vector },
+            Fault::InEngine { .. } => UserFault::Lost,
+        }
+    }
+
     /// What the guest did, from the signal that the host raised for it.
     pub(super) fn fault(&self, signal: i32) -> Fault {
         const INVALID_OPCODE: u64 = 6;
@@ -99,20 +144,71 @@ impl Frame {
     }
 }
 
-/// Writes a vCPU's first context, from which the stub begins; gives its address in the sandbox.
-pub(super) fn write_first(exchange: &SharedFile, vcpu: u32, entry: u64, argument: u64) -> u64 {
-    const FLAGS: u64 = 0x202;
+/// Bytes that there are for the extended state of a first context.
+const MOST_XSTATE: u64 = STACK_SIZE - FIRST_XSTATE;
+
+/// Writes a vCPU's first context, from which the stub begins, with initial extended state; gives its address in the
+/// sandbox.
+pub(super) fn write_first(exchange: &SharedFile, vcpu: u32, registers: &Registers) -> u64 {
     const XSAVE_MXCSR: u64 = 24;
     const DEFAULT_MXCSR: u64 = 0x1f80;
-    const RDI: u64 = ucontext::R8 + 8 * 8;
     let stack = vcpu_area(vcpu) + STACK;
-    let file = |offset: u64| super::vcpu::handover_offset(vcpu) + 4096 + offset;
-    let put = |offset, value| exchange.store_word(file(FIRST_CONTEXT + offset), value);
-    put(RDI, argument);
-    put(ucontext::RIP, entry);
-    put(ucontext::EFLAGS, FLAGS);
-    put(ucontext::FPSTATE, stack + FIRST_XSTATE);
+    let file = |offset: u64| super::vcpu::handover_offset(vcpu) + EXCHANGE_STACK + offset;
+    write_registers(exchange, file(FIRST_CONTEXT), registers);
+    exchange.store_word(file(FIRST_CONTEXT + ucontext::FPSTATE), stack + FIRST_XSTATE);
     // An all-zero XSAVE header asks for the initial state of everything; MXCSR is loaded all the same.
     exchange.store_word(file(FIRST_XSTATE + XSAVE_MXCSR), DEFAULT_MXCSR);
     stack + FIRST_CONTEXT
+}
+
+/// Writes the general registers of the context at `offset` in the exchange file. FS base is elsewhere.
+fn write_registers(exchange: &SharedFile, offset: u64, registers: &Registers) {
+    let r = registers;
+    let in_order = [
+        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax,
+        r.rcx, r.rsp, r.rip, r.rflags,
+    ];
+    for (i, value) in (0..).zip(in_order) {
+        exchange.store_word(offset + ucontext::R8 + i * 8, value);
+    }
+}
+
+/// The contexts of user programs: the one that a sandbox's vCPU thread goes on with.
+pub(super) struct UserFrame<'a> {
+    pub exchange: &'a SharedFile,
+    pub handover: &'a Handover,
+    pub vcpu: u32,
+}
+
+impl UserFrame<'_> {
+    fn offset(&self) -> Option<u64> {
+        stack_offset(self.vcpu, self.handover.frame.load(Relaxed), ucontext::SIZE as u64)
+    }
+
+    /// Changes the general registers of the program that trapped last. `None` if its context is nowhere: it has
+    /// written there.
+    pub(super) fn set_registers(&self, registers: &Registers) -> Option<()> {
+        write_registers(self.exchange, self.offset()?, registers);
+        self.handover.fs_base.store(registers.fs_base, Relaxed);
+        Some(())
+    }
+
+    /// Makes the thread go on as another program, with this extended state, in words.
+    pub(super) fn replace(&self, registers: &Registers, xstate: &[u64]) {
+        let context = write_first(self.exchange, self.vcpu, registers);
+        assert!(xstate.len() as u64 * 8 <= MOST_XSTATE, "no processor has so much extended state");
+        let file = super::vcpu::handover_offset(self.vcpu) + EXCHANGE_STACK + FIRST_XSTATE;
+        for (i, word) in (0..).zip(xstate) {
+            self.exchange.store_word(file + i * 8, *word);
+        }
+        self.handover.frame.store(context, Relaxed);
+        self.handover.fs_base.store(registers.fs_base, Relaxed);
+    }
+
+    /// The extended state of the program that trapped last, as a claim. `None` if it is nowhere.
+    pub(super) fn xstate(&self, words: usize) -> Option<Vec<u64>> {
+        let at: [u64; 1] = self.exchange.copy_words(self.offset()? + ucontext::FPSTATE);
+        let offset = stack_offset(self.vcpu, at[0], words as u64 * 8)?;
+        Some((0..words as u64).map(|i| self.exchange.copy_words::<1>(offset + i * 8)[0]).collect())
+    }
 }

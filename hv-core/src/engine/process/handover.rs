@@ -24,6 +24,8 @@ pub(crate) const TURN_GUEST: u32 = 0;
 pub(crate) const TURN_CALL: u32 = 1;
 /// A trap or a stop is published.
 pub(crate) const TURN_TRAP: u32 = 2;
+/// The guest kernel wants to run a user program.
+pub(crate) const TURN_ENTER_USER: u32 = 3;
 
 /// The operations that the protocol is made of, so that a model checker can stand in for the machine.
 pub(crate) trait Atomics {
@@ -206,8 +208,10 @@ pub(crate) struct Handover {
     /// Host thread number of the caller; the host kernel writes it when it makes the thread.
     pub thread: AtomicU32,
     reserved3: u32,
+    /// FS base of the context at `frame`.
+    pub fs_base: AtomicU64,
     reserved4: [[u64; 32]; 15],
-    reserved5: [u64; 6],
+    reserved5: [u64; 5],
 }
 const _: () = assert!(size_of::<Handover>() == 4096);
 const _: () = assert!(core::mem::offset_of!(Handover, host_sleeps) == 64);

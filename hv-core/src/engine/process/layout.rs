@@ -31,8 +31,13 @@ pub(super) const fn vcpu_area(vcpu: u32) -> u64 {
     VCPU_PAGES + vcpu as u64 * VCPU_STRIDE
 }
 
-/// Bytes of the exchange file for one vCPU: hand-over page and signal stack.
-pub(super) const EXCHANGE_STRIDE: u64 = 0x1000 + STACK_SIZE;
+/// Bytes of the exchange file for one vCPU: hand-over page, signal stack, and in a user address space a page where
+/// the guest kernel has its vCPU page.
+pub(super) const EXCHANGE_STRIDE: u64 = EXCHANGE_NO_PAGE + 0x1000;
+/// Offset of the signal stack there.
+pub(super) const EXCHANGE_STACK: u64 = 0x1000;
+/// Offset of the page that stands for the vCPU page.
+pub(super) const EXCHANGE_NO_PAGE: u64 = EXCHANGE_STACK + STACK_SIZE;
 
 /// Offset in the signal stack at which the monitor builds a vCPU's first context: far enough from both ends for
 /// signal frames.

@@ -7,12 +7,14 @@
 
 use super::handover::{Atomics, Handover, Machine};
 use super::layout::*;
+use super::sandbox::Kind;
 use super::{filter, stub};
 use crate::engine::EngineError;
 use crate::events::VcpuPages;
 use crate::shared::SharedFile;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 /// The control pages of one sandbox.
 #[derive(Debug)]
@@ -91,6 +93,23 @@ impl Mapper {
         })
     }
 
+    /// Waits until the batch is done, or `dead` or `patience` is over; tells whether it is.
+    pub(super) fn wait(&self, dead: impl Fn() -> bool, patience: Duration) -> bool {
+        const LOOK_AGAIN: Duration = Duration::from_millis(20);
+        let done = &self.file.at::<Report>(REPORT_OFFSET).done;
+        let start = Instant::now();
+        loop {
+            let seen = done.load(Ordering::Acquire);
+            if seen == self.sequence {
+                return true;
+            }
+            if dead() || start.elapsed() > patience {
+                return false;
+            }
+            Machine::sleep(done, seen, Some(LOOK_AGAIN));
+        }
+    }
+
     /// The command that makes a vCPU's thread, which then makes its own: to be the last of a batch, and the thread
     /// to be seen running before the next.
     pub(super) fn vcpu_thread(&mut self, vcpu: u32) -> Command {
@@ -142,7 +161,7 @@ unsafe fn write_filter(filter: *mut Filter, offset: usize, program: &[u64]) {
 }
 
 /// The commands that every sandbox begins with: signals, a clean address space, the shared pages, its filter.
-pub(super) fn first_commands(pages: &VcpuPages) -> Vec<Command> {
+pub(super) fn first_commands(kind: Kind, vcpus: u32) -> Vec<Command> {
     let at = |offset| control_address(offset);
     let action =
         |signal: i32, offset| Command::new(libc::SYS_rt_sigaction, [signal as u64, at(offset), 0, 8, 0, 0]);
@@ -162,27 +181,29 @@ pub(super) fn first_commands(pages: &VcpuPages) -> Vec<Command> {
     commands.push(Command::new(libc::SYS_munmap, [0, STUB_BASE, 0, 0, 0, 0]));
     let top = 0x7fff_ffff_f000;
     commands.push(Command::new(libc::SYS_munmap, [SLOT_255_USED_END, top - SLOT_255_USED_END, 0, 0, 0, 0]));
-    for vcpu in 0..pages.vcpus() {
+    const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
+    for vcpu in 0..vcpus {
+        use descriptor::{EXCHANGE, VCPU_PAGES};
         let area = vcpu_area(vcpu);
         let exchange = u64::from(vcpu) * EXCHANGE_STRIDE;
-        use descriptor::{EXCHANGE, VCPU_PAGES};
-        commands.push(map(
-            area,
-            4096,
-            VCPU_PAGES,
-            VcpuPages::offset(vcpu),
-            libc::PROT_READ | libc::PROT_WRITE,
-        ));
+        commands.push(match kind {
+            Kind::Kernel => map(area, 4096, VCPU_PAGES, VcpuPages::offset(vcpu), BOTH),
+            Kind::User => map(area, 4096, EXCHANGE, exchange + EXCHANGE_NO_PAGE, BOTH),
+        });
         commands.push(map(area + CLOCK, 4096, VCPU_PAGES, 0, libc::PROT_READ));
-        commands.push(map(area + HANDOVER, 4096, EXCHANGE, exchange, libc::PROT_READ | libc::PROT_WRITE));
-        let stack = (area + STACK, STACK_SIZE, exchange + 4096);
-        commands.push(map(stack.0, stack.1, EXCHANGE, stack.2, libc::PROT_READ | libc::PROT_WRITE));
+        commands.push(map(area + HANDOVER, 4096, EXCHANGE, exchange, BOTH));
+        commands.push(map(area + STACK, STACK_SIZE, EXCHANGE, exchange + EXCHANGE_STACK, BOTH));
     }
     commands.push(Command::new(
         libc::SYS_seccomp,
         [libc::SECCOMP_SET_MODE_FILTER.into(), 0, at(offset_of!(Control, mapping_filter)), 0, 0, 0],
     ));
     commands
+}
+
+/// The command that maps nothing there.
+pub(super) fn unmap(address: u64, length: u64) -> Command {
+    Command::new(libc::SYS_munmap, [address, length, 0, 0, 0, 0])
 }
 
 /// The command that maps a part of one of the sandbox's files.

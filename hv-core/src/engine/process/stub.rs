@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "the stub is assembly, and its symbols are addresses")]
 
 use super::layout::*;
-use crate::engine::process::handover::{Handover, TURN_CALL, TURN_TRAP};
+use crate::engine::process::handover::{Handover, TURN_CALL, TURN_ENTER_USER, TURN_TRAP};
 use core::mem::offset_of;
 use hv_abi::clock::ClockPage;
 use hv_abi::vcpu::{VcpuPage, run_state, upcall};
@@ -16,7 +16,6 @@ core::arch::global_asm!(
     ENTRY_BLOCK = const hv_abi::address::entry::BLOCK,
     ENTRY_UPCALL_RETURN = const hv_abi::address::entry::UPCALL_RETURN,
     ENTRY_ENTER_USER = const hv_abi::address::entry::ENTER_USER,
-    UNKNOWN_CALL = const hv_abi::Status::UNKNOWN_CALL.0,
     CONTROL_BASE = const CONTROL_BASE,
     CONTROL_SIZE = const CONTROL_SIZE,
     CONTROL_FD = const descriptor::CONTROL,
@@ -41,6 +40,7 @@ core::arch::global_asm!(
     H_FRAME = const offset_of!(Handover, frame),
     H_SIGINFO = const offset_of!(Handover, siginfo),
     H_SIGNAL = const offset_of!(Handover, signal),
+    H_FS_BASE = const offset_of!(Handover, fs_base),
     H_SPUN = const offset_of!(Handover, spun),
     H_CPU = const offset_of!(Handover, cpu),
     H_HOST_CPU = const offset_of!(Handover, host_cpu),
@@ -48,6 +48,7 @@ core::arch::global_asm!(
     H_TIMEOUT = const offset_of!(Handover, timeout),
     TURN_CALL = const TURN_CALL,
     TURN_TRAP = const TURN_TRAP,
+    TURN_ENTER_USER = const TURN_ENTER_USER,
     V_UPCALL = const offset_of!(VcpuPage, upcall),
     V_UPCALL_ENTRY = const offset_of!(VcpuPage, upcall_entry),
     V_RUN_STATE = const offset_of!(VcpuPage, run_state),

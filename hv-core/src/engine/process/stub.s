@@ -4,7 +4,7 @@
 // first page is the guest's hypercall page. Three kinds of thread run it:
 //
 //   mapping thread   hv_stub_start .. : executes the monitor's commands from a read-only page, without a stack
-//   vCPU threads     hv_stub_call, _block, _upcall_return: called by the guest kernel, on its stack
+//   vCPU threads     hv_stub_call, _block, _upcall_return, _enter_user: called by the guest kernel, on its stack
 //                    hv_stub_trap, hv_stub_kick: signal handlers, on the vCPU's signal stack
 //
 // Nothing here protects the host: the filters and the absence of mappings do. A guest may jump to any byte of
@@ -28,10 +28,17 @@ hv_stub_begin:
     .org hv_stub_begin + {ENTRY_UPCALL_RETURN}
     jmp     hv_stub_upcall_return
     .org hv_stub_begin + {ENTRY_ENTER_USER}
-    mov     eax, {UNKNOWN_CALL}
-    xor     edx, edx
-    jmp     hv_stub_finish
+    jmp     hv_stub_enter_user
     .org hv_stub_begin + 0x100
+
+// (root, context) -> (rax status, rdx trap). As a call, with a turn of its own.
+hv_stub_enter_user:
+    mov     gs:[{HANDOVER} + {H_ARGUMENTS}], rdi
+    mov     gs:[{HANDOVER} + {H_ARGUMENTS} + 8], rsi
+    mov     gs:[{HANDOVER} + {H_RSP}], rsp
+    mov     gs:[{HANDOVER} + {H_RBP}], rbp
+    mov     r9d, {TURN_ENTER_USER}
+    jmp     hv_stub_publish
 
 // (call, a0, a1, a2, a3, a4) -> (rax status, rdx value). Steps are those of handover::Caller.
 hv_stub_call:
@@ -43,15 +50,17 @@ hv_stub_call:
     mov     gs:[{HANDOVER} + {H_ARGUMENTS} + 32], r9
     mov     gs:[{HANDOVER} + {H_RSP}], rsp
     mov     gs:[{HANDOVER} + {H_RBP}], rbp
-hv_stub_publish_call:                           // publish
-    mov     eax, {TURN_CALL}
+hv_stub_publish_call:
+    mov     r9d, {TURN_CALL}
+hv_stub_publish:                                // publish the turn in r9d
+    mov     eax, r9d
     xchg    gs:[{HANDOVER} + {H_TURN}], eax     // a full fence: store before load
     cmp     dword ptr gs:[{HANDOVER} + {H_HOST_SLEEPS}], 0
     jne     6f
 3:                                              // spin
     mov     ecx, gs:[{HANDOVER} + {H_SPIN}]
 4:
-    cmp     dword ptr gs:[{HANDOVER} + {H_TURN}], {TURN_CALL}
+    cmp     gs:[{HANDOVER} + {H_TURN}], r9d
     jne     41f
     sub     ecx, 1
     jc      5f
@@ -75,12 +84,12 @@ hv_stub_publish_call:                           // publish
     mov     eax, 1
     xchg    gs:[{HANDOVER} + {H_CALLER_SLEEPS}], eax
 7:
-    cmp     dword ptr gs:[{HANDOVER} + {H_TURN}], {TURN_CALL}
+    cmp     gs:[{HANDOVER} + {H_TURN}], r9d
     jne     71f
     rdgsbase rdi
     add     rdi, {HANDOVER} + {H_TURN}
     mov     esi, {FUTEX_WAIT}
-    mov     edx, {TURN_CALL}
+    mov     edx, r9d
     xor     r10d, r10d
     mov     eax, {SYS_FUTEX}
     syscall
@@ -252,6 +261,8 @@ hv_stub_trap:
     load_handover
     mov     [rbx + {H_FRAME}], rdx
     mov     [rbx + {H_SIGINFO}], rsi
+    rdfsbase rax
+    mov     [rbx + {H_FS_BASE}], rax
 hv_stub_publish_trap:
     mov     [rbx + {H_SIGNAL}], edi
     mov     eax, {TURN_TRAP}
@@ -311,6 +322,8 @@ hv_stub_resume:
     jne     hv_stub_stop
     cmp     dword ptr [rbx - {HANDOVER} + {V_UPCALL}], {UPCALL_PENDING}
     je      hv_stub_deliver
+    mov     rax, [rbx + {H_FS_BASE}]
+    wrfsbase rax
     mov     rbx, rdx
     restore
 hv_stub_resume_end:
@@ -376,6 +389,8 @@ hv_stub_kick:
     mov     [rdx + {UC_RSP}], rcx
 1:
     mov     [rbx + {H_FRAME}], rdx
+    rdfsbase rax
+    mov     [rbx + {H_FS_BASE}], rax
     jmp     hv_stub_resume
 2:                                              // roll `iretq` forward
     lock and dword ptr [rbx - {HANDOVER} + {V_UPCALL}], {NOT_MASKED}

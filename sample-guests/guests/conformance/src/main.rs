@@ -20,10 +20,12 @@ mod events;
 mod first;
 mod multicall;
 mod probe;
+mod program;
 mod registers;
 mod rules;
 mod timer;
 mod upcalls;
+mod user;
 mod vcpu;
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};

@@ -1,0 +1,270 @@
+//! One sandbox process: a guest address space, its mapping thread, its vCPU threads, and what is shared with them.
+//!
+//! The guest kernel has one, and so has each guest user address space that is in use. Both are alike but for what is
+//! mapped where the vCPU page is: the guest kernel has the real one, a user program a page of no meaning, so that the
+//! stub's code is right for both.
+//!
+//! Start at [`Sandbox::start`].
+
+use super::handover::{self, Handover, Machine, Wait};
+use super::layout::{self, Command};
+use super::mapper::{self, Mapper};
+use super::spawn::{self, Child, Death, Stage};
+use super::{frame, spin, vcpu};
+use crate::engine::{EngineError, Registers};
+use crate::events::VcpuPages;
+use crate::memory::GuestMemory;
+use crate::shared::SharedFile;
+use rustix::fd::{AsFd, AsRawFd};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// How long a sandbox may take to be ready. It takes a fraction of a millisecond; a starved host is no reason to fail.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whose address space it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Kernel,
+    User,
+}
+
+/// A running sandbox process. Dropping it kills the process.
+pub(super) struct Sandbox {
+    pub shared: Arc<Shared>,
+    child: Child,
+    mapper: Mutex<Mapper>,
+}
+
+/// What the monitor's threads share about one sandbox, the one that sees it die included.
+pub(super) struct Shared {
+    exchange: SharedFile,
+    /// Set when the process is gone.
+    dead: AtomicBool,
+    death: Mutex<Option<Death>>,
+    /// Set when nothing of it is left on the host, either.
+    gone: Mutex<bool>,
+    is_gone: Condvar,
+    pid: AtomicI32,
+    /// Host thread numbers of the vCPU threads, taken before guest code could change them.
+    threads: Vec<AtomicI32>,
+}
+
+impl Sandbox {
+    /// Makes a process with the stub and the shared pages, then what `mappings` say, and vCPU 0's thread in it. The thread
+    /// waits for its first context.
+    pub(super) fn start(
+        kind: Kind,
+        memory: &GuestMemory,
+        pages: &VcpuPages,
+        mappings: &[Command],
+    ) -> Result<Self, EngineError> {
+        let host = |what| move |source| EngineError::Host { what, source };
+        let vcpus = pages.vcpus();
+        let exchange = SharedFile::new("hv-exchange", u64::from(vcpus) * layout::EXCHANGE_STRIDE)
+            .map_err(host("making the exchange pages"))?;
+        let mut mapper = Mapper::new().map_err(host("making the control pages"))?;
+        let mut commands = mapper::first_commands(kind, vcpus);
+        // The filter comes last, so that the mappings before it need no room in it.
+        let filter = commands.pop().expect("the filter");
+        commands.extend(mappings);
+        commands.push(filter);
+        commands.push(mapper.vcpu_thread(0));
+        mapper.post(&commands);
+
+        let shared = Arc::new(Shared {
+            exchange,
+            dead: AtomicBool::new(false),
+            death: Mutex::new(None),
+            gone: Mutex::new(false),
+            is_gone: Condvar::new(),
+            pid: AtomicI32::new(0),
+            threads: (0..vcpus).map(|_| AtomicI32::new(0)).collect(),
+        });
+        let descriptors = [
+            memory.file().as_raw_fd(),
+            mapper.file().as_fd().as_raw_fd(),
+            pages.file().as_fd().as_raw_fd(),
+            shared.exchange.as_fd().as_raw_fd(),
+        ];
+        shared.handover(0).spin.store(spin::guest_limit(), Relaxed);
+        let notice = {
+            let shared = shared.clone();
+            Box::new(move |stage| shared.ended(stage))
+        };
+        let child = spawn::spawn(descriptors, notice).map_err(host("starting a sandbox process"))?;
+        shared.wait_for_vcpu_thread(0, child.pid, || mapper.failure(commands.len()))?;
+        Ok(Self { shared, child, mapper: Mutex::new(mapper) })
+    }
+
+    /// Has the mapping thread make these commands, and waits until they are made.
+    pub(super) fn command(&self, commands: &[Command]) -> Result<(), EngineError> {
+        let mut mapper = self.mapper.lock().expect("no thread panics with the lock held");
+        for batch in commands.chunks(layout::MAX_COMMANDS) {
+            mapper.post(batch);
+            let waited = mapper.wait(|| self.shared.dead.load(Acquire), PATIENCE);
+            if !waited {
+                return Err(EngineError::SandboxDied { how: self.shared.death() });
+            }
+            if let Some(error) = mapper.failure(batch.len()) {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn kill(&self) {
+        self.child.kill();
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.child.pid as u32
+    }
+}
+
+impl Shared {
+    pub(super) fn handover(&self, vcpu: u32) -> &Handover {
+        self.exchange.at(vcpu::handover_offset(vcpu))
+    }
+
+    pub(super) fn exchange(&self) -> &SharedFile {
+        &self.exchange
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.dead.load(Acquire)
+    }
+
+    /// On the spawner's thread: the process has ended, and so has everyone who could write its pages.
+    fn ended(&self, stage: Stage) {
+        let Stage::Dead(death) = stage else {
+            *self.gone() = true;
+            return self.is_gone.notify_all();
+        };
+        *self.death.lock().expect("no thread panics with the lock held") = Some(death);
+        self.dead.store(true, SeqCst);
+        (0..self.threads.len() as u32).for_each(|vcpu| self.look(vcpu));
+    }
+
+    /// Makes the monitor's thread that waits for a vCPU look around.
+    pub(super) fn look(&self, vcpu: u32) {
+        handover::kick::<Machine>(&self.handover(vcpu).host_sleeps);
+    }
+
+    fn gone(&self) -> MutexGuard<'_, bool> {
+        self.gone.lock().expect("no thread panics with the lock held")
+    }
+
+    /// Waits until nothing of it is left on the host, after it was killed.
+    pub(super) fn wait_until_gone(&self) {
+        let gone = self.gone();
+        drop(self.is_gone.wait_while(gone, |gone| !*gone).expect("no thread panics with the lock held"));
+    }
+
+    /// How it ended, in words.
+    pub(super) fn death(&self) -> String {
+        match *self.death.lock().expect("no thread panics with the lock held") {
+            Some(Death::Signal(signal)) => {
+                let name = signal_name(signal);
+                format!("the host ended its sandbox process with signal {signal} ({name})")
+            }
+            Some(Death::Unknown) => "another part of this program waited for its sandbox process".into(),
+            Some(Death::Exit(code)) => format!("its sandbox process exited with code {code}"),
+            None => "its sandbox process is gone".into(),
+        }
+    }
+
+    /// Waits until the first vCPU thread of a sandbox reports itself, which it does only after all commands before it.
+    ///
+    /// No guest code has run in the sandbox by then, so what it has written is evidence still: that it is there, and
+    /// its thread number.
+    fn wait_for_vcpu_thread(
+        &self,
+        vcpu: u32,
+        pid: i32,
+        failure: impl Fn() -> Option<EngineError>,
+    ) -> Result<(), EngineError> {
+        let server = handover::Server(vcpu::words(self.handover(vcpu)));
+        let start = Instant::now();
+        let mut published = server.spin(spin::start_limit()).0;
+        while published != Some(handover::TURN_TRAP) {
+            if let Some(error) = failure() {
+                return Err(error);
+            }
+            if self.is_dead() {
+                return Err(EngineError::SandboxDied { how: self.death() });
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(EngineError::SandboxDied { how: format!("it was not ready after {PATIENCE:?}") });
+            }
+            // A command that fails wakes nobody here, so look now and then.
+            let look_again = Instant::now() + Duration::from_millis(20);
+            let wait = server
+                .sleep(|| self.is_dead(), || look_again.checked_duration_since(Instant::now()).map(Some));
+            published = match wait {
+                Wait::Published(turn) => Some(turn),
+                Wait::Interrupted | Wait::TimedOut => None,
+            };
+        }
+        let signal = self.handover(vcpu).signal.load(Relaxed);
+        if signal != 0 {
+            return Err(EngineError::SandboxDied { how: format!("its vCPU thread got signal {signal}") });
+        }
+        self.pid.store(pid, SeqCst);
+        let thread = self.handover(vcpu).thread.load(Acquire);
+        self.threads[vcpu as usize].store(thread as i32, SeqCst);
+        Ok(())
+    }
+
+    /// Writes the context from which a vCPU's thread goes on, which waits and runs no guest code.
+    pub(super) fn write_first_context(&self, vcpu: u32, registers: &Registers) {
+        let context = frame::write_first(&self.exchange, vcpu, registers);
+        self.handover(vcpu).frame.store(context, Relaxed);
+    }
+
+    /// Asks a vCPU's thread to stop at its next stopping point. It can miss that, so the request is to be repeated.
+    pub(super) fn request_stop(&self, vcpu: u32) {
+        self.handover(vcpu).stop.store(1, SeqCst);
+        self.signal(vcpu);
+    }
+
+    /// Takes the request back.
+    pub(super) fn cancel_stop(&self, vcpu: u32) {
+        self.handover(vcpu).stop.store(0, SeqCst);
+    }
+
+    /// Interrupts a vCPU's thread.
+    #[expect(unsafe_code, reason = "tgkill has no safe wrapper")]
+    pub(super) fn signal(&self, vcpu: u32) {
+        let (pid, thread) = (self.pid.load(Relaxed), self.threads[vcpu as usize].load(Relaxed));
+        if thread != 0 && !self.dead.load(Relaxed) {
+            // SAFETY: `tgkill` takes integers. The pair names a thread of our own child, which has not been reaped,
+            // since `dead` is set before that; at worst, in between, no thread has these numbers and the call fails.
+            unsafe { libc::syscall(libc::SYS_tgkill, pid, thread, layout::KICK_SIGNAL) };
+        }
+    }
+
+    /// Processor time, in nanoseconds, that a vCPU's thread has had; `None` when it is gone.
+    pub(super) fn cpu_time(&self, vcpu: u32) -> Option<u64> {
+        let (pid, thread) = (self.pid.load(Relaxed), self.threads[vcpu as usize].load(Relaxed));
+        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")).ok()?;
+        text.split(' ').next()?.parse().ok()
+    }
+}
+
+fn signal_name(signal: i32) -> &'static str {
+    match signal {
+        libc::SIGKILL => "SIGKILL",
+        libc::SIGSEGV => "SIGSEGV: it left no stack for a signal to land on",
+        libc::SIGSYS => "SIGSYS",
+        libc::SIGBUS => "SIGBUS: is the host out of memory?",
+        libc::SIGILL => "SIGILL",
+        libc::SIGTRAP => "SIGTRAP",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGINT => "SIGINT",
+        libc::SIGTERM => "SIGTERM",
+        _ => "unexpected",
+    }
+}

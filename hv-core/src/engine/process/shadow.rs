@@ -1,0 +1,216 @@
+//! Shadow mappings of one guest user address space: which parts of its sandbox mirror which entries of its page tables.
+//!
+//! It is a cache, like a TLB. A fault or a new entry adds to it, a changed entry takes away, and when it holds too much
+//! it is emptied: the host's mappings and page tables for a guest stay bounded. Changes are gathered and made in the
+//! sandbox, in one batch, before the program next runs.
+
+use super::layout::{Command, descriptor};
+use super::mapper;
+use crate::mmu::{LARGE_PAGE, Rights, Translation};
+use hv_abi::address::SLOT_255;
+use hv_abi::user::LOWEST_USER;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+/// Host mappings that a sandbox may have, at the most; far below `vm.max_map_count`.
+const MOST_RUNS: usize = 16 << 10;
+/// Host page tables that it may have, at the most, 4 KiB each.
+const MOST_TABLES: usize = 1024;
+
+/// One host mapping: consecutive pages with the same rights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    length: u64,
+    phys: u64,
+    protection: i32,
+}
+
+/// A change that the sandbox has yet to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Change {
+    Unmap(Range<u64>),
+    Map(u64, Run),
+}
+
+/// The shadow of one address space.
+#[derive(Debug, Default)]
+pub(super) struct Shadow {
+    runs: BTreeMap<u64, Run>,
+    /// Regions of 2 MiB in which something is, or was since it was last emptied: as many page tables.
+    regions: BTreeSet<u64>,
+    changes: Vec<Change>,
+}
+
+fn protection(rights: Rights) -> i32 {
+    let mut protection = libc::PROT_READ;
+    if rights.write {
+        protection |= libc::PROT_WRITE;
+    }
+    if rights.execute {
+        protection |= libc::PROT_EXEC;
+    }
+    protection
+}
+
+impl Shadow {
+    /// Where a V is shadowed, and how: P and protection.
+    fn get(&self, virt: u64) -> Option<(u64, i32)> {
+        let (start, run) = self.runs.range(..=virt).next_back()?;
+        (virt - start < run.length).then(|| (run.phys + (virt - start), run.protection))
+    }
+
+    /// Whether the page at V is shadowed just so.
+    pub(super) fn has(&self, virt: u64, translation: Translation) -> bool {
+        let phys = translation.phys + virt % translation.size;
+        self.get(virt) == Some((phys, protection(translation.rights)))
+    }
+
+    /// Mirrors a page, or a run of them, of user mode.
+    pub(super) fn map(&mut self, virt: u64, length: u64, phys: u64, rights: Rights) {
+        debug_assert!((LOWEST_USER..SLOT_255).contains(&virt) && virt + length <= SLOT_255);
+        if self.runs.len() >= MOST_RUNS || self.regions.len() >= MOST_TABLES {
+            self.empty();
+        }
+        let run = Run { length, phys, protection: protection(rights) };
+        self.cut(virt..virt + length);
+        let regions = virt / LARGE_PAGE..(virt + length).div_ceil(LARGE_PAGE);
+        self.regions.extend(regions);
+        self.changes.push(Change::Map(virt, run));
+        self.insert(virt, run);
+    }
+
+    /// Adds a run, to the one before it if it goes on from there.
+    fn insert(&mut self, virt: u64, run: Run) {
+        if let Some((start, before)) = self.runs.range_mut(..virt).next_back()
+            && start + before.length == virt
+            && before.phys + before.length == run.phys
+            && before.protection == run.protection
+        {
+            before.length += run.length;
+            return;
+        }
+        self.runs.insert(virt, run);
+    }
+
+    /// Takes a range out of the runs. Whether any of it was in one.
+    fn cut(&mut self, range: Range<u64>) -> bool {
+        let first = self.runs.range(..range.start).next_back().map(|(start, run)| (*start, *run));
+        let mut touched: Vec<_> = self.runs.range(range.clone()).map(|(start, run)| (*start, *run)).collect();
+        touched.extend(first.filter(|(start, run)| start + run.length > range.start));
+        for (start, run) in &touched {
+            self.runs.remove(start);
+            if *start < range.start {
+                self.runs.insert(*start, Run { length: range.start - start, ..*run });
+            }
+            let end = start + run.length;
+            if end > range.end {
+                let skipped = range.end - start;
+                self.runs
+                    .insert(range.end, Run { length: end - range.end, phys: run.phys + skipped, ..*run });
+            }
+        }
+        !touched.is_empty()
+    }
+
+    /// The translations of a range have changed.
+    pub(super) fn invalidate(&mut self, range: Range<u64>) {
+        let range = range.start.max(LOWEST_USER)..range.end.min(SLOT_255);
+        if range.is_empty() || !self.cut(range.clone()) {
+            return;
+        }
+        match self.changes.last_mut() {
+            Some(Change::Unmap(last)) if last.end == range.start => last.end = range.end,
+            _ => self.changes.push(Change::Unmap(range)),
+        }
+    }
+
+    /// Forgets everything.
+    pub(super) fn empty(&mut self) {
+        self.runs.clear();
+        self.regions.clear();
+        self.changes = vec![Change::Unmap(LOWEST_USER..SLOT_255)];
+    }
+
+    /// What the sandbox has to do now.
+    pub(super) fn take_commands(&mut self) -> Vec<Command> {
+        let command = |change| match change {
+            Change::Unmap(range) => mapper::unmap(range.start, range.end - range.start),
+            Change::Map(virt, Run { length, phys, protection }) => {
+                mapper::map(virt, length, descriptor::GUEST_MEMORY, phys, protection)
+            }
+        };
+        std::mem::take(&mut self.changes).into_iter().map(command).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hv_abi::PAGE_SIZE;
+
+    const RW: Rights = Rights { write: true, execute: false, user: true };
+    const RO: Rights = Rights { write: false, execute: false, user: true };
+    const BASE: u64 = 0x40_0000;
+
+    /// Every page of the small range, as the sandbox would have it after its commands.
+    fn made(shadow: &mut Shadow, pages: &mut BTreeMap<u64, (u64, i32)>) {
+        for Command { number, arguments: [at, length, protection, _, _, phys] } in shadow.take_commands() {
+            let all: Vec<_> = (at..at + length).step_by(PAGE_SIZE as usize).collect();
+            if number == libc::SYS_munmap as u64 {
+                pages.retain(|page, _| !(at..at + length).contains(page));
+            } else {
+                all.iter().for_each(|page| drop(pages.insert(*page, (phys + page - at, protection as i32))));
+            }
+        }
+    }
+
+    #[test]
+    fn the_sandbox_has_what_the_shadow_says_whatever_was_changed() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let (mut shadow, mut pages) = (Shadow::default(), BTreeMap::new());
+        for _ in 0..5000 {
+            let virt = BASE + random.u64(..32) * PAGE_SIZE;
+            let length = random.u64(1..5) * PAGE_SIZE;
+            match random.u8(..8) {
+                0..4 => {
+                    let phys = if random.bool() { virt - BASE } else { random.u64(..64) * PAGE_SIZE };
+                    shadow.map(virt, length, phys, if random.bool() { RW } else { RO });
+                }
+                4..7 => shadow.invalidate(virt..virt + length),
+                _ if random.u8(..20) == 0 => shadow.empty(),
+                _ => {}
+            }
+            if random.u8(..4) == 0 {
+                // A munmap of the whole range would take a model of 128 TiB; the small range is all that is looked at.
+                for change in &mut shadow.changes {
+                    if let Change::Unmap(range) = change {
+                        *range = range.start.max(BASE)..range.end.min(BASE + 64 * PAGE_SIZE);
+                    }
+                }
+                made(&mut shadow, &mut pages);
+                for page in (BASE..BASE + 40 * PAGE_SIZE).step_by(PAGE_SIZE as usize) {
+                    assert_eq!(shadow.get(page), pages.get(&page).copied(), "{page:#x}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn neighbours_are_one_run_and_too_many_are_none() {
+        let mut shadow = Shadow::default();
+        (0..10).for_each(|i| shadow.map(BASE + i * PAGE_SIZE, PAGE_SIZE, i * PAGE_SIZE, RW));
+        assert_eq!(shadow.runs.len(), 1);
+        for i in 0..4 * MOST_TABLES as u64 {
+            shadow.map(BASE + (i << 30), PAGE_SIZE, 0, RW);
+            assert!(shadow.regions.len() <= MOST_TABLES);
+        }
+        assert!(shadow.runs.len() <= MOST_TABLES);
+    }
+
+    #[test]
+    fn what_was_not_shadowed_need_not_be_unmapped() {
+        let mut shadow = Shadow::default();
+        shadow.invalidate(BASE..BASE + PAGE_SIZE);
+        assert!(shadow.take_commands().is_empty());
+    }
+}

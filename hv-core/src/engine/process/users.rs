@@ -1,0 +1,466 @@
+//! The user address spaces of a VM that have a sandbox at the moment: a bounded cache of roots.
+//!
+//! A root costs nothing until a program is entered under it; then it gets a sandbox of its own, and when there are too
+//! many, the one that was not used for longest goes. No sandbox ever serves a second root: a program that pretends to
+//! wait could still run in it.
+//!
+//! Which entries of page tables a shadow depends on is noted by the walks that filled it (`Tables`): a change of an
+//! entry takes away what was shadowed through it, and nothing else.
+//!
+//! Start at [`Users::enter`] and [`Users::fault`].
+
+use super::frame::UserFrame;
+use super::layout::Command;
+use super::sandbox::{Kind, Sandbox};
+use super::shadow::Shadow;
+use crate::engine::{Access, EnterError, Registers};
+use crate::events::VcpuPages;
+use crate::memory::GuestMemory;
+use crate::mmu::{self, ENTRIES, Leaf, Rights, Step, span};
+use hv_abi::address::SLOT_255;
+use hv_abi::mmu::Entry;
+use hv_abi::user::{LOWEST_USER, UserContext};
+use hv_abi::{GuestPhys, PAGE_SIZE};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+use zerocopy::IntoBytes;
+
+/// Sandboxes for user address spaces that a VM has at once, at the most.
+const MOST_SPACES: usize = 64;
+
+/// Pages that are mapped for one fault, at the most, and within the same aligned run of so many.
+const AHEAD: u64 = 64;
+
+/// Pages that a batch of new entries maps before the program goes on, at the most.
+const MOST_WANTED: usize = 512;
+
+pub(super) struct Users {
+    memory: GuestMemory,
+    pages: Arc<VcpuPages>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    spaces: HashMap<u64, Space>,
+    /// Which tables the shadows came through.
+    tables: HashMap<u64, Vec<Use>>,
+    /// Sandboxes that were killed and may not be gone yet.
+    leaving: Vec<Arc<Sandbox>>,
+    /// Counts entries, to find the space that was not used for longest.
+    now: u64,
+}
+
+/// A table that a walk under `root` came through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Use {
+    root: u64,
+    level: u32,
+    base: u64,
+    rights: Rights,
+}
+
+struct Space {
+    sandbox: Arc<Sandbox>,
+    shadow: Shadow,
+    /// The tables in `Inner::tables` that name this root, by level and base.
+    tables: BTreeMap<(u32, u64), u64>,
+    /// The context whose extended state is in the sandbox, and where it goes in guest memory.
+    held: Option<Held>,
+    /// Pages whose entries became present since it last ran.
+    wanted: Vec<u64>,
+    used: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    context: u64,
+    area: GuestPhys,
+}
+
+/// What became of a fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// The engine had lost the translation, and has it again.
+    Mended,
+    /// The guest's tables do not allow the access.
+    Guest,
+    /// The host cannot give what they allow.
+    Lost,
+}
+
+impl Users {
+    pub(super) fn new(memory: GuestMemory, pages: Arc<VcpuPages>) -> Self {
+        Self { memory, pages, inner: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no thread panics with the lock held")
+    }
+
+    /// Readies the sandbox of `root` for going on with `user`, the context at P `context`.
+    pub(super) fn enter(
+        &self,
+        vcpu: u32,
+        root: u64,
+        context: u64,
+        user: &UserContext,
+    ) -> Result<Arc<Sandbox>, EnterError> {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        // Held elsewhere, it comes from there: the program changes its address space.
+        let elsewhere = inner.spaces.iter().find(|(at, space)| **at != root && space.holds(context));
+        let mut from_memory = user.xstate_valid != 0;
+        if let Some((at, _)) = elsewhere {
+            let space = inner.spaces.get_mut(&{ *at }).expect("found above");
+            if !from_memory {
+                space.save(&self.memory, vcpu);
+                from_memory = true;
+            }
+            space.held = None;
+        }
+        if !inner.spaces.contains_key(&root) {
+            if !from_memory {
+                return Err(EnterError::NoExtendedState);
+            }
+            inner.make_room(&self.memory, vcpu);
+            let sandbox =
+                Sandbox::start(Kind::User, &self.memory, &self.pages, &[]).map_err(EnterError::Engine)?;
+            inner.spaces.insert(root, Space::new(sandbox));
+        }
+        inner.now += 1;
+        let space = inner.spaces.get_mut(&root).expect("it is there, or was made");
+        space.used = inner.now;
+        let registers = Registers::from(user);
+        if space.holds(context) && !from_memory {
+            space.frame(vcpu).set_registers(&registers).ok_or(EnterError::NoExtendedState)?;
+        } else if from_memory {
+            if !space.holds(context) {
+                space.save(&self.memory, vcpu);
+            }
+            space.load(&self.memory, vcpu, context, user, &registers);
+        } else {
+            return Err(EnterError::NoExtendedState);
+        }
+        for virt in std::mem::take(&mut space.wanted) {
+            inner.shadow(&self.memory, root, virt, 1);
+        }
+        inner.update(root).map_err(EnterError::Engine)?;
+        Ok(inner.spaces[&root].sandbox.clone())
+    }
+
+    /// A program under `root` used an address that its sandbox does not have.
+    pub(super) fn fault(&self, root: u64, address: u64, access: Access) -> Fault {
+        let mut inner = self.lock();
+        let Some(rights) = inner.shadow(&self.memory, root, address, AHEAD) else { return Fault::Guest };
+        let allowed = match access {
+            Access::Read => true,
+            Access::Write => rights.write,
+            Access::Execute => rights.execute,
+        };
+        match (allowed, inner.update(root)) {
+            (_, Err(error)) => {
+                tracing::warn!(%error, root, "a user address space is given up");
+                Fault::Lost
+            }
+            (true, Ok(())) => Fault::Mended,
+            (false, Ok(())) => Fault::Guest,
+        }
+    }
+
+    /// Takes a space away; its programs are lost.
+    pub(super) fn kill(&self, root: u64) {
+        self.lock().remove(root);
+    }
+
+    /// Brings the extended state of a context up to date in guest memory. Whether it was held.
+    pub(super) fn save(&self, vcpu: u32, context: u64) -> bool {
+        let mut inner = self.lock();
+        let space = inner.spaces.values_mut().find(|space| space.holds(context));
+        space.is_some_and(|space| {
+            let held = space.held;
+            space.save(&self.memory, vcpu);
+            space.held = held; // the area is a copy; the sandbox has it still
+            true
+        })
+    }
+
+    /// An entry of a table, at P `at`, has changed.
+    pub(super) fn entry_changed(&self, at: u64) {
+        let mut inner = self.lock();
+        let (table, index) = (at - at % PAGE_SIZE, at % PAGE_SIZE / 8);
+        let uses = inner.tables.get(&table).cloned().unwrap_or_default();
+        for of in uses {
+            let start = of.base + index * span(of.level);
+            inner.changed(of, start..start + span(of.level));
+        }
+    }
+
+    /// Makes all changes that are outstanding.
+    pub(super) fn flush(&self) {
+        let mut inner = self.lock();
+        let roots: Vec<_> = inner.spaces.keys().copied().collect();
+        for root in roots {
+            if let Err(error) = inner.update(root) {
+                tracing::warn!(%error, root, "a user address space is given up");
+                inner.remove(root);
+            }
+        }
+    }
+
+    pub(super) fn kill_all(&self) {
+        self.lock().spaces.values().for_each(|space| space.sandbox.kill());
+    }
+
+    /// All sandboxes, and those that are on their way out.
+    pub(super) fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
+        let inner = self.lock();
+        let spaces = inner.spaces.values().map(|space| &space.sandbox);
+        spaces.chain(&inner.leaving).cloned().collect()
+    }
+}
+
+impl Inner {
+    /// Mirrors the page at `virt` and up to `most` of those around it. Gives the page's rights, if it is mapped for user
+    /// mode.
+    fn shadow(&mut self, memory: &GuestMemory, root: u64, virt: u64, most: u64) -> Option<Rights> {
+        if !(LOWEST_USER..SLOT_255).contains(&virt) {
+            return None;
+        }
+        let mut steps = Vec::with_capacity(4);
+        let found = mmu::walk(memory, root, virt, |step| steps.push(step));
+        let last = *steps.last().expect("a walk begins at the root");
+        steps.into_iter().for_each(|step| self.note(root, step));
+        let found = found.filter(|found| found.rights.user)?;
+        let space = self.spaces.get_mut(&root)?;
+        if found.size > PAGE_SIZE {
+            let page = virt - virt % found.size;
+            let start = page.max(LOWEST_USER);
+            space.shadow.map(start, page + found.size - start, found.phys + (start - page), found.rights);
+        } else {
+            space.shadow_around(memory, last, virt, most);
+        }
+        Some(found.rights)
+    }
+
+    /// Notes that shadows of `root` came through a table.
+    fn note(&mut self, root: u64, step: Step) {
+        let Some(space) = self.spaces.get_mut(&root) else { return };
+        let of = Use { root, level: step.level, base: step.base, rights: step.rights };
+        match space.tables.insert((step.level, step.base), step.table) {
+            Some(before) if before == step.table => {
+                let uses = self.tables.entry(step.table).or_default();
+                uses.iter_mut().filter(|u| same_place(u, &of)).for_each(|u| *u = of);
+            }
+            before => {
+                if let Some(before) = before {
+                    forget_use(&mut self.tables, before, &of);
+                }
+                self.tables.entry(step.table).or_default().push(of);
+            }
+        }
+    }
+
+    /// The entry of `of` that translates `range` has changed.
+    fn changed(&mut self, of: Use, range: Range<u64>) {
+        let Some(space) = self.spaces.get_mut(&of.root) else { return };
+        space.shadow.invalidate(range.clone());
+        if of.level == 1 {
+            if space.wanted.len() < MOST_WANTED {
+                space.wanted.push(range.start);
+            }
+            return;
+        }
+        for level in 1..of.level {
+            let below: Vec<_> = space
+                .tables
+                .range((level, range.start)..(level, range.end))
+                .map(|(at, t)| (*at, *t))
+                .collect();
+            for ((level, base), table) in below {
+                space.tables.remove(&(level, base));
+                forget_use(&mut self.tables, table, &Use { level, base, ..of });
+            }
+        }
+    }
+
+    /// Has the sandbox make what its shadow says.
+    fn update(&mut self, root: u64) -> Result<(), crate::engine::EngineError> {
+        let Some(space) = self.spaces.get_mut(&root) else { return Ok(()) };
+        let commands: Vec<Command> = space.shadow.take_commands();
+        if commands.is_empty() { Ok(()) } else { space.sandbox.command(&commands) }
+    }
+
+    /// Gives up the space that was not used for longest, if there are too many.
+    fn make_room(&mut self, memory: &GuestMemory, vcpu: u32) {
+        if self.spaces.len() >= MOST_SPACES
+            && let Some(root) = self.spaces.iter().min_by_key(|(_, space)| space.used).map(|(root, _)| *root)
+        {
+            self.spaces.get_mut(&root).expect("found above").save(memory, vcpu);
+            self.remove(root);
+        }
+    }
+
+    fn remove(&mut self, root: u64) {
+        let Some(space) = self.spaces.remove(&root) else { return };
+        for ((level, base), table) in space.tables {
+            let rights = Rights { write: true, execute: true, user: true };
+            forget_use(&mut self.tables, table, &Use { root, level, base, rights });
+        }
+        space.sandbox.kill();
+        self.leaving.retain(|sandbox| !sandbox.shared.is_dead());
+        self.leaving.push(space.sandbox);
+    }
+}
+
+fn same_place(one: &Use, other: &Use) -> bool {
+    (one.root, one.level, one.base) == (other.root, other.level, other.base)
+}
+
+fn forget_use(tables: &mut HashMap<u64, Vec<Use>>, table: u64, of: &Use) {
+    if let Some(uses) = tables.get_mut(&table) {
+        uses.retain(|u| !same_place(u, of));
+        if uses.is_empty() {
+            tables.remove(&table);
+        }
+    }
+}
+
+impl Space {
+    fn new(sandbox: Sandbox) -> Self {
+        Self {
+            sandbox: Arc::new(sandbox),
+            shadow: Shadow::default(),
+            tables: BTreeMap::new(),
+            held: None,
+            wanted: Vec::new(),
+            used: 0,
+        }
+    }
+
+    fn holds(&self, context: u64) -> bool {
+        self.held.is_some_and(|held| held.context == context)
+    }
+
+    fn frame(&self, vcpu: u32) -> UserFrame<'_> {
+        let shared = &self.sandbox.shared;
+        UserFrame { exchange: shared.exchange(), handover: shared.handover(vcpu), vcpu }
+    }
+
+    /// Mirrors the page at `virt`, which the table of `step` maps, and pages beside it that are as present.
+    fn shadow_around(&mut self, memory: &GuestMemory, step: Step, virt: u64, most: u64) {
+        let mut entries = [0_u64; ENTRIES as usize];
+        if memory.read_bytes(GuestPhys(step.table), entries.as_mut_bytes()).is_err() {
+            return;
+        }
+        let index = virt / PAGE_SIZE % ENTRIES;
+        let first = index - index % most;
+        let page = |i: u64| {
+            let entry = Entry::from_bits_retain(entries[i as usize]);
+            match mmu::leaf(memory, entry, 1) {
+                Leaf::Page { phys, .. } => {
+                    Some((phys, step.rights.and(entry))).filter(|(_, rights)| rights.user)
+                }
+                _ => None,
+            }
+        };
+        let mut at = first;
+        while at < (first + most).min(ENTRIES) {
+            let start = at;
+            let Some((phys, rights)) = page(at) else {
+                at += 1;
+                continue;
+            };
+            let goes_on = |i: u64| page(i) == Some((phys + (i - start) * PAGE_SIZE, rights));
+            at += 1;
+            while at < (first + most).min(ENTRIES) && goes_on(at) {
+                at += 1;
+            }
+            self.shadow_run(step.base + start * PAGE_SIZE, at - start, phys, rights);
+        }
+    }
+
+    /// Mirrors consecutive pages, but for those that already are.
+    fn shadow_run(&mut self, virt: u64, pages: u64, phys: u64, rights: Rights) {
+        let virt_of = |i| virt + i * PAGE_SIZE;
+        let there = |shadow: &Shadow, i| {
+            let phys = phys + i * PAGE_SIZE;
+            shadow.has(virt_of(i), mmu::Translation { phys, size: PAGE_SIZE, rights })
+                || !(LOWEST_USER..SLOT_255).contains(&virt_of(i))
+        };
+        let mut i = 0;
+        while i < pages {
+            if there(&self.shadow, i) {
+                i += 1;
+                continue;
+            }
+            let start = i;
+            while i < pages && !there(&self.shadow, i) {
+                i += 1;
+            }
+            self.shadow.map(virt_of(start), (i - start) * PAGE_SIZE, phys + start * PAGE_SIZE, rights);
+        }
+    }
+
+    /// Puts the extended state that is in the sandbox into guest memory, and says so in its context. If it is nowhere, the
+    /// program has written over it, and gets the initial state.
+    fn save(&mut self, memory: &GuestMemory, vcpu: u32) {
+        let Some(held) = self.held.take() else { return };
+        let (size, mask) = crate::cpu::xstate();
+        let words = size as usize / 8;
+        let mut xstate = self.frame(vcpu).xstate(words).unwrap_or_else(|| vec![0; words]);
+        super::xstate::make_valid(&mut xstate, mask);
+        // Both lie in guest memory: that was checked when the context was entered, and memory does not shrink.
+        let _ = memory.write_bytes(held.area, xstate.as_bytes());
+        let valid = core::mem::offset_of!(UserContext, xstate_valid) as u64;
+        let _ = memory.write(GuestPhys(held.context + valid), &1_u32);
+    }
+
+    /// Makes the sandbox's thread go on as the program of `context`, with the extended state that is in guest memory.
+    fn load(
+        &mut self,
+        memory: &GuestMemory,
+        vcpu: u32,
+        context: u64,
+        user: &UserContext,
+        registers: &Registers,
+    ) {
+        let (size, mask) = crate::cpu::xstate();
+        let mut xstate = vec![0_u64; size as usize / 8];
+        let _ = memory.read_bytes(user.xstate, xstate.as_mut_bytes());
+        // It was found valid, but guest memory can change: what is loaded is checked, not what was.
+        super::xstate::make_valid(&mut xstate, mask);
+        self.frame(vcpu).replace(registers, &xstate);
+        self.held = Some(Held { context, area: user.xstate });
+    }
+}
+
+impl From<&UserContext> for Registers {
+    fn from(user: &UserContext) -> Self {
+        let [r8, r9, r10, r11, r12, r13, r14, r15] = user.r8_to_r15;
+        let UserContext { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, rip, fs_base, .. } = *user;
+        let rflags = user.rflags & hv_abi::user::RFLAGS | hv_abi::user::RFLAGS_FIXED;
+        Self {
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            rbp,
+            rsp,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+            rip,
+            rflags,
+            fs_base,
+        }
+    }
+}

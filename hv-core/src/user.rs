@@ -1,0 +1,124 @@
+//! User mode, as far as it is the same on every engine: what a guest kernel hands over is checked, and a program's trap is
+//! told in the guest kernel's words.
+//!
+//! Start at [`Entered::check`].
+
+use crate::engine::process::xstate;
+use crate::engine::{Access, Registers, UserCause, UserExit};
+use crate::memory::GuestMemory;
+use crate::mmu::Roots;
+use hv_abi::address::SLOT_255;
+use hv_abi::user::{LOWEST_USER, RFLAGS, RFLAGS_FIXED, UserContext, access, trap};
+use hv_abi::{GuestPhys, Status};
+use zerocopy::{FromZeros, IntoBytes};
+
+/// A user program that a vCPU runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Entered {
+    pub context: GuestPhys,
+    /// As it was checked.
+    pub user: UserContext,
+}
+
+impl Entered {
+    /// Copies the context at P `context` and checks it.
+    pub(crate) fn check(
+        memory: &GuestMemory,
+        roots: &Roots,
+        root: u64,
+        context: u64,
+    ) -> Result<Self, Status> {
+        let context = GuestPhys(context);
+        let user: UserContext = memory.read(context)?;
+        if !roots.contains(root) {
+            return Err(Status::NOT_FOUND);
+        }
+        let rip_is_the_guests = (LOWEST_USER..SLOT_255).contains(&user.rip);
+        let flags_are_allowed = user.rflags & !(RFLAGS | RFLAGS_FIXED) == 0;
+        let canonical = (user.fs_base as i64) << 16 >> 16 == user.fs_base as i64;
+        if !rip_is_the_guests || !flags_are_allowed || !canonical || user.xstate_valid > 1 {
+            return Err(Status::BAD_ARGUMENT);
+        }
+        if user.reserved.iter().any(|word| *word != 0) {
+            return Err(Status::BAD_ARGUMENT);
+        }
+        check_xstate(memory, &user)?;
+        Ok(Self { context, user })
+    }
+
+    /// Writes a trap into the context; gives its number.
+    pub(crate) fn trapped(&self, memory: &GuestMemory, exit: &UserExit) -> u32 {
+        let mut user = self.user;
+        let number = describe(&mut user, exit.cause);
+        if exit.cause != UserCause::Killed {
+            put_registers(&mut user, &exit.registers);
+        }
+        user.trap = number;
+        user.xstate_valid = 0;
+        // It was there when it was entered, and memory does not shrink.
+        let _ = memory.write(self.context, &user);
+        number
+    }
+}
+
+fn check_xstate(memory: &GuestMemory, user: &UserContext) -> Result<(), Status> {
+    let (size, mask) = crate::cpu::xstate();
+    if !user.xstate.0.is_multiple_of(64) || !memory.contains(user.xstate, size) {
+        return Err(Status::BAD_ADDRESS);
+    }
+    if user.xstate_valid == 0 {
+        return Ok(());
+    }
+    let mut head = <[u64; xstate::HEAD]>::new_zeroed();
+    memory.read_bytes(user.xstate, head.as_mut_bytes())?;
+    if xstate::is_valid(&head, mask) { Ok(()) } else { Err(Status::BAD_ARGUMENT) }
+}
+
+/// What happened; gives the trap's number.
+fn describe(user: &mut UserContext, cause: UserCause) -> u32 {
+    match cause {
+        UserCause::SystemCall => trap::SYSCALL,
+        UserCause::PageFault { address, access } => {
+            user.address = address;
+            user.access = match access {
+                Access::Read => access::READ,
+                Access::Write => access::WRITE,
+                Access::Execute => access::EXECUTE,
+            };
+            trap::PAGE_FAULT
+        }
+        UserCause::Exception { vector } => {
+            user.vector = vector as u32;
+            trap::EXCEPTION
+        }
+        UserCause::Interrupted => trap::INTERRUPTED,
+        UserCause::Killed => trap::KILLED,
+    }
+}
+
+fn put_registers(user: &mut UserContext, registers: &Registers) {
+    let Registers {
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rbp,
+        rsp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+        fs_base,
+    } = *registers;
+    let r8_to_r15 = [r8, r9, r10, r11, r12, r13, r14, r15];
+    let rflags = rflags & RFLAGS | RFLAGS_FIXED;
+    *user = UserContext { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8_to_r15, rip, rflags, fs_base, ..*user };
+}
