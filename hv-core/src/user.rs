@@ -48,7 +48,8 @@ impl Entered {
 
     /// Writes a trap into the context; gives its number.
     pub(crate) fn trapped(&self, memory: &GuestMemory, exit: &UserExit) -> u32 {
-        let mut user = self.user;
+        // Its guest kernel may have entered it again meanwhile, and changed what is not looked at here.
+        let mut user = memory.read(self.context).unwrap_or(self.user);
         let number = describe(&mut user, exit.cause);
         if exit.cause != UserCause::Killed {
             put_registers(&mut user, &exit.registers);

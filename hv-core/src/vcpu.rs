@@ -32,7 +32,7 @@ pub(crate) struct VcpuThread {
     pub clock: GuestClock,
     pub messages: Sender<Message>,
     pub orders: Receiver<Order>,
-    /// The user program that the vCPU runs.
+    /// The user program that the vCPU entered last.
     pub entered: Option<Entered>,
 }
 
@@ -155,7 +155,7 @@ impl VcpuThread {
 
     /// A program has come back: its guest kernel goes on.
     fn user_exit(&mut self, exit: &UserExit) -> Then {
-        let entered = self.entered.take().expect("a program comes back after it was entered");
+        let entered = self.entered.expect("a program comes back after it was entered");
         let number = entered.trapped(&self.vm.memory, exit);
         self.runner.answer(Status::SUCCESS, number.into());
         self.stop_after_call().unwrap_or(Then::Run)

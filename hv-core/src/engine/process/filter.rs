@@ -65,8 +65,16 @@ pub(super) fn vcpu_thread() -> Vec<u64> {
     program(&allowed, true)
 }
 
-fn vcpu_futexes() -> [u64; 5] {
-    [stub::futex_1(), stub::futex_2(), stub::futex_3(), stub::futex_4(), stub::futex_5()]
+fn vcpu_futexes() -> [u64; 7] {
+    [
+        stub::futex_1(),
+        stub::futex_2(),
+        stub::futex_3(),
+        stub::futex_4(),
+        stub::futex_5(),
+        stub::futex_6(),
+        stub::futex_7(),
+    ]
 }
 
 /// One instruction as the kernel has it: code 16 bits, jump-if-true 8, jump-if-false 8, operand 32.

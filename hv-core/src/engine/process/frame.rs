@@ -3,7 +3,7 @@
 //! The guest can write that stack at any time, so it is read once, and nothing read from it is trusted: a wrong
 //! register is the guest's own.
 
-use super::handover::Handover;
+use super::handover::{Handover, USER_WORDS};
 use super::layout::*;
 use crate::engine::{Access, Fault, Registers};
 use crate::shared::SharedFile;
@@ -60,8 +60,9 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
         r15,
         rip,
         rflags,
-        fs_base: handover.fs_base.load(Relaxed),
+        fs_base: handover.user[USER_WORDS - 1].load(Relaxed),
     };
+    let registers = if handover.is_user.load(Relaxed) == 0 { registers } else { user_registers(handover) };
     // A stop has no siginfo of its own; whatever is there is not looked at.
     let info: [u64; 4] = stack_offset(vcpu, handover.siginfo.load(Relaxed), 32)
         .map_or([0; 4], |siginfo| exchange.copy_words(siginfo));
@@ -165,12 +166,32 @@ pub(super) fn write_first(exchange: &SharedFile, vcpu: u32, registers: &Register
 fn write_registers(exchange: &SharedFile, offset: u64, registers: &Registers) {
     let r = registers;
     let in_order = [
-        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax,
-        r.rcx, r.rsp, r.rip, r.rflags,
+        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax, r.rcx,
+        r.rsp, r.rip, r.rflags,
     ];
     for (i, value) in (0..).zip(in_order) {
         exchange.store_word(offset + ucontext::R8 + i * 8, value);
     }
+}
+
+/// The registers that a program has published.
+pub(super) fn user_registers(handover: &Handover) -> Registers {
+    let [
+        rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags, fs_base,
+    ] = core::array::from_fn(|i| handover.user[i].load(Relaxed));
+    Registers {
+        rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags, fs_base,
+    }
+}
+
+/// Sets the registers that a program goes on with.
+fn set_user_registers(handover: &Handover, registers: &Registers) {
+    let r = registers;
+    let in_order: [u64; USER_WORDS] = [
+        r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
+        r.r15, r.rip, r.rflags, r.fs_base,
+    ];
+    handover.user.iter().zip(in_order).for_each(|(word, value)| word.store(value, Relaxed));
 }
 
 /// The contexts of user programs: the one that a sandbox's vCPU thread goes on with.
@@ -185,12 +206,9 @@ impl UserFrame<'_> {
         stack_offset(self.vcpu, self.handover.frame.load(Relaxed), ucontext::SIZE as u64)
     }
 
-    /// Changes the general registers of the program that trapped last. `None` if its context is nowhere: it has
-    /// written there.
-    pub(super) fn set_registers(&self, registers: &Registers) -> Option<()> {
-        write_registers(self.exchange, self.offset()?, registers);
-        self.handover.fs_base.store(registers.fs_base, Relaxed);
-        Some(())
+    /// Changes the general registers of the program that trapped last.
+    pub(super) fn set_registers(&self, registers: &Registers) {
+        set_user_registers(self.handover, registers);
     }
 
     /// Makes the thread go on as another program, with this extended state, in words.
@@ -202,7 +220,7 @@ impl UserFrame<'_> {
             self.exchange.store_word(file + i * 8, *word);
         }
         self.handover.frame.store(context, Relaxed);
-        self.handover.fs_base.store(registers.fs_base, Relaxed);
+        set_user_registers(self.handover, registers);
     }
 
     /// The extended state of the program that trapped last, as a claim. `None` if it is nowhere.

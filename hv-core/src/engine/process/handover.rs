@@ -15,6 +15,7 @@
 //! The protocol is written once, over [`Atomics`], and model-checked with loom (`handover_model`). The
 //! caller's half that really runs is assembly (`stub.s`), which follows [`Caller`] step by step.
 
+use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
 
@@ -26,6 +27,15 @@ pub(crate) const TURN_CALL: u32 = 1;
 pub(crate) const TURN_TRAP: u32 = 2;
 /// The guest kernel wants to run a user program.
 pub(crate) const TURN_ENTER_USER: u32 = 3;
+/// A user program's system call is published. Its guest kernel takes it without the monitor, if it entered it so.
+pub(crate) const TURN_SYSCALL: u32 = 4;
+/// The guest kernel has found something else published by the program that it entered: the monitor is to see to it.
+pub(crate) const TURN_USER_TRAP: u32 = 5;
+/// The monitor says that the user program is gone.
+pub(crate) const TURN_DEAD: u32 = 6;
+
+/// Words of a program's registers in a hand-over page: the first of a `UserContext`, up to its FS base.
+pub(crate) const USER_WORDS: usize = 19;
 
 /// The operations that the protocol is made of, so that a model checker can stand in for the machine.
 pub(crate) trait Atomics {
@@ -207,15 +217,45 @@ pub(crate) struct Handover {
     pub spun: AtomicU64,
     /// Host thread number of the caller; the host kernel writes it when it makes the thread.
     pub thread: AtomicU32,
+    /// Not 0 in the sandbox of a user program. The monitor sets it.
+    pub is_user: AtomicU32,
+    // A guest kernel's, for entering a program without the monitor.
+    /// Root and context that may be entered so; no context is odd, so 1 stands for none. The monitor sets them.
+    pub fast_root: AtomicU64,
+    pub fast_context: AtomicU64,
+    /// Address in the guest kernel's sandbox of the program's hand-over page.
+    pub fast_link: AtomicU64,
+    /// 1 while it waits for a program that it entered so.
+    pub direct: AtomicU32,
     reserved3: u32,
-    /// FS base of the context at `frame`.
-    pub fs_base: AtomicU64,
-    reserved4: [[u64; 32]; 15],
-    reserved5: [u64; 5],
+    reserved4: [u64; 3],
+    /// The registers at the trap that is published, and those to go on with, as in a `UserContext`. A guest kernel's
+    /// own has FS base only.
+    pub user: [AtomicU64; USER_WORDS],
+    reserved5: [u64; 13],
+    reserved6: [[u64; 32]; 14],
 }
 const _: () = assert!(size_of::<Handover>() == 4096);
 const _: () = assert!(core::mem::offset_of!(Handover, host_sleeps) == 64);
 const _: () = assert!(core::mem::offset_of!(Handover, rsp) == 128);
+const _: () = assert!(core::mem::offset_of!(Handover, user) == 256);
+
+impl Handover {
+    /// As for a new sandbox: nothing published, nothing asked for.
+    pub(crate) fn reset(&self) {
+        let words = [&self.turn, &self.in_block, &self.host_sleeps, &self.caller_sleeps, &self.stop, &self.direct];
+        words.into_iter().for_each(|word| word.store(0, Relaxed));
+        self.signal.store(0, Relaxed);
+        self.frame.store(0, Relaxed);
+        self.user.iter().for_each(|word| word.store(0, Relaxed));
+        self.forbid_fast();
+    }
+
+    /// The guest kernel is to come to the monitor with its next program.
+    pub(crate) fn forbid_fast(&self) {
+        self.fast_context.store(1, Relaxed);
+    }
+}
 
 /// The machine's own atomics and futexes, on words that other processes see, too.
 pub(crate) struct Machine;

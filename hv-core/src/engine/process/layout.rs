@@ -4,7 +4,7 @@
 
 use crate::engine::process::handover::Handover;
 use core::mem::offset_of;
-use hv_abi::address::{CLOCK_PAGE, SLOT_255, VCPU_PAGES, VCPU_STRIDE};
+use hv_abi::address::{CLOCK_PAGE, MAX_VCPUS, SLOT_255, VCPU_PAGES, VCPU_STRIDE};
 
 /// Where the stub is mapped; its first page is the hypercall page.
 pub(super) const STUB_BASE: u64 = SLOT_255;
@@ -12,8 +12,25 @@ pub(super) const STUB_BASE: u64 = SLOT_255;
 /// Where the control pages are mapped, read-only.
 pub(super) const CONTROL_BASE: u64 = SLOT_255 + 0x10_0000;
 
+/// Where the guest kernel's sandbox has the hand-over pages of its programs: the file of links.
+pub(super) const LINKS_BASE: u64 = SLOT_255 + 0x100_0000;
+const _: () = assert!(VCPU_PAGES + MAX_VCPUS as u64 * VCPU_STRIDE <= LINKS_BASE);
+
+/// Sandboxes for user address spaces that a VM has at once, at the most.
+pub(super) const MOST_SPACES: u32 = 64;
+
 /// First address behind everything of the hypervisor's in slot 255.
-pub(super) const SLOT_255_USED_END: u64 = VCPU_PAGES + hv_abi::address::MAX_VCPUS as u64 * VCPU_STRIDE;
+pub(super) const SLOT_255_USED_END: u64 = LINKS_BASE + links_size(MAX_VCPUS);
+
+/// Bytes of the file of links: a page for each sandbox and vCPU.
+pub(super) const fn links_size(vcpus: u32) -> u64 {
+    MOST_SPACES as u64 * vcpus as u64 * 4096
+}
+
+/// Offset in it of one sandbox's page for one vCPU.
+pub(super) const fn link_offset(vcpus: u32, slot: u32, vcpu: u32) -> u64 {
+    (slot as u64 * vcpus as u64 + vcpu as u64) * 4096
+}
 
 /// Offset of the clock page in a vCPU's area.
 pub(super) const CLOCK: u64 = CLOCK_PAGE;
@@ -55,6 +72,8 @@ pub(super) mod descriptor {
     pub(in super::super) const VCPU_PAGES: i32 = 5;
     /// Hand-over pages and signal stacks.
     pub(in super::super) const EXCHANGE: i32 = 6;
+    /// Hand-over pages between the VM's user programs and their guest kernel.
+    pub(in super::super) const LINKS: i32 = 7;
 }
 
 /// One system call for the mapping thread to make.

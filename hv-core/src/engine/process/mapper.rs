@@ -183,16 +183,22 @@ pub(super) fn first_commands(kind: Kind, vcpus: u32) -> Vec<Command> {
     commands.push(Command::new(libc::SYS_munmap, [SLOT_255_USED_END, top - SLOT_255_USED_END, 0, 0, 0, 0]));
     const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
     for vcpu in 0..vcpus {
-        use descriptor::{EXCHANGE, VCPU_PAGES};
+        use descriptor::{EXCHANGE, LINKS, VCPU_PAGES};
         let area = vcpu_area(vcpu);
         let exchange = u64::from(vcpu) * EXCHANGE_STRIDE;
-        commands.push(match kind {
-            Kind::Kernel => map(area, 4096, VCPU_PAGES, VcpuPages::offset(vcpu), BOTH),
-            Kind::User => map(area, 4096, EXCHANGE, exchange + EXCHANGE_NO_PAGE, BOTH),
-        });
+        let (page, handover) = match kind {
+            Kind::Kernel => ((VCPU_PAGES, VcpuPages::offset(vcpu)), (EXCHANGE, exchange)),
+            Kind::User { slot } => {
+                ((EXCHANGE, exchange + EXCHANGE_NO_PAGE), (LINKS, link_offset(vcpus, slot, vcpu)))
+            }
+        };
+        commands.push(map(area, 4096, page.0, page.1, BOTH));
         commands.push(map(area + CLOCK, 4096, VCPU_PAGES, 0, libc::PROT_READ));
-        commands.push(map(area + HANDOVER, 4096, EXCHANGE, exchange, BOTH));
+        commands.push(map(area + HANDOVER, 4096, handover.0, handover.1, BOTH));
         commands.push(map(area + STACK, STACK_SIZE, EXCHANGE, exchange + EXCHANGE_STACK, BOTH));
+    }
+    if kind == Kind::Kernel {
+        commands.push(map(LINKS_BASE, links_size(vcpus), descriptor::LINKS, 0, BOTH));
     }
     commands.push(Command::new(
         libc::SYS_seccomp,

@@ -28,10 +28,11 @@ pub(crate) mod xstate;
 
 use super::{AddressSpaces, Control, Engine, EngineError, Mapping, Registers, Running, Setup, VcpuRunner};
 use crate::events::{Notify, VcpuPages};
+use crate::shared::SharedFile;
 use handover::{Atomics, Machine, TURN_GUEST};
 use hv_abi::vcpu::{run_state, upcall};
 use layout::descriptor;
-use sandbox::{Kind, Sandbox};
+use sandbox::{Files, Kind, Sandbox};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -47,14 +48,19 @@ pub(crate) struct ProcessEngine;
 
 impl Engine for ProcessEngine {
     fn start(&self, setup: &Setup<'_>) -> Result<Running, EngineError> {
+        let vcpus = setup.pages.vcpus();
+        let links = SharedFile::new("hv-links", layout::links_size(vcpus))
+            .map_err(|source| EngineError::Host { what: "making the links to user programs", source })?;
+        let files =
+            Files { memory: setup.memory.clone(), pages: setup.pages.clone(), links: Arc::new(links) };
         let mappings: Vec<_> = setup.mappings.iter().map(guest_mapping).collect();
-        let kernel = Sandbox::start(Kind::Kernel, setup.memory, setup.pages, &mappings)?;
+        let kernel = Sandbox::start(Kind::Kernel, &files, &mappings)?;
         let first =
             Registers { rip: setup.entry, rdi: setup.argument, rflags: FIRST_FLAGS, ..Registers::default() };
         kernel.shared.write_first_context(0, &first);
         let process = Arc::new(Process {
-            users: Users::new(setup.memory.clone(), setup.pages.clone()),
-            in_user: (0..setup.pages.vcpus()).map(|_| Mutex::new(None)).collect(),
+            users: Users::new(files),
+            in_user: (0..vcpus).map(|_| Mutex::new(None)).collect(),
             pages: setup.pages.clone(),
             kernel,
         });
@@ -82,30 +88,55 @@ struct Process {
     pages: Arc<VcpuPages>,
     kernel: Sandbox,
     users: Users,
-    /// Per vCPU: the program that it runs.
+    /// Per vCPU: the program that it entered last.
     in_user: Vec<Mutex<Option<Arc<InUser>>>>,
 }
 
-/// A program that a vCPU runs.
+/// A program that a vCPU has entered, and may enter again without the monitor.
 struct InUser {
     root: u64,
+    context: u64,
+    /// Which of the links is its sandbox's.
+    slot: u32,
     sandbox: Arc<Sandbox>,
+    /// The monitor's thread waits for it, and not its guest kernel.
+    by_monitor: AtomicBool,
     /// Somebody wants the vCPU back in its guest kernel.
     wanted: AtomicBool,
 }
 
 impl InUser {
-    /// Asks the program to come back. It may not; whoever waits for it sees to that.
+    /// Asks the program to come back. It may not; the vCPU's thread in the monitor sees to that.
     fn call_back(&self, vcpu: u32) {
         self.wanted.store(true, SeqCst);
         self.sandbox.shared.request_stop(vcpu);
-        self.sandbox.shared.look(vcpu);
     }
 }
 
 impl Process {
     fn in_user(&self, vcpu: u32) -> MutexGuard<'_, Option<Arc<InUser>>> {
         self.in_user[vcpu as usize].lock().expect("no thread panics with the lock held")
+    }
+
+    /// The program that a vCPU runs now, if it is not in its guest kernel.
+    fn running(&self, vcpu: u32) -> Option<Arc<InUser>> {
+        let direct = self.kernel.shared.handover(vcpu).direct.load(SeqCst) != 0;
+        self.in_user(vcpu).clone().filter(|user| direct || user.by_monitor.load(SeqCst))
+    }
+
+    /// Wants a vCPU back that may be in user mode. Whether it was.
+    fn call_back(&self, vcpu: u32) -> bool {
+        let Some(user) = self.running(vcpu) else { return false };
+        user.call_back(vcpu);
+        // Its thread watches over that, wherever it waits.
+        user.sandbox.shared.look(vcpu);
+        self.kernel.shared.look(vcpu);
+        true
+    }
+
+    /// Takes back what the guest kernels may do without the monitor: something has changed.
+    fn forbid_fast(&self) {
+        (0..self.pages.vcpus()).for_each(|vcpu| self.kernel.shared.handover(vcpu).forbid_fast());
     }
 
     /// Whether a vCPU is wanted in its guest kernel for an upcall.
@@ -117,8 +148,8 @@ impl Process {
 impl Notify for Process {
     fn notify(&self, vcpu: u32) {
         let page = self.pages.page(vcpu);
-        if let Some(user) = &*self.in_user(vcpu) {
-            return user.call_back(vcpu);
+        if self.call_back(vcpu) {
+            return;
         }
         // The event is stored before this is called, with a full fence: hv_stub_block does it the other way round.
         match page.run_state.load(SeqCst) {
@@ -133,7 +164,9 @@ impl Notify for Process {
 
 impl AddressSpaces for Process {
     fn entry_changed(&self, entry: u64) {
-        self.users.entry_changed(entry);
+        if self.users.entry_changed(entry) {
+            self.forbid_fast();
+        }
     }
 
     fn flush(&self) {
@@ -155,15 +188,14 @@ impl AddressSpaces for Process {
     }
 
     fn save_user(&self, vcpu: u32, context: u64) -> bool {
+        self.forbid_fast();
         self.users.save(vcpu, context)
     }
 }
 
 impl Control for Process {
     fn request_stop(&self, vcpu: u32) {
-        if let Some(user) = &*self.in_user(vcpu) {
-            return user.call_back(vcpu); // and stops at the end of the call that entered it
-        }
+        self.call_back(vcpu); // the guest kernel then stops at the end of the call that entered it
         self.kernel.shared.handover(vcpu).stop.store(1, SeqCst);
         Machine::wake(&self.pages.page(vcpu).upcall);
         self.kernel.shared.signal(vcpu);

@@ -28,7 +28,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Kernel,
-    User,
+    /// With the hand-over pages of this slot of the file of links.
+    User { slot: u32 },
+}
+
+/// The files of a VM that all its sandboxes have.
+pub(super) struct Files {
+    pub memory: GuestMemory,
+    pub pages: Arc<VcpuPages>,
+    pub links: Arc<SharedFile>,
 }
 
 /// A running sandbox process. Dropping it kills the process.
@@ -40,7 +48,9 @@ pub(super) struct Sandbox {
 
 /// What the monitor's threads share about one sandbox, the one that sees it die included.
 pub(super) struct Shared {
+    kind: Kind,
     exchange: SharedFile,
+    links: Arc<SharedFile>,
     /// Set when the process is gone.
     dead: AtomicBool,
     death: Mutex<Option<Death>>,
@@ -57,12 +67,11 @@ impl Sandbox {
     /// waits for its first context.
     pub(super) fn start(
         kind: Kind,
-        memory: &GuestMemory,
-        pages: &VcpuPages,
+        files: &Files,
         mappings: &[Command],
     ) -> Result<Self, EngineError> {
         let host = |what| move |source| EngineError::Host { what, source };
-        let vcpus = pages.vcpus();
+        let vcpus = files.pages.vcpus();
         let exchange = SharedFile::new("hv-exchange", u64::from(vcpus) * layout::EXCHANGE_STRIDE)
             .map_err(host("making the exchange pages"))?;
         let mut mapper = Mapper::new().map_err(host("making the control pages"))?;
@@ -75,7 +84,9 @@ impl Sandbox {
         mapper.post(&commands);
 
         let shared = Arc::new(Shared {
+            kind,
             exchange,
+            links: files.links.clone(),
             dead: AtomicBool::new(false),
             death: Mutex::new(None),
             gone: Mutex::new(false),
@@ -84,12 +95,16 @@ impl Sandbox {
             threads: (0..vcpus).map(|_| AtomicI32::new(0)).collect(),
         });
         let descriptors = [
-            memory.file().as_raw_fd(),
+            files.memory.file().as_raw_fd(),
             mapper.file().as_fd().as_raw_fd(),
-            pages.file().as_fd().as_raw_fd(),
+            files.pages.file().as_fd().as_raw_fd(),
             shared.exchange.as_fd().as_raw_fd(),
+            files.links.as_fd().as_raw_fd(),
         ];
-        shared.handover(0).spin.store(spin::guest_limit(), Relaxed);
+        let handover = shared.handover(0);
+        handover.reset();
+        handover.spin.store(spin::guest_limit(), Relaxed);
+        handover.is_user.store((kind != Kind::Kernel).into(), Relaxed);
         let notice = {
             let shared = shared.clone();
             Box::new(move |stage| shared.ended(stage))
@@ -126,11 +141,19 @@ impl Sandbox {
 
 impl Shared {
     pub(super) fn handover(&self, vcpu: u32) -> &Handover {
-        self.exchange.at(vcpu::handover_offset(vcpu))
+        match self.kind {
+            Kind::Kernel => self.exchange.at(vcpu::handover_offset(vcpu)),
+            Kind::User { slot } => self.links.at(layout::link_offset(self.threads.len() as u32, slot, vcpu)),
+        }
     }
 
     pub(super) fn exchange(&self) -> &SharedFile {
         &self.exchange
+    }
+
+    /// Whether nothing of it is left on the host.
+    pub(super) fn is_gone(&self) -> bool {
+        *self.gone()
     }
 
     pub(super) fn is_dead(&self) -> bool {
@@ -145,7 +168,13 @@ impl Shared {
         };
         *self.death.lock().expect("no thread panics with the lock held") = Some(death);
         self.dead.store(true, SeqCst);
-        (0..self.threads.len() as u32).for_each(|vcpu| self.look(vcpu));
+        for vcpu in 0..self.threads.len() as u32 {
+            if self.kind != Kind::Kernel {
+                // Its guest kernel may wait for it, too.
+                self.handover(vcpu).turn.store(handover::TURN_DEAD, SeqCst);
+            }
+            self.look(vcpu);
+        }
     }
 
     /// Makes the monitor's thread that waits for a vCPU look around.

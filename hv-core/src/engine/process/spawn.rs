@@ -63,7 +63,7 @@ pub(super) type Notice = Box<dyn Fn(Stage) + Send>;
 const BREATH: std::time::Duration = std::time::Duration::from_millis(10);
 
 struct Request {
-    descriptors: [RawFd; 4],
+    descriptors: [RawFd; 5],
     notice: Notice,
     reply: Sender<io::Result<Child>>,
 }
@@ -75,8 +75,8 @@ struct Spawner {
     doorbell: OwnedFd,
 }
 
-/// Starts a sandbox process with these files as its descriptors 3 to 6, and nothing else of the monitor's.
-pub(super) fn spawn(descriptors: [RawFd; 4], notice: Notice) -> io::Result<Child> {
+/// Starts a sandbox process with these files as its descriptors 3 to 7, and nothing else of the monitor's.
+pub(super) fn spawn(descriptors: [RawFd; 5], notice: Notice) -> io::Result<Child> {
     let (reply, answer) = crossbeam_channel::bounded(1);
     let request = Request { descriptors, notice, reply };
     {
@@ -164,12 +164,12 @@ fn block_all_signals() {
 /// What the child is given, and the error that it leaves if it cannot execute.
 struct Start {
     executable: RawFd,
-    descriptors: [RawFd; 4],
+    descriptors: [RawFd; 5],
     parent: i32,
     errno: i32,
 }
 
-fn spawn_child(executable: RawFd, descriptors: [RawFd; 4], stack: &mut [u8]) -> io::Result<Child> {
+fn spawn_child(executable: RawFd, descriptors: [RawFd; 5], stack: &mut [u8]) -> io::Result<Child> {
     let mut start =
         Start { executable, descriptors, parent: rustix::process::getpid().as_raw_nonzero().get(), errno: 0 };
     let mut handle: RawFd = -1;
@@ -196,7 +196,7 @@ fn spawn_child(executable: RawFd, descriptors: [RawFd; 4], stack: &mut [u8]) -> 
 }
 
 /// First descriptor above the ones that a sandbox has; the executable's, until it executes.
-const EXECUTABLE_FD: RawFd = 7;
+const EXECUTABLE_FD: RawFd = 8;
 
 /// The child, on its own stack but in the monitor's memory: only system calls, no locks, no allocation.
 extern "C" fn child(start: *mut libc::c_void) -> libc::c_int {
@@ -223,7 +223,7 @@ extern "C" fn child(start: *mut libc::c_void) -> libc::c_int {
             start.errno = failed();
             return 1;
         }
-        // Out of the way of 3 to 7 first, then into place.
+        // Out of the way of 3 to 8 first, then into place.
         let high = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 16);
         let files = start.descriptors.map(high);
         let executable = high(start.executable);

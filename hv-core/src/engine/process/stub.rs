@@ -3,9 +3,13 @@
 #![expect(unsafe_code, reason = "the stub is assembly, and its symbols are addresses")]
 
 use super::layout::*;
-use crate::engine::process::handover::{Handover, TURN_CALL, TURN_ENTER_USER, TURN_TRAP};
+use crate::engine::process::handover::{
+    Handover, TURN_CALL, TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, USER_WORDS,
+};
 use core::mem::offset_of;
+use hv_abi::address::{DIRECT_MAP, SLOT_255};
 use hv_abi::clock::ClockPage;
+use hv_abi::user::{LOWEST_USER, RFLAGS, RFLAGS_FIXED, UserContext, trap};
 use hv_abi::vcpu::{VcpuPage, run_state, upcall};
 
 /// A spinning vCPU looks at its processor whenever the turns left are a multiple of 64.
@@ -40,7 +44,28 @@ core::arch::global_asm!(
     H_FRAME = const offset_of!(Handover, frame),
     H_SIGINFO = const offset_of!(Handover, siginfo),
     H_SIGNAL = const offset_of!(Handover, signal),
-    H_FS_BASE = const offset_of!(Handover, fs_base),
+    H_FS_BASE = const offset_of!(Handover, user) + (USER_WORDS - 1) * 8,
+    H_USER = const offset_of!(Handover, user),
+    H_IS_USER = const offset_of!(Handover, is_user),
+    H_FAST_ROOT = const offset_of!(Handover, fast_root),
+    H_FAST_CONTEXT = const offset_of!(Handover, fast_context),
+    H_FAST_LINK = const offset_of!(Handover, fast_link),
+    H_DIRECT = const offset_of!(Handover, direct),
+    C_RIP = const offset_of!(UserContext, rip),
+    C_RFLAGS = const offset_of!(UserContext, rflags),
+    C_FS_BASE = const offset_of!(UserContext, fs_base),
+    C_XSTATE_VALID = const offset_of!(UserContext, xstate_valid),
+    C_RESERVED = const offset_of!(UserContext, reserved),
+    USER_FLAGS = const !(RFLAGS | RFLAGS_FIXED) as i64,
+    FIXED_FLAGS = const RFLAGS_FIXED,
+    LOWEST_USER = const LOWEST_USER,
+    USER_LENGTH = const SLOT_255 - LOWEST_USER,
+    SLOT_255 = const SLOT_255,
+    DIRECT_MAP = const DIRECT_MAP,
+    USER_SYSCALL = const trap::SYSCALL,
+    USER_SYSCALL_HIGH = const (trap::SYSCALL as u64) << 32,
+    SIGSYS = const libc::SIGSYS,
+    ARCH = const super::filter::AUDIT_ARCH_X86_64,
     H_SPUN = const offset_of!(Handover, spun),
     H_CPU = const offset_of!(Handover, cpu),
     H_HOST_CPU = const offset_of!(Handover, host_cpu),
@@ -49,6 +74,8 @@ core::arch::global_asm!(
     TURN_CALL = const TURN_CALL,
     TURN_TRAP = const TURN_TRAP,
     TURN_ENTER_USER = const TURN_ENTER_USER,
+    TURN_SYSCALL = const TURN_SYSCALL,
+    TURN_USER_TRAP = const TURN_USER_TRAP,
     V_UPCALL = const offset_of!(VcpuPage, upcall),
     V_UPCALL_ENTRY = const offset_of!(VcpuPage, upcall_entry),
     V_RUN_STATE = const offset_of!(VcpuPage, run_state),
@@ -67,6 +94,7 @@ core::arch::global_asm!(
     UC_RIP = const ucontext::RIP,
     UC_EFLAGS = const ucontext::EFLAGS,
     UC_FPSTATE = const ucontext::FPSTATE,
+    UC_SELECTORS = const ucontext::SELECTORS,
     K_SEQUENCE = const offset_of!(Control, sequence),
     K_COUNT = const offset_of!(Control, count),
     K_COMMANDS = const offset_of!(Control, commands),
@@ -119,6 +147,8 @@ labels! {
     futex_3 = hv_stub_futex_3;
     futex_4 = hv_stub_futex_4;
     futex_5 = hv_stub_futex_5;
+    futex_6 = hv_stub_futex_6;
+    futex_7 = hv_stub_futex_7;
 }
 
 /// Where the byte at `label` of the stub is in a sandbox.

@@ -31,8 +31,118 @@ hv_stub_begin:
     jmp     hv_stub_enter_user
     .org hv_stub_begin + 0x100
 
-// (root, context) -> (rax status, rdx trap). As a call, with a turn of its own.
+// (root, context) -> (rax status, rdx trap). The monitor says which program may be entered without it; that one's
+// sandbox has its hand-over page in here, too, and its system calls are taken from there.
 hv_stub_enter_user:
+    cmp     rdi, gs:[{HANDOVER} + {H_FAST_ROOT}]
+    jne     hv_stub_enter_by_monitor
+    cmp     rsi, gs:[{HANDOVER} + {H_FAST_CONTEXT}]
+    jne     hv_stub_enter_by_monitor
+    movabs  r8, {DIRECT_MAP}                    // r8 context
+    add     r8, rsi
+    cmp     dword ptr [r8 + {C_XSTATE_VALID}], 0
+    jne     hv_stub_enter_by_monitor
+    mov     rax, [r8 + {C_RIP}]                 // what the monitor would refuse is left to it
+    sub     rax, {LOWEST_USER}
+    movabs  rcx, {USER_LENGTH}
+    cmp     rax, rcx
+    jae     hv_stub_enter_by_monitor
+    test    qword ptr [r8 + {C_RFLAGS}], {USER_FLAGS}
+    jnz     hv_stub_enter_by_monitor
+    mov     rax, [r8 + {C_FS_BASE}]
+    shl     rax, 16
+    sar     rax, 16
+    cmp     rax, [r8 + {C_FS_BASE}]
+    jne     hv_stub_enter_by_monitor
+    xor     eax, eax
+    .irp    i, 0, 1, 2, 3, 4, 5, 6, 7, 8
+    or      rax, [r8 + {C_RESERVED} + \i * 8]
+    .endr
+    jnz     hv_stub_enter_by_monitor
+    mov     r9, gs:[{HANDOVER} + {H_FAST_LINK}] // r9 the program's hand-over page
+    mov     eax, 1
+    xchg    gs:[{HANDOVER} + {H_DIRECT}], eax   // a full fence: whoever wants this vCPU looks here after saying so
+    test    dword ptr gs:[{V_UPCALL}], {UPCALL_PENDING}
+    jnz     9f
+    cmp     dword ptr gs:[{HANDOVER} + {H_STOP}], 0
+    jne     9f
+    mov     gs:[{HANDOVER} + {H_RSP}], rsp
+    mov     gs:[{HANDOVER} + {H_RBP}], rbp
+    .irp    i, 0, 2, 4, 6, 8, 10, 12, 14, 16
+    movups  xmm0, [r8 + \i * 8]
+    movups  [r9 + {H_USER} + \i * 8], xmm0
+    .endr
+    mov     rax, [r8 + {C_FS_BASE}]
+    mov     [r9 + {H_FS_BASE}], rax
+    or      qword ptr [r9 + {H_USER} + {C_RFLAGS}], {FIXED_FLAGS}
+    xor     eax, eax                            // the turn is the program's
+    xchg    [r9 + {H_TURN}], eax
+    cmp     dword ptr [r9 + {H_CALLER_SLEEPS}], 0
+    je      1f
+    lea     rdi, [r9 + {H_TURN}]
+    mov     esi, {FUTEX_WAKE}
+    mov     edx, {WAKE_ALL}
+    mov     eax, {SYS_FUTEX}
+    syscall
+    .globl hv_stub_futex_6
+hv_stub_futex_6:
+1:                                              // spin
+    mov     ecx, gs:[{HANDOVER} + {H_SPIN}]
+2:
+    mov     eax, [r9 + {H_TURN}]
+    test    eax, eax
+    jnz     6f
+    sub     ecx, 1
+    jc      3f
+    pause
+    test    ecx, {SPIN_LOOK}
+    jnz     2b
+    mov     r10d, ecx                           // not if the program is on this very processor
+    rdtscp
+    and     ecx, 0xfff
+    mov     gs:[{HANDOVER} + {H_CPU}], ecx
+    mov     [r9 + {H_HOST_CPU}], ecx
+    cmp     ecx, [r9 + {H_CPU}]
+    mov     ecx, r10d
+    jne     2b
+3:                                              // sleep, as the monitor does
+    mov     eax, 1
+    xchg    [r9 + {H_HOST_SLEEPS}], eax
+    mov     eax, [r9 + {H_TURN}]
+    test    eax, eax
+    jnz     5f
+    lea     rdi, [r9 + {H_HOST_SLEEPS}]
+    mov     esi, {FUTEX_WAIT}
+    mov     edx, 1
+    xor     r10d, r10d
+    mov     eax, {SYS_FUTEX}
+    syscall
+    .globl hv_stub_futex_7
+hv_stub_futex_7:
+    jmp     3b
+5:
+    mov     dword ptr [r9 + {H_HOST_SLEEPS}], 0
+6:
+    mov     dword ptr gs:[{HANDOVER} + {H_DIRECT}], 0
+    cmp     eax, {TURN_SYSCALL}
+    jne     7f
+    .irp    i, 0, 2, 4, 6, 8, 10, 12, 14, 16
+    movups  xmm0, [r9 + {H_USER} + \i * 8]
+    movups  [r8 + \i * 8], xmm0
+    .endr
+    mov     rax, [r9 + {H_FS_BASE}]
+    mov     [r8 + {C_FS_BASE}], rax
+    movabs  rax, {USER_SYSCALL_HIGH}
+    mov     [r8 + {C_XSTATE_VALID}], rax        // and the trap
+    xor     eax, eax
+    mov     edx, {USER_SYSCALL}
+    jmp     hv_stub_finish
+7:                                              // a fault, or its end: the monitor sees to it
+    mov     r9d, {TURN_USER_TRAP}
+    jmp     hv_stub_publish
+9:
+    mov     dword ptr gs:[{HANDOVER} + {H_DIRECT}], 0
+hv_stub_enter_by_monitor:                       // as a call, with a turn of its own
     mov     gs:[{HANDOVER} + {H_ARGUMENTS}], rdi
     mov     gs:[{HANDOVER} + {H_ARGUMENTS} + 8], rsi
     mov     gs:[{HANDOVER} + {H_RSP}], rsp
@@ -253,6 +363,27 @@ hv_stub_upcall_return_end:
     iretq
 .endm
 
+// Copies the registers of the context at rdx into a program's hand-over page at rbx, or back. Loses rax.
+.macro user_words copy
+    .irp    pair, "0, 104", "1, 88", "2, 112", "3, 96", "4, 72", "5, 64", "6, 80", "7, 120", "8, 0", "9, 8", "10, 16", "11, 24", "12, 32", "13, 40", "14, 48", "15, 56", "16, 128", "17, 136"
+    \copy  \pair
+    .endr
+.endm
+.macro to_handover word, register
+    mov     rax, [rdx + {UC_R8} + \register]
+    mov     [rbx + {H_USER} + \word * 8], rax
+.endm
+.macro to_context word, register
+    mov     rax, [rbx + {H_USER} + \word * 8]
+    mov     [rdx + {UC_R8} + \register], rax
+.endm
+.macro save_user
+    user_words to_handover
+.endm
+.macro load_user
+    user_words to_context
+.endm
+
 // SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGSYS. Publishes the context and waits for the answer.
     .globl hv_stub_trap
 hv_stub_trap:
@@ -263,9 +394,24 @@ hv_stub_trap:
     mov     [rbx + {H_SIGINFO}], rsi
     rdfsbase rax
     mov     [rbx + {H_FS_BASE}], rax
+    cmp     dword ptr [rbx + {H_IS_USER}], 0
+    je      hv_stub_publish_trap
+    save_user
+    mov     r12d, {TURN_SYSCALL}                // a system call, if all of it is as it should be
+    cmp     edi, {SIGSYS}
+    jne     hv_stub_publish_trap
+    cmp     dword ptr [rsi + 28], {ARCH}
+    jne     hv_stub_publish_trap
+    cmp     word ptr [rdx + {UC_SELECTORS}], {USER_CS}
+    jne     hv_stub_publish_trap
+    movabs  rax, {SLOT_255}
+    cmp     [rdx + {UC_RIP}], rax
+    jb      hv_stub_publish_user
 hv_stub_publish_trap:
+    mov     r12d, {TURN_TRAP}
+hv_stub_publish_user:                           // publish the turn in r12d
     mov     [rbx + {H_SIGNAL}], edi
-    mov     eax, {TURN_TRAP}
+    mov     eax, r12d
     xchg    [rbx + {H_TURN}], eax
     cmp     dword ptr [rbx + {H_HOST_SLEEPS}], 0
     je      2f
@@ -280,7 +426,7 @@ hv_stub_futex_4:
 2:
     mov     ecx, [rbx + {H_SPIN}]
 3:
-    cmp     dword ptr [rbx + {H_TURN}], {TURN_TRAP}
+    cmp     [rbx + {H_TURN}], r12d
     jne     hv_stub_resume
     sub     ecx, 1
     jc      4f
@@ -298,11 +444,11 @@ hv_stub_futex_4:
     mov     eax, 1
     xchg    [rbx + {H_CALLER_SLEEPS}], eax
 5:
-    cmp     dword ptr [rbx + {H_TURN}], {TURN_TRAP}
+    cmp     [rbx + {H_TURN}], r12d
     jne     6f
     lea     rdi, [rbx + {H_TURN}]
     mov     esi, {FUTEX_WAIT}
-    mov     edx, {TURN_TRAP}
+    mov     edx, r12d
     xor     r10d, r10d
     mov     eax, {SYS_FUTEX}
     syscall
@@ -324,6 +470,10 @@ hv_stub_resume:
     je      hv_stub_deliver
     mov     rax, [rbx + {H_FS_BASE}]
     wrfsbase rax
+    cmp     dword ptr [rbx + {H_IS_USER}], 0
+    je      1f
+    load_user
+1:
     mov     rbx, rdx
     restore
 hv_stub_resume_end:
@@ -391,6 +541,9 @@ hv_stub_kick:
     mov     [rbx + {H_FRAME}], rdx
     rdfsbase rax
     mov     [rbx + {H_FS_BASE}], rax
+    cmp     dword ptr [rbx + {H_IS_USER}], 0
+    je      hv_stub_resume
+    save_user
     jmp     hv_stub_resume
 2:                                              // roll `iretq` forward
     lock and dword ptr [rbx - {HANDOVER} + {V_UPCALL}], {NOT_MASKED}

@@ -10,24 +10,20 @@
 //! Start at [`Users::enter`] and [`Users::fault`].
 
 use super::frame::UserFrame;
-use super::layout::Command;
-use super::sandbox::{Kind, Sandbox};
+use super::layout::{Command, MOST_SPACES};
+use super::sandbox::{Files, Kind, Sandbox};
 use super::shadow::Shadow;
 use crate::engine::{Access, EnterError, Registers};
-use crate::events::VcpuPages;
 use crate::memory::GuestMemory;
 use crate::mmu::{self, ENTRIES, Leaf, Rights, Step, span};
 use hv_abi::address::SLOT_255;
 use hv_abi::mmu::Entry;
 use hv_abi::user::{LOWEST_USER, UserContext};
 use hv_abi::{GuestPhys, PAGE_SIZE};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 use zerocopy::IntoBytes;
-
-/// Sandboxes for user address spaces that a VM has at once, at the most.
-const MOST_SPACES: usize = 64;
 
 /// Pages that are mapped for one fault, at the most, and within the same aligned run of so many.
 const AHEAD: u64 = 64;
@@ -36,8 +32,7 @@ const AHEAD: u64 = 64;
 const MOST_WANTED: usize = 512;
 
 pub(super) struct Users {
-    memory: GuestMemory,
-    pages: Arc<VcpuPages>,
+    files: Files,
     inner: Mutex<Inner>,
 }
 
@@ -46,8 +41,8 @@ struct Inner {
     spaces: HashMap<u64, Space>,
     /// Which tables the shadows came through.
     tables: HashMap<u64, Vec<Use>>,
-    /// Sandboxes that were killed and may not be gone yet.
-    leaving: Vec<Arc<Sandbox>>,
+    /// Sandboxes that were killed and may not be gone yet; until then nobody gets their slots.
+    leaving: Vec<(u32, Arc<Sandbox>)>,
     /// Counts entries, to find the space that was not used for longest.
     now: u64,
 }
@@ -63,6 +58,7 @@ struct Use {
 
 struct Space {
     sandbox: Arc<Sandbox>,
+    slot: u32,
     shadow: Shadow,
     /// The tables in `Inner::tables` that name this root, by level and base.
     tables: BTreeMap<(u32, u64), u64>,
@@ -91,22 +87,22 @@ pub(super) enum Fault {
 }
 
 impl Users {
-    pub(super) fn new(memory: GuestMemory, pages: Arc<VcpuPages>) -> Self {
-        Self { memory, pages, inner: Mutex::default() }
+    pub(super) fn new(files: Files) -> Self {
+        Self { files, inner: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().expect("no thread panics with the lock held")
     }
 
-    /// Readies the sandbox of `root` for going on with `user`, the context at P `context`.
+    /// Readies the sandbox of `root` for going on with `user`, the context at P `context`. Gives it and its slot.
     pub(super) fn enter(
         &self,
         vcpu: u32,
         root: u64,
         context: u64,
         user: &UserContext,
-    ) -> Result<Arc<Sandbox>, EnterError> {
+    ) -> Result<(Arc<Sandbox>, u32), EnterError> {
         let mut inner = self.lock();
         let inner = &mut *inner;
         // Held elsewhere, it comes from there: the program changes its address space.
@@ -115,7 +111,7 @@ impl Users {
         if let Some((at, _)) = elsewhere {
             let space = inner.spaces.get_mut(&{ *at }).expect("found above");
             if !from_memory {
-                space.save(&self.memory, vcpu);
+                space.save(&self.files.memory, vcpu);
                 from_memory = true;
             }
             space.held = None;
@@ -124,36 +120,37 @@ impl Users {
             if !from_memory {
                 return Err(EnterError::NoExtendedState);
             }
-            inner.make_room(&self.memory, vcpu);
+            let slot = inner.free_slot(&self.files.memory, vcpu);
             let sandbox =
-                Sandbox::start(Kind::User, &self.memory, &self.pages, &[]).map_err(EnterError::Engine)?;
-            inner.spaces.insert(root, Space::new(sandbox));
+                Sandbox::start(Kind::User { slot }, &self.files, &[]).map_err(EnterError::Engine)?;
+            inner.spaces.insert(root, Space::new(sandbox, slot));
         }
         inner.now += 1;
         let space = inner.spaces.get_mut(&root).expect("it is there, or was made");
         space.used = inner.now;
         let registers = Registers::from(user);
         if space.holds(context) && !from_memory {
-            space.frame(vcpu).set_registers(&registers).ok_or(EnterError::NoExtendedState)?;
+            space.frame(vcpu).set_registers(&registers);
         } else if from_memory {
             if !space.holds(context) {
-                space.save(&self.memory, vcpu);
+                space.save(&self.files.memory, vcpu);
             }
-            space.load(&self.memory, vcpu, context, user, &registers);
+            space.load(&self.files.memory, vcpu, context, user, &registers);
         } else {
             return Err(EnterError::NoExtendedState);
         }
         for virt in std::mem::take(&mut space.wanted) {
-            inner.shadow(&self.memory, root, virt, 1);
+            inner.shadow(&self.files.memory, root, virt, 1);
         }
         inner.update(root).map_err(EnterError::Engine)?;
-        Ok(inner.spaces[&root].sandbox.clone())
+        let space = &inner.spaces[&root];
+        Ok((space.sandbox.clone(), space.slot))
     }
 
     /// A program under `root` used an address that its sandbox does not have.
     pub(super) fn fault(&self, root: u64, address: u64, access: Access) -> Fault {
         let mut inner = self.lock();
-        let Some(rights) = inner.shadow(&self.memory, root, address, AHEAD) else { return Fault::Guest };
+        let Some(rights) = inner.shadow(&self.files.memory, root, address, AHEAD) else { return Fault::Guest };
         let allowed = match access {
             Access::Read => true,
             Access::Write => rights.write,
@@ -180,21 +177,23 @@ impl Users {
         let space = inner.spaces.values_mut().find(|space| space.holds(context));
         space.is_some_and(|space| {
             let held = space.held;
-            space.save(&self.memory, vcpu);
+            space.save(&self.files.memory, vcpu);
             space.held = held; // the area is a copy; the sandbox has it still
             true
         })
     }
 
-    /// An entry of a table, at P `at`, has changed.
-    pub(super) fn entry_changed(&self, at: u64) {
+    /// An entry of a table, at P `at`, has changed. Whether a sandbox has something to do for that.
+    pub(super) fn entry_changed(&self, at: u64) -> bool {
         let mut inner = self.lock();
         let (table, index) = (at - at % PAGE_SIZE, at % PAGE_SIZE / 8);
         let uses = inner.tables.get(&table).cloned().unwrap_or_default();
+        let used = !uses.is_empty();
         for of in uses {
             let start = of.base + index * span(of.level);
             inner.changed(of, start..start + span(of.level));
         }
+        used
     }
 
     /// Makes all changes that are outstanding.
@@ -217,7 +216,7 @@ impl Users {
     pub(super) fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
         let inner = self.lock();
         let spaces = inner.spaces.values().map(|space| &space.sandbox);
-        spaces.chain(&inner.leaving).cloned().collect()
+        spaces.chain(inner.leaving.iter().map(|(_, sandbox)| sandbox)).cloned().collect()
     }
 }
 
@@ -292,13 +291,22 @@ impl Inner {
         if commands.is_empty() { Ok(()) } else { space.sandbox.command(&commands) }
     }
 
-    /// Gives up the space that was not used for longest, if there are too many.
-    fn make_room(&mut self, memory: &GuestMemory, vcpu: u32) {
-        if self.spaces.len() >= MOST_SPACES
+    /// A slot for another space. If there are too many, gives up the one that was not used for longest.
+    fn free_slot(&mut self, memory: &GuestMemory, vcpu: u32) -> u32 {
+        if self.spaces.len() >= MOST_SPACES as usize
             && let Some(root) = self.spaces.iter().min_by_key(|(_, space)| space.used).map(|(root, _)| *root)
         {
             self.spaces.get_mut(&root).expect("found above").save(memory, vcpu);
             self.remove(root);
+        }
+        loop {
+            self.leaving.retain(|(_, sandbox)| !sandbox.shared.is_gone());
+            let leaving = self.leaving.iter().map(|(slot, _)| *slot);
+            let taken: BTreeSet<_> = self.spaces.values().map(|space| space.slot).chain(leaving).collect();
+            if let Some(slot) = (0..MOST_SPACES).find(|slot| !taken.contains(slot)) {
+                return slot;
+            }
+            self.leaving[0].1.shared.wait_until_gone();
         }
     }
 
@@ -309,8 +317,7 @@ impl Inner {
             forget_use(&mut self.tables, table, &Use { root, level, base, rights });
         }
         space.sandbox.kill();
-        self.leaving.retain(|sandbox| !sandbox.shared.is_dead());
-        self.leaving.push(space.sandbox);
+        self.leaving.push((space.slot, space.sandbox));
     }
 }
 
@@ -328,9 +335,10 @@ fn forget_use(tables: &mut HashMap<u64, Vec<Use>>, table: u64, of: &Use) {
 }
 
 impl Space {
-    fn new(sandbox: Sandbox) -> Self {
+    fn new(sandbox: Sandbox, slot: u32) -> Self {
         Self {
             sandbox: Arc::new(sandbox),
+            slot,
             shadow: Shadow::default(),
             tables: BTreeMap::new(),
             held: None,

@@ -2,8 +2,10 @@
 //!
 //! At any time it runs its guest kernel or one program, and this waits for the one that runs.
 
-use super::frame::{Frame, UserFault};
-use super::handover::{Handover, Machine, Server, TURN_CALL, TURN_ENTER_USER, TURN_TRAP, Wait, Words};
+use super::frame::UserFault;
+use super::handover::{
+    Handover, Machine, Server, TURN_CALL, TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, Wait, Words,
+};
 use super::layout::*;
 use super::sandbox::Shared;
 use super::spin::{self, Spin};
@@ -30,8 +32,10 @@ pub(super) struct Vcpu {
     spin: Spin,
     /// What the vCPU asked for is answered: it is to be given the turn.
     answered: bool,
-    /// The program that it runs, instead of its guest kernel.
-    user: Option<Arc<InUser>>,
+    /// The program that it entered last.
+    entered: Option<Arc<InUser>>,
+    /// This thread waits for that program, and not for the guest kernel.
+    in_user: bool,
     /// Since when, and at which of its processor times, the program has been called back.
     called_back: Option<(Instant, u64)>,
     counters: Counters,
@@ -44,7 +48,8 @@ impl Vcpu {
             vcpu,
             spin: Spin::new(),
             answered: false,
-            user: None,
+            entered: None,
+            in_user: false,
             called_back: None,
             counters: Counters::default(),
         }
@@ -52,7 +57,13 @@ impl Vcpu {
 
     /// The sandbox whose thread has the turn, or is asked for it.
     fn running(&self) -> &Shared {
-        self.user.as_ref().map_or(&self.process.kernel.shared, |user| &user.sandbox.shared)
+        let user = self.entered.as_ref().filter(|_| self.in_user);
+        user.map_or(&self.process.kernel.shared, |user| &user.sandbox.shared)
+    }
+
+    /// The program that runs, if it has been called back.
+    fn wanted(&self) -> Option<Arc<InUser>> {
+        self.process.running(self.vcpu).filter(|user| user.wanted.load(SeqCst))
     }
 
     fn handover(&self) -> &Handover {
@@ -96,17 +107,16 @@ impl Vcpu {
         }
         let before = monotonic_ns();
         self.counters.sleeps += 1;
-        let dead = || {
-            let called_back = |user: &Arc<InUser>| user.wanted.load(SeqCst) && self.called_back.is_none();
+        let look = || {
             self.running().is_dead()
                 || self.process.kernel.shared.is_dead()
-                || self.user.as_ref().is_some_and(called_back)
+                || (self.called_back.is_none() && self.wanted().is_some())
         };
         let left = || {
             let left = deadline.saturating_sub(monotonic_ns());
             (left > 0).then_some(Some(Duration::from_nanos(left)))
         };
-        let wait = self.server().sleep(dead, left);
+        let wait = self.server().sleep(look, left);
         self.spin.slept(monotonic_ns() - before);
         wait
     }
@@ -143,51 +153,102 @@ impl Vcpu {
 }
 
 impl Vcpu {
-    fn run_kernel(&mut self, deadline: u64) -> Exit {
-        match self.wait(deadline) {
-            Wait::Published(TURN_CALL) => self.hypercall(),
-            Wait::Published(TURN_TRAP) => self.trap(),
-            Wait::Published(TURN_ENTER_USER) => {
+    /// Waits for the guest kernel, or for a program that it entered by itself. `None`: there is more to wait for.
+    fn run_kernel(&mut self, deadline: u64) -> Option<Exit> {
+        let exit = match self.wait(self.patience(deadline)) {
+            Wait::Published(turn) => {
+                self.came_back();
+                self.published(turn)?
+            }
+            _ if self.process.kernel.shared.is_dead() => Exit::Died(self.process.kernel.shared.death()),
+            Wait::Interrupted | Wait::TimedOut if self.called_back.is_some() || self.wanted().is_some() => {
+                self.call_back();
+                return None;
+            }
+            Wait::Interrupted => return None,
+            Wait::TimedOut => Exit::Deadline,
+        };
+        Some(exit)
+    }
+
+    /// What the guest kernel has published.
+    fn published(&mut self, turn: u32) -> Option<Exit> {
+        Some(match turn {
+            TURN_CALL => self.hypercall(),
+            TURN_TRAP => self.trap(),
+            TURN_ENTER_USER => {
                 let [root, context] = core::array::from_fn(|i| self.handover().arguments[i].load(Relaxed));
                 self.counters.hypercalls += 1;
                 Exit::EnterUser { root, context }
             }
-            Wait::Published(other) => Exit::Died(format!("it set its turn to {other}, which means nothing")),
-            Wait::Interrupted => Exit::Died(self.process.kernel.shared.death()),
-            Wait::TimedOut => Exit::Deadline,
-        }
+            TURN_USER_TRAP => match &self.entered {
+                Some(user) => {
+                    user.by_monitor.store(true, SeqCst);
+                    self.in_user = true;
+                    return None; // it has published, and this thread waits for it now
+                }
+                None => Exit::Died("it published a trap of a program that it had not entered".into()),
+            },
+            other => Exit::Died(format!("it set its turn to {other}, which means nothing")),
+        })
     }
 
     /// Waits for the program. `None`: it goes on, or is to be waited for again.
-    fn run_user(&mut self, user: &InUser, deadline: u64) -> Option<Exit> {
-        let patience = self.called_back.map_or(deadline, |_| deadline.min(monotonic_ns() + CALL_AGAIN));
-        match self.wait(patience) {
+    fn run_user(&mut self, user: &Arc<InUser>, deadline: u64) -> Option<Exit> {
+        match self.wait(self.patience(deadline)) {
             Wait::Published(TURN_TRAP) => self.user_trap(user),
+            Wait::Published(TURN_SYSCALL) => {
+                let registers = frame::user_registers(user.sandbox.shared.handover(self.vcpu));
+                self.counters.traps += 1;
+                Some(self.user_exit(user, UserCause::SystemCall, registers))
+            }
             Wait::Published(_) => Some(self.user_killed(user)),
-            Wait::Interrupted if self.process.kernel.shared.is_dead() => {
+            _ if self.process.kernel.shared.is_dead() => {
                 Some(Exit::Died(self.process.kernel.shared.death()))
             }
-            Wait::Interrupted if user.sandbox.shared.is_dead() => Some(self.user_killed(user)),
-            Wait::Interrupted | Wait::TimedOut if user.wanted.load(SeqCst) => self.call_back(user),
+            _ if user.sandbox.shared.is_dead() => Some(self.user_killed(user)),
+            Wait::Interrupted | Wait::TimedOut if user.wanted.load(SeqCst) => {
+                self.call_back();
+                None
+            }
             Wait::Interrupted => None,
             Wait::TimedOut => Some(Exit::Deadline),
         }
     }
 
-    /// The program has been called back and has not come: calls again, for a time.
-    fn call_back(&mut self, user: &InUser) -> Option<Exit> {
+    /// While a program has been called back, it is looked after often.
+    fn patience(&self, deadline: u64) -> u64 {
+        self.called_back.map_or(deadline, |_| deadline.min(monotonic_ns() + CALL_AGAIN))
+    }
+
+    /// The program has been called back and has not come: calls again, for a time, and then gives it up.
+    fn call_back(&mut self) {
+        let Some(user) = self.wanted() else {
+            self.called_back = None; // it has come, and its guest kernel has not called since
+            return;
+        };
         let shared = &user.sandbox.shared;
         let used = shared.cpu_time(self.vcpu).unwrap_or(u64::MAX);
         let (since, then) = *self.called_back.get_or_insert((Instant::now(), used));
         if used.saturating_sub(then) > PATIENCE_CPU.as_nanos() as u64 || since.elapsed() > PATIENCE {
-            return Some(self.user_killed(user));
+            self.process.users.kill(user.root);
+        } else {
+            shared.request_stop(self.vcpu);
         }
-        shared.request_stop(self.vcpu);
-        None
+    }
+
+    /// The program is back, if it ran.
+    fn came_back(&mut self) {
+        if let Some(user) = &self.entered
+            && user.wanted.swap(false, SeqCst)
+        {
+            user.sandbox.shared.cancel_stop(self.vcpu);
+        }
+        self.called_back = None;
     }
 
     /// A trap, or a stop, that the program says it has come to.
-    fn user_trap(&mut self, user: &InUser) -> Option<Exit> {
+    fn user_trap(&mut self, user: &Arc<InUser>) -> Option<Exit> {
         self.counters.traps += 1;
         let shared = &user.sandbox.shared;
         let handover = shared.handover(self.vcpu);
@@ -196,7 +257,7 @@ impl Vcpu {
             return Some(self.user_killed(user));
         };
         if signal == 0 {
-            return Some(self.user_exit(user, UserCause::Interrupted, frame));
+            return Some(self.user_exit(user, UserCause::Interrupted, frame.registers));
         }
         let cause = match frame.user_fault(signal) {
             UserFault::SystemCall => UserCause::SystemCall,
@@ -213,25 +274,31 @@ impl Vcpu {
                 }
             }
         };
-        Some(self.user_exit(user, cause, frame))
+        Some(self.user_exit(user, cause, frame.registers))
     }
 
-    fn user_exit(&mut self, user: &InUser, cause: UserCause, frame: Frame) -> Exit {
-        user.sandbox.shared.cancel_stop(self.vcpu);
-        self.leave_user();
-        Exit::User(UserExit { cause, registers: frame.registers })
+    /// The program's guest kernel goes on, and may enter it again by itself.
+    fn user_exit(&mut self, user: &Arc<InUser>, cause: UserCause, registers: Registers) -> Exit {
+        self.leave_user(user);
+        let kernel = self.process.kernel.shared.handover(self.vcpu);
+        let link = LINKS_BASE + link_offset(self.process.pages.vcpus(), user.slot, self.vcpu);
+        kernel.fast_root.store(user.root, Relaxed);
+        kernel.fast_link.store(link, Relaxed);
+        kernel.fast_context.store(user.context, Relaxed);
+        Exit::User(UserExit { cause, registers })
     }
 
-    fn user_killed(&mut self, user: &InUser) -> Exit {
+    fn user_killed(&mut self, user: &Arc<InUser>) -> Exit {
         self.process.users.kill(user.root);
-        self.leave_user();
+        self.leave_user(user);
+        self.process.forbid_fast();
         Exit::User(UserExit { cause: UserCause::Killed, registers: Registers::default() })
     }
 
-    fn leave_user(&mut self) {
-        *self.process.in_user(self.vcpu) = None;
-        self.user = None;
-        self.called_back = None;
+    fn leave_user(&mut self, user: &Arc<InUser>) {
+        user.by_monitor.store(false, SeqCst);
+        self.came_back();
+        self.in_user = false;
         self.answered = false;
     }
 }
@@ -242,8 +309,11 @@ impl VcpuRunner for Vcpu {
             if std::mem::take(&mut self.answered) {
                 self.server().answer();
             }
-            let Some(user) = self.user.clone() else { return self.run_kernel(deadline) };
-            if let Some(exit) = self.run_user(&user, deadline) {
+            let exit = match self.entered.clone().filter(|_| self.in_user) {
+                Some(user) => self.run_user(&user, deadline),
+                None => self.run_kernel(deadline),
+            };
+            if let Some(exit) = exit {
                 return exit;
             }
         }
@@ -260,14 +330,16 @@ impl VcpuRunner for Vcpu {
     }
 
     fn enter_user(&mut self, root: u64, context: u64, user: &UserContext) -> Result<(), EnterError> {
-        let sandbox = self.process.users.enter(self.vcpu, root, context, user)?;
-        let entered = Arc::new(InUser { root, sandbox, wanted: AtomicBool::new(false) });
+        let (sandbox, slot) = self.process.users.enter(self.vcpu, root, context, user)?;
+        let (by_monitor, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
+        let entered = Arc::new(InUser { root, context, slot, sandbox, by_monitor, wanted });
         *self.process.in_user(self.vcpu) = Some(entered.clone());
         // Whoever raises an event stores it, and then looks for a program; here it is the other way round.
         if self.process.upcall_pending(self.vcpu) {
             entered.call_back(self.vcpu);
         }
-        self.user = Some(entered);
+        self.entered = Some(entered);
+        self.in_user = true;
         self.answered = true;
         Ok(())
     }

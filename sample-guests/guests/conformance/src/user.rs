@@ -38,3 +38,18 @@ guest_sdk::tests! {
         assert_eq!((program.context.address, program.context.access), (HEAP + 0x1_0008, access::READ));
     }
 }
+
+guest_sdk::tests! {
+    "X-001" fn time_of_a_system_call() {
+        // 1: syscall; jmp 1b
+        let mut program = Program::new(&[0x0f, 5, 0xeb, 0xfc]);
+        for _ in 0..1000 { program.run(); }
+        let mut best = u64::MAX;
+        for _ in 0..20 {
+            let start = guest_sdk::time::Instant::now();
+            for _ in 0..2000 { program.run(); }
+            best = best.min(start.elapsed().as_nanos() as u64 / 2000);
+        }
+        panic!("{best} ns");
+    }
+}
