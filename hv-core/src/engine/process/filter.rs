@@ -65,7 +65,7 @@ pub(super) fn vcpu_thread() -> Vec<u64> {
     program(&allowed, true)
 }
 
-fn vcpu_futexes() -> [u64; 7] {
+fn vcpu_futexes() -> [u64; 9] {
     [
         stub::futex_1(),
         stub::futex_2(),
@@ -74,6 +74,8 @@ fn vcpu_futexes() -> [u64; 7] {
         stub::futex_5(),
         stub::futex_6(),
         stub::futex_7(),
+        stub::futex_8(),
+        stub::futex_9(),
     ]
 }
 

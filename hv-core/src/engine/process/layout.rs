@@ -109,7 +109,7 @@ pub(super) struct KernelSigaction {
 }
 
 /// Instructions in a filter, at the most.
-pub(super) const MAX_FILTER: usize = 96;
+pub(super) const MAX_FILTER: usize = 128;
 
 /// The command page and its data, written by the monitor and read-only in the sandbox.
 #[repr(C, align(4096))]
@@ -145,8 +145,10 @@ pub(super) struct Filter {
 
 /// Offset of the report page in the control file.
 pub(super) const REPORT_OFFSET: u64 = size_of::<Control>() as u64;
+/// Offset in it of the page that user address spaces have at their gate.
+pub(super) const GATE_OFFSET: u64 = REPORT_OFFSET + 4096;
 /// Bytes of the control file.
-pub(super) const CONTROL_SIZE: u64 = REPORT_OFFSET + 4096;
+pub(super) const CONTROL_SIZE: u64 = GATE_OFFSET + 4096;
 
 /// What the mapping thread reports, by `pwrite`.
 #[repr(C)]

@@ -13,6 +13,7 @@ use crate::engine::EngineError;
 use crate::events::VcpuPages;
 use crate::shared::SharedFile;
 use core::mem::offset_of;
+use hv_abi::user::GATE;
 use core::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,11 @@ impl Mapper {
             restorer: stub::trap(), // never returned to: handlers do not use rt_sigreturn
             mask: 0,
         };
+        for (i, byte) in (0..).zip(stub::gate_code()) {
+            let gate = self.file.pointer(GATE_OFFSET + i, 1);
+            // SAFETY: the pointer is to a byte inside the mapping, and no sandbox reads it before its start.
+            unsafe { gate.write(byte) };
+        }
         let (mapping, vcpu) = (filter::mapping_thread(), filter::vcpu_thread());
         let control = self.control();
         // SAFETY: the pointer is to a whole `Control` inside the mapping, aligned since mappings are page-aligned.
@@ -197,9 +203,12 @@ pub(super) fn first_commands(kind: Kind, vcpus: u32) -> Vec<Command> {
         commands.push(map(area + HANDOVER, 4096, handover.0, handover.1, BOTH));
         commands.push(map(area + STACK, STACK_SIZE, EXCHANGE, exchange + EXCHANGE_STACK, BOTH));
     }
-    if kind == Kind::Kernel {
-        commands.push(map(LINKS_BASE, links_size(vcpus), descriptor::LINKS, 0, BOTH));
-    }
+    commands.push(match kind {
+        Kind::Kernel => map(LINKS_BASE, links_size(vcpus), descriptor::LINKS, 0, BOTH),
+        Kind::User { .. } => {
+            map(GATE, 4096, descriptor::CONTROL, GATE_OFFSET, libc::PROT_READ | libc::PROT_EXEC)
+        }
+    });
     commands.push(Command::new(
         libc::SYS_seccomp,
         [libc::SECCOMP_SET_MODE_FILTER.into(), 0, at(offset_of!(Control, mapping_filter)), 0, 0, 0],

@@ -24,6 +24,9 @@ use std::time::{Duration, Instant};
 /// How long a sandbox may take to be ready. It takes a fraction of a millisecond; a starved host is no reason to fail.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a program may take to leave the gate; some microseconds, if its host does not starve.
+const GATE_PATIENCE: Duration = Duration::from_millis(200);
+
 /// Whose address space it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -257,6 +260,16 @@ impl Shared {
     pub(super) fn request_stop(&self, vcpu: u32) {
         self.handover(vcpu).stop.store(1, SeqCst);
         self.signal(vcpu);
+    }
+
+    /// Has a program that waits at the gate wait in a signal handler instead, so that its extended state is in memory. If
+    /// it does not, it is not honest, and has none.
+    pub(super) fn leave_gate(&self, vcpu: u32) {
+        let start = Instant::now();
+        while self.handover(vcpu).frame.load(SeqCst) == 0 && !self.is_dead() && start.elapsed() < GATE_PATIENCE {
+            self.signal(vcpu);
+            std::thread::sleep(Duration::from_micros(10));
+        }
     }
 
     /// Takes the request back.

@@ -64,6 +64,8 @@ core::arch::global_asm!(
     DIRECT_MAP = const DIRECT_MAP,
     USER_SYSCALL = const trap::SYSCALL,
     USER_SYSCALL_HIGH = const (trap::SYSCALL as u64) << 32,
+    FLAG_TF = const 1 << 8,
+    FLAG_AC = const 1 << 18,
     SIGSYS = const libc::SIGSYS,
     ARCH = const super::filter::AUDIT_ARCH_X86_64,
     H_SPUN = const offset_of!(Handover, spun),
@@ -149,11 +151,21 @@ labels! {
     futex_5 = hv_stub_futex_5;
     futex_6 = hv_stub_futex_6;
     futex_7 = hv_stub_futex_7;
+    futex_8 = hv_stub_futex_8;
+    futex_9 = hv_stub_futex_9;
+    gate = hv_stub_gate;
 }
 
 /// Where the byte at `label` of the stub is in a sandbox.
 fn in_sandbox(label: *const u8) -> u64 {
     STUB_BASE + (label.addr() - (&raw const hv_stub_begin).addr()) as u64
+}
+
+/// The code at V `GATE` of a user address space: `jmp [rip]`, and where to.
+pub(super) fn gate_code() -> [u8; 14] {
+    let mut code = [0xff, 0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    code[6..].copy_from_slice(&gate().to_le_bytes());
+    code
 }
 
 /// The stub's code.

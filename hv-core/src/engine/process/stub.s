@@ -325,6 +325,121 @@ hv_stub_upcall_return:
     jmp     qword ptr gs:[{V_UPCALL_ENTRY}]
 hv_stub_upcall_return_end:
 
+// Called by a user program, through the page at GATE: a system call without a signal. All registers go to the hand-over
+// page, and all come from there; H_FRAME is 0 meanwhile, for extended state stays in the processor.
+    .globl hv_stub_gate
+hv_stub_gate:
+    mov     gs:[{HANDOVER} + {H_USER}], rax
+    mov     gs:[{HANDOVER} + {H_USER} + 8], rbx
+    mov     gs:[{HANDOVER} + {H_USER} + 16], rcx
+    mov     gs:[{HANDOVER} + {H_USER} + 24], rdx
+    mov     gs:[{HANDOVER} + {H_USER} + 32], rsi
+    mov     gs:[{HANDOVER} + {H_USER} + 40], rdi
+    mov     gs:[{HANDOVER} + {H_USER} + 48], rbp
+    mov     gs:[{HANDOVER} + {H_USER} + 64], r8
+    mov     gs:[{HANDOVER} + {H_USER} + 72], r9
+    mov     gs:[{HANDOVER} + {H_USER} + 80], r10
+    mov     gs:[{HANDOVER} + {H_USER} + 88], r11
+    mov     gs:[{HANDOVER} + {H_USER} + 96], r12
+    mov     gs:[{HANDOVER} + {H_USER} + 104], r13
+    mov     gs:[{HANDOVER} + {H_USER} + 112], r14
+    mov     gs:[{HANDOVER} + {H_USER} + 120], r15
+    pushfq
+    pop     qword ptr gs:[{HANDOVER} + {H_USER} + {C_RFLAGS}]
+    cld
+    pop     qword ptr gs:[{HANDOVER} + {H_USER} + {C_RIP}]
+    mov     gs:[{HANDOVER} + {H_USER} + 56], rsp
+    rdfsbase rax
+    mov     gs:[{HANDOVER} + {H_FS_BASE}], rax
+    mov     qword ptr gs:[{HANDOVER} + {H_FRAME}], 0
+    mov     eax, {TURN_SYSCALL}
+    xchg    gs:[{HANDOVER} + {H_TURN}], eax
+hv_stub_gate_wait:                              // a signal from here to its end: waits on in hv_stub_wait
+    cmp     dword ptr gs:[{HANDOVER} + {H_HOST_SLEEPS}], 0
+    je      1f
+    mov     dword ptr gs:[{HANDOVER} + {H_HOST_SLEEPS}], 0
+    rdgsbase rdi
+    add     rdi, {HANDOVER} + {H_HOST_SLEEPS}
+    mov     esi, {FUTEX_WAKE}
+    mov     edx, {WAKE_ALL}
+    mov     eax, {SYS_FUTEX}
+    syscall
+    .globl hv_stub_futex_8
+hv_stub_futex_8:
+1:
+    mov     ecx, gs:[{HANDOVER} + {H_SPIN}]
+2:
+    cmp     dword ptr gs:[{HANDOVER} + {H_TURN}], {TURN_SYSCALL}
+    jne     hv_stub_gate_return
+    sub     ecx, 1
+    jc      3f
+    pause
+    test    ecx, {SPIN_LOOK}
+    jnz     2b
+    mov     r8d, ecx
+    rdtscp
+    and     ecx, 0xfff
+    mov     gs:[{HANDOVER} + {H_CPU}], ecx
+    cmp     ecx, gs:[{HANDOVER} + {H_HOST_CPU}]
+    mov     ecx, r8d
+    jne     2b
+3:
+    mov     eax, 1
+    xchg    gs:[{HANDOVER} + {H_CALLER_SLEEPS}], eax
+4:
+    cmp     dword ptr gs:[{HANDOVER} + {H_TURN}], {TURN_SYSCALL}
+    jne     5f
+    rdgsbase rdi
+    add     rdi, {HANDOVER} + {H_TURN}
+    mov     esi, {FUTEX_WAIT}
+    mov     edx, {TURN_SYSCALL}
+    xor     r10d, r10d
+    mov     eax, {SYS_FUTEX}
+    syscall
+    .globl hv_stub_futex_9
+hv_stub_futex_9:
+    jmp     4b
+5:
+    mov     dword ptr gs:[{HANDOVER} + {H_CALLER_SLEEPS}], 0
+hv_stub_gate_return:                            // a signal from here to its end: as if it were done
+    cmp     qword ptr gs:[{HANDOVER} + {H_FRAME}], 0
+    jne     7f                                  // it goes on as another
+    cmp     dword ptr gs:[{HANDOVER} + {H_STOP}], 0
+    jne     7f
+    test    dword ptr gs:[{HANDOVER} + {H_USER} + {C_RFLAGS}], {FLAG_TF} | {FLAG_AC}
+    jnz     7f
+    mov     rax, gs:[{HANDOVER} + {H_FS_BASE}]
+    wrfsbase rax
+    rdgsbase rsp
+    add     rsp, {HANDOVER} + {H_USER} + {C_RFLAGS}
+    popfq
+    mov     rax, gs:[{HANDOVER} + {H_USER}]
+    mov     rbx, gs:[{HANDOVER} + {H_USER} + 8]
+    mov     rcx, gs:[{HANDOVER} + {H_USER} + 16]
+    mov     rdx, gs:[{HANDOVER} + {H_USER} + 24]
+    mov     rsi, gs:[{HANDOVER} + {H_USER} + 32]
+    mov     rdi, gs:[{HANDOVER} + {H_USER} + 40]
+    mov     rbp, gs:[{HANDOVER} + {H_USER} + 48]
+    mov     rsp, gs:[{HANDOVER} + {H_USER} + 56]
+    mov     r8,  gs:[{HANDOVER} + {H_USER} + 64]
+    mov     r9,  gs:[{HANDOVER} + {H_USER} + 72]
+    mov     r10, gs:[{HANDOVER} + {H_USER} + 80]
+    mov     r11, gs:[{HANDOVER} + {H_USER} + 88]
+    mov     r12, gs:[{HANDOVER} + {H_USER} + 96]
+    mov     r13, gs:[{HANDOVER} + {H_USER} + 104]
+    mov     r14, gs:[{HANDOVER} + {H_USER} + 112]
+    mov     r15, gs:[{HANDOVER} + {H_USER} + 120]
+    jmp     qword ptr gs:[{HANDOVER} + {H_USER} + {C_RIP}]
+7:                                              // as another, whose context is there, or by a signal's
+    cmp     qword ptr gs:[{HANDOVER} + {H_FRAME}], 0
+    je      hv_stub_gate_trap
+    rdgsbase rsp
+    add     rsp, {STACK} + {STACK_SIZE} - 256
+    jmp     hv_stub_resume
+hv_stub_gate_trap:
+    ud2
+hv_stub_gate_end:
+
 // ---- signal handlers: rdi signal, rsi siginfo, rdx ucontext; RSP on the vCPU's signal stack ------------------
 
 // Loads rbx with the address of the hand-over page, from RSP alone.
@@ -390,6 +505,9 @@ hv_stub_trap:
     push    2                                   // clears AC, NT and DF, before anything that they could break
     popfq
     load_handover
+    lea     rax, [rip + hv_stub_gate_trap]
+    cmp     rax, [rdx + {UC_RIP}]
+    je      hv_stub_from_gate
     mov     [rbx + {H_FRAME}], rdx
     mov     [rbx + {H_SIGINFO}], rsi
     rdfsbase rax
@@ -424,6 +542,7 @@ hv_stub_publish_user:                           // publish the turn in r12d
     .globl hv_stub_futex_4
 hv_stub_futex_4:
 2:
+hv_stub_wait:
     mov     ecx, [rbx + {H_SPIN}]
 3:
     cmp     [rbx + {H_TURN}], r12d
@@ -514,6 +633,7 @@ hv_stub_deliver:
 //   guest code                     act on it
 //   end of a call or upcall_return roll the context forward to its return, then the same
 //   hv_stub_resume                 start that again; it looks for both
+//   hv_stub_gate_wait, _return     go on from here, where there is a context with the extended state
 //   elsewhere in the stub          go on: what is interrupted there looks for upcalls before it returns; a stop
 //                                  may have to be asked for again, which the monitor does
     .globl hv_stub_kick
@@ -527,6 +647,9 @@ hv_stub_kick:
     if_rip_below hv_stub_finish_end, 3f
     if_rip_below hv_stub_upcall_return, 9f
     if_rip_below hv_stub_upcall_return_end, 2f
+    if_rip_below hv_stub_gate_wait, 9f
+    if_rip_below hv_stub_gate_return, 4f
+    if_rip_below hv_stub_gate_end, hv_stub_from_gate
     if_rip_below hv_stub_resume, 9f
     if_rip_below hv_stub_resume_end, hv_stub_resume
     if_rip_below hv_stub_end, 9f
@@ -555,6 +678,16 @@ hv_stub_kick:
     mov     rax, [rcx + 24]
     mov     [rdx + {UC_RSP}], rax
     jmp     1b
+4:                                              // waiting at the gate: waits on in here, with a context
+    xor     eax, eax
+    lock cmpxchg [rbx + {H_FRAME}], rdx
+    mov     dword ptr [rbx + {H_CALLER_SLEEPS}], 0
+    mov     r12d, {TURN_SYSCALL}
+    jmp     hv_stub_wait
+hv_stub_from_gate:                              // going on from the gate: goes on from here
+    xor     eax, eax
+    lock cmpxchg [rbx + {H_FRAME}], rdx
+    jmp     hv_stub_resume
 9:
     mov     rbx, rdx
     restore

@@ -417,6 +417,7 @@ impl Space {
         let Some(held) = self.held.take() else { return };
         let (size, mask) = crate::cpu::xstate();
         let words = size as usize / 8;
+        self.sandbox.shared.leave_gate(vcpu);
         let mut xstate = self.frame(vcpu).xstate(words).unwrap_or_else(|| vec![0; words]);
         super::xstate::make_valid(&mut xstate, mask);
         // Both lie in guest memory: that was checked when the context was entered, and memory does not shrink.

@@ -50,6 +50,23 @@ guest_sdk::tests! {
             for _ in 0..2000 { program.run(); }
             best = best.min(start.elapsed().as_nanos() as u64 / 2000);
         }
-        panic!("{best} ns");
+        // 1: call [rdi]; jmp 1b
+        let mut program = Program::new(&[0xff, 0xd7, 0xeb, 0xfc]);
+        program.context.rdi = guest_sdk::hv_abi::user::GATE;
+        program.context.r8_to_r15 = [1, 2, 3, 4, 5, 6, 7, 8];
+        program.context.rflags = 0xad7;
+        for _ in 0..1000 {
+            assert_eq!(program.run(), trap::SYSCALL);
+            assert_eq!(program.context.rip, TEXT + 2);
+            assert_eq!(program.context.rflags, 0xad7);
+            assert_eq!(program.context.r8_to_r15, [1, 2, 3, 4, 5, 6, 7, 8]);
+        }
+        let mut gate = u64::MAX;
+        for _ in 0..20 {
+            let start = guest_sdk::time::Instant::now();
+            for _ in 0..2000 { program.run(); }
+            gate = gate.min(start.elapsed().as_nanos() as u64 / 2000);
+        }
+        panic!("trap {best} ns, gate {gate} ns");
     }
 }
