@@ -35,7 +35,7 @@ fn a_sandbox_maps_its_guest_and_the_stub_and_nothing_else() {
                 executable_in_slot_255 += 1;
             }
             "/memfd:hv-control" => assert_eq!(permissions, "r--s", "commands and reports are read-only"),
-            "/memfd:hv-vcpu-pages" | "/memfd:hv-exchange" => {
+            "/memfd:hv-vcpu-pages" | "/memfd:hv-exchange" | "/memfd:hv-links" => {
                 assert!(slot_255);
                 assert!(!permissions.contains('x'));
             }
@@ -81,7 +81,7 @@ fn every_thread_of_a_sandbox_is_filtered_and_without_privileges() {
 }
 
 #[test]
-fn a_sandbox_has_four_descriptors() {
+fn a_sandbox_has_five_descriptors() {
     let (vm, console) = start("bench", &["idle"]);
     console.wait_for("idle");
     let pid = vm.processes()[0];
@@ -91,7 +91,7 @@ fn a_sandbox_has_four_descriptors() {
         .collect();
     files.sort();
     let expected =
-        ["control", "exchange", "guest-memory", "vcpu-pages"].map(|f| format!("/memfd:hv-{f} (deleted)"));
+        ["control", "exchange", "guest-memory", "links", "vcpu-pages"].map(|f| format!("/memfd:hv-{f} (deleted)"));
     assert_eq!(files, expected);
 }
 
