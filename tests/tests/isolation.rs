@@ -90,8 +90,8 @@ fn a_sandbox_has_five_descriptors() {
         .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
         .collect();
     files.sort();
-    let expected =
-        ["control", "exchange", "guest-memory", "links", "vcpu-pages"].map(|f| format!("/memfd:hv-{f} (deleted)"));
+    let expected = ["control", "exchange", "guest-memory", "links", "vcpu-pages"]
+        .map(|f| format!("/memfd:hv-{f} (deleted)"));
     assert_eq!(files, expected);
 }
 

@@ -166,8 +166,8 @@ pub(super) fn write_first(exchange: &SharedFile, vcpu: u32, registers: &Register
 fn write_registers(exchange: &SharedFile, offset: u64, registers: &Registers) {
     let r = registers;
     let in_order = [
-        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax, r.rcx,
-        r.rsp, r.rip, r.rflags,
+        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax,
+        r.rcx, r.rsp, r.rip, r.rflags,
     ];
     for (i, value) in (0..).zip(in_order) {
         exchange.store_word(offset + ucontext::R8 + i * 8, value);
@@ -176,11 +176,28 @@ fn write_registers(exchange: &SharedFile, offset: u64, registers: &Registers) {
 
 /// The registers that a program has published.
 pub(super) fn user_registers(handover: &Handover) -> Registers {
-    let [
-        rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags, fs_base,
-    ] = core::array::from_fn(|i| handover.user[i].load(Relaxed));
+    let [rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags, fs_base] =
+        core::array::from_fn(|i| handover.user[i].load(Relaxed));
     Registers {
-        rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags, fs_base,
+        rax,
+        rbx,
+        rcx,
+        rdx,
+        rsi,
+        rdi,
+        rbp,
+        rsp,
+        r8,
+        r9,
+        r10,
+        r11,
+        r12,
+        r13,
+        r14,
+        r15,
+        rip,
+        rflags,
+        fs_base,
     }
 }
 
@@ -188,8 +205,8 @@ pub(super) fn user_registers(handover: &Handover) -> Registers {
 fn set_user_registers(handover: &Handover, registers: &Registers) {
     let r = registers;
     let in_order: [u64; USER_WORDS] = [
-        r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14,
-        r.r15, r.rip, r.rflags, r.fs_base,
+        r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13,
+        r.r14, r.r15, r.rip, r.rflags, r.fs_base,
     ];
     handover.user.iter().zip(in_order).for_each(|(word, value)| word.store(value, Relaxed));
 }

@@ -243,7 +243,8 @@ const _: () = assert!(core::mem::offset_of!(Handover, user) == 256);
 impl Handover {
     /// As for a new sandbox: nothing published, nothing asked for.
     pub(crate) fn reset(&self) {
-        let words = [&self.turn, &self.in_block, &self.host_sleeps, &self.caller_sleeps, &self.stop, &self.direct];
+        let words =
+            [&self.turn, &self.in_block, &self.host_sleeps, &self.caller_sleeps, &self.stop, &self.direct];
         words.into_iter().for_each(|word| word.store(0, Relaxed));
         self.signal.store(0, Relaxed);
         self.frame.store(0, Relaxed);

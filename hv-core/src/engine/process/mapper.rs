@@ -13,8 +13,8 @@ use crate::engine::EngineError;
 use crate::events::VcpuPages;
 use crate::shared::SharedFile;
 use core::mem::offset_of;
-use hv_abi::user::GATE;
 use core::sync::atomic::Ordering;
+use hv_abi::user::GATE;
 use std::time::{Duration, Instant};
 
 /// The control pages of one sandbox.

@@ -32,7 +32,9 @@ const GATE_PATIENCE: Duration = Duration::from_millis(200);
 pub(super) enum Kind {
     Kernel,
     /// With the hand-over pages of this slot of the file of links.
-    User { slot: u32 },
+    User {
+        slot: u32,
+    },
 }
 
 /// The files of a VM that all its sandboxes have.
@@ -68,11 +70,7 @@ pub(super) struct Shared {
 impl Sandbox {
     /// Makes a process with the stub and the shared pages, then what `mappings` say, and vCPU 0's thread in it. The thread
     /// waits for its first context.
-    pub(super) fn start(
-        kind: Kind,
-        files: &Files,
-        mappings: &[Command],
-    ) -> Result<Self, EngineError> {
+    pub(super) fn start(kind: Kind, files: &Files, mappings: &[Command]) -> Result<Self, EngineError> {
         let host = |what| move |source| EngineError::Host { what, source };
         let vcpus = files.pages.vcpus();
         let exchange = SharedFile::new("hv-exchange", u64::from(vcpus) * layout::EXCHANGE_STRIDE)
@@ -266,7 +264,10 @@ impl Shared {
     /// it does not, it is not honest, and has none.
     pub(super) fn leave_gate(&self, vcpu: u32) {
         let start = Instant::now();
-        while self.handover(vcpu).frame.load(SeqCst) == 0 && !self.is_dead() && start.elapsed() < GATE_PATIENCE {
+        while self.handover(vcpu).frame.load(SeqCst) == 0
+            && !self.is_dead()
+            && start.elapsed() < GATE_PATIENCE
+        {
             self.signal(vcpu);
             std::thread::sleep(Duration::from_micros(10));
         }

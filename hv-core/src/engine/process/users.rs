@@ -150,7 +150,9 @@ impl Users {
     /// A program under `root` used an address that its sandbox does not have.
     pub(super) fn fault(&self, root: u64, address: u64, access: Access) -> Fault {
         let mut inner = self.lock();
-        let Some(rights) = inner.shadow(&self.files.memory, root, address, AHEAD) else { return Fault::Guest };
+        let Some(rights) = inner.shadow(&self.files.memory, root, address, AHEAD) else {
+            return Fault::Guest;
+        };
         let allowed = match access {
             Access::Read => true,
             Access::Write => rights.write,

@@ -4,7 +4,8 @@
 
 use super::frame::UserFault;
 use super::handover::{
-    Handover, Machine, Server, TURN_CALL, TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, Wait, Words,
+    Handover, Machine, Server, TURN_CALL, TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, Wait,
+    Words,
 };
 use super::layout::*;
 use super::sandbox::Shared;
@@ -203,9 +204,7 @@ impl Vcpu {
                 Some(self.user_exit(user, UserCause::SystemCall, registers))
             }
             Wait::Published(_) => Some(self.user_killed(user)),
-            _ if self.process.kernel.shared.is_dead() => {
-                Some(Exit::Died(self.process.kernel.shared.death()))
-            }
+            _ if self.process.kernel.shared.is_dead() => Some(Exit::Died(self.process.kernel.shared.death())),
             _ if user.sandbox.shared.is_dead() => Some(self.user_killed(user)),
             Wait::Interrupted | Wait::TimedOut if user.wanted.load(SeqCst) => {
                 self.call_back();

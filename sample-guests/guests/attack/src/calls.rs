@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use fastrand::Rng;
 use guest_sdk::events::vcpu_page;
 use guest_sdk::hv_abi::call::{CALLS, MULTICALL_MAX, MulticallEntry, PANIC_TEXT_MAX, PanicReport};
+use guest_sdk::hv_abi::mmu::MMU_UPDATE_MAX;
 use guest_sdk::hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS};
 use guest_sdk::hv_abi::{ABI_VERSION, Call, GuestPhys, Status};
 use guest_sdk::time::Instant;
@@ -90,9 +91,33 @@ fn arguments(random: &mut Rng, call: Call) -> [u64; 5] {
                 arguments[1] %= MULTICALL_MAX + 2;
             }
         }
+        Call::MMU_UPDATE => {
+            arguments[0] = updates(random);
+            arguments[2] &= 3;
+        }
         _ => {}
     }
     arguments
+}
+
+/// A place in an array of page-table updates, aligned or not: of entries outside of memory, or at its top.
+fn updates(random: &mut Rng) -> u64 {
+    static UPDATES: [[AtomicU64; 4]; MMU_UPDATE_MAX as usize] =
+        [const { [const { AtomicU64::new(0) }; 4] }; MMU_UPDATE_MAX as usize];
+    let memory = guest_sdk::boot::info().memory_size;
+    for _ in 0..16 {
+        let update = &UPDATES[random.usize(..UPDATES.len())];
+        let entry = memory.wrapping_sub(random.u64(..TOP)).wrapping_add(u64::from(random.bool()) * TOP);
+        update[0].store(if random.u8(..4) == 0 { entry } else { entry & !7 }, SeqCst);
+        update[1].store(if random.bool() { hurtful(random) } else { random.u64(..memory) | 7 }, SeqCst);
+        update[3].store(u64::from(random.u8(..8) == 0) << 32, SeqCst);
+    }
+    // Those that are all zero would change the first word of memory, which nobody has.
+    match random.u8(..8) {
+        0 => memory - random.u64(..TOP.min(32)),
+        1 => phys(&UPDATES) + random.u64(..8),
+        _ => phys(&UPDATES) + random.u64(..256) * 32,
+    }
 }
 
 /// Fills the batch with calls of all kinds, and gives a place in it, aligned or not.
@@ -102,8 +127,10 @@ fn entries(random: &mut Rng) -> u64 {
         entry.call = number(random);
         // A multicall in a multicall is refused before it is looked at.
         entry.arguments.fill_with(|| if random.bool() { hurtful(random) } else { 0 });
-        if entry.call == Call::SHUTDOWN {
-            entry.arguments[0] |= 256;
+        match entry.call {
+            Call::SHUTDOWN => entry.arguments[0] |= 256,
+            Call::MMU_UPDATE => entry.arguments[0] = updates(random),
+            _ => {}
         }
         entry.reserved = u64::from(random.u8(..8) == 0) * random.u64(..);
     }

@@ -71,6 +71,9 @@ fn registers(random: &mut Rng, to: u64) -> Registers {
     registers
 }
 
+/// Bytes of the stub's mapping; the test compares them with what the host has.
+const STUB_BYTES: usize = 0x2000;
+
 /// To `offset` in the stub's mapping.
 pub fn anywhere([seed, offset, _]: Numbers) {
     let mut random = Rng::with_seed(seed);
@@ -88,8 +91,8 @@ pub fn anywhere([seed, offset, _]: Numbers) {
 pub fn gadget([seed, index, number]: Numbers) {
     const SYSCALL: [u8; 2] = [0x0f, 0x05];
     let mut random = Rng::with_seed(seed);
-    // SAFETY: not promised to be readable, but it is: the stub's first page at least, and the test says how far.
-    let code = unsafe { core::slice::from_raw_parts(HYPERCALL_PAGE as *const u8, 4096) };
+    // SAFETY: not promised to be readable, but it is, and the test knows how far.
+    let code = unsafe { core::slice::from_raw_parts(HYPERCALL_PAGE as *const u8, STUB_BYTES) };
     let mut gadgets = code.windows(2).enumerate().filter(|(_, bytes)| *bytes == SYSCALL);
     let Some((offset, _)) = gadgets.nth(index as usize) else {
         println!("{} instructions", code.windows(2).filter(|bytes| *bytes == SYSCALL).count());
