@@ -26,7 +26,7 @@ const MOST_NESTED: usize = 64;
 /// Steps from an inlined function to the entry that has its name.
 const MOST_ORIGINS: usize = 16;
 /// Bytes of a table of abbreviations, and of the header of a line program: gimli keeps them while a unit is read.
-const LONGEST_TABLE: usize = 1 << 20;
+const LONGEST_TABLE: usize = 1 << 16;
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 type Value<'a> = AttributeValue<Bytes<'a>>;
@@ -164,7 +164,7 @@ impl<'a> Dwarf<'a> {
         let sections = gimli::Dwarf::load(section).ok()?;
         let (mut units, mut headers) = (sections.units(), Vec::new());
         while let Ok(Some(header)) = units.next() {
-            budget.pay(size_of::<UnitHeader<'_>>())?;
+            budget.pay(4 * size_of::<UnitHeader<'_>>())?; // they are kept
             headers.push(header);
         }
         Some(Self { sections, headers, abbreviations: None, frames: 0, budget })
@@ -428,7 +428,10 @@ impl<'a> Dwarf<'a> {
             if !inlined {
                 around.push((depth, at));
             }
-            let (_, function) = around.last().filter(|_| around.len() <= MOST_NESTED)?;
+            let (_, function) = around.last()?;
+            if around.len() > MOST_NESTED || kept.len() == MOST_FRAMES {
+                return None;
+            }
             let (index, mut keep) = (kept.len(), false);
             self.mark(unit, &entry, found, |found| {
                 let fits = if inlined { found.function == Some(*function) } else { found.function.is_none() };

@@ -7,7 +7,7 @@ fn expected(context: &addr2line::Context<Bytes<'_>>, address: u64) -> Vec<StackF
     let mut frames = Vec::new();
     let mut found = context.find_frames(address).skip_all_loads().expect("frames");
     while let Some(frame) = found.next().expect("a frame") {
-        let function = frame.function.map(|function| function.demangle().expect("a name").into_owned());
+        let function = frame.function.map(|function| text(function.demangle().expect("a name").as_bytes()));
         let (file, line) = frame.location.map_or((None, None), |location| (location.file, location.line));
         frames.push(StackFrame { address, function, file: file.map(str::to_owned), line });
     }
