@@ -16,6 +16,7 @@ pub mod image;
 pub mod memory;
 pub mod report;
 mod shared;
+mod symbols;
 mod vcpu;
 pub mod vm;
 
