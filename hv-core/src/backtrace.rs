@@ -1,18 +1,17 @@
 //! Where a guest was: its stack, by frame pointers, in the words of its source.
 //!
 //! The stack is the guest's, so it is read with the same distrust as everything else, and a walk ends after a
-//! fixed number of frames. Names and lines come from the image's own symbols, if it has any.
+//! fixed number of frames. Names and lines come from the image's own symbols, if it has any: see `symbols`.
 
 use crate::engine::{Access, Fault, Mapping, Registers};
 use crate::memory::GuestMemory;
-use addr2line::gimli::{Dwarf, EndianSlice, LittleEndian, SectionId};
+use crate::symbols;
 use core::fmt;
 use hv_abi::GuestPhys;
-use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 use serde::Serialize;
 
 /// Frames in a backtrace, at the most.
-const MOST_FRAMES: usize = 4096;
+pub(crate) const MOST_FRAMES: usize = 4096;
 
 /// How far below a stack an overflow is still taken for one, in bytes.
 const GUARD: u64 = 64 << 10;
@@ -109,61 +108,16 @@ pub(crate) fn symbolise(image: &[u8], addresses: &[Address]) -> Vec<StackFrame> 
     // The address shown, and the one looked up.
     let addresses = addresses.iter().map(|address| match *address {
         Address::Instruction(at) => (at, Some(at)),
-        Address::Return(at) => (at, Some(at - 1)),
+        Address::Return(at) => (at, Some(at.saturating_sub(1))),
         Address::Nowhere(at) => (at, None),
     });
-    let Ok(file) = object::File::parse(image) else {
-        return addresses.map(|(address, _)| unnamed(address)).collect();
+    let found = symbols::find(image, addresses.clone().filter_map(|(_, at)| at), symbols::WORK);
+    let frames = |(address, at): (u64, Option<u64>)| -> Vec<StackFrame> {
+        let index = at.and_then(|at| found.binary_search_by_key(&at, |found| found.at).ok());
+        match index {
+            Some(index) => found[index].frames.iter().map(|f| StackFrame { address, ..f.clone() }).collect(),
+            None => vec![StackFrame { address, function: None, file: None, line: None }],
+        }
     };
-    let section = |id: SectionId| {
-        let data = file.section_by_name(id.name()).and_then(|s| s.data().ok()).unwrap_or_default();
-        Ok::<_, addr2line::gimli::Error>(EndianSlice::new(data, LittleEndian))
-    };
-    let context = Dwarf::load(section).and_then(addr2line::Context::from_dwarf).ok();
-    addresses
-        .flat_map(|(address, at)| {
-            let Some(at) = at else { return vec![unnamed(address)] };
-            let mut frames =
-                context.as_ref().map(|context| inlined(context, address, at)).unwrap_or_default();
-            if frames.is_empty() {
-                frames.push(unnamed(address));
-            }
-            // Line tables alone do not name a function that is not inlined; the symbol table does.
-            frames.iter_mut().filter(|frame| frame.function.is_none()).for_each(|frame| {
-                frame.function = by_symbol(&file, at);
-            });
-            frames
-        })
-        .collect()
-}
-
-type Reader<'a> = EndianSlice<'a, LittleEndian>;
-
-fn inlined(context: &addr2line::Context<Reader<'_>>, address: u64, at: u64) -> Vec<StackFrame> {
-    let mut frames = Vec::new();
-    let Ok(mut found) = context.find_frames(at).skip_all_loads() else { return frames };
-    while let Ok(Some(frame)) = found.next() {
-        frames.push(StackFrame {
-            address,
-            function: frame.function.as_ref().and_then(|f| f.demangle().ok()).map(|name| name.into_owned()),
-            file: frame.location.as_ref().and_then(|l| l.file).map(str::to_owned),
-            line: frame.location.as_ref().and_then(|l| l.line),
-        });
-    }
-    frames
-}
-
-/// The function that an address is in, by the symbol table.
-fn by_symbol(file: &object::File<'_>, at: u64) -> Option<String> {
-    let holds = |s: &object::Symbol<'_, '_>| {
-        matches!(s.kind(), SymbolKind::Text | SymbolKind::Unknown)
-            && s.address() <= at
-            && at - s.address() < s.size().max(1)
-    };
-    let symbol = file.symbols().find(holds)?;
-    Some(format!("{:#}", rustc_demangle::demangle(symbol.name().ok()?)))
-}
-
-fn unnamed(address: u64) -> StackFrame {
-    StackFrame { address, function: None, file: None, line: None }
+    addresses.flat_map(frames).take(MOST_FRAMES).collect()
 }

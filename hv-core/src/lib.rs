@@ -18,6 +18,7 @@ mod mmu;
 pub mod report;
 mod shared;
 mod user;
+mod symbols;
 mod vcpu;
 pub mod vm;
 

@@ -12,56 +12,41 @@ mod image;
 mod machine;
 mod model;
 mod multicall;
+mod symbols;
 
 pub use boot::boot;
 pub use calls::calls;
 pub use image::image;
 pub use multicall::multicall;
+pub use symbols::symbols;
 
 #[cfg(test)]
 mod tests {
+    use fastrand::Rng;
     use std::path::Path;
 
     /// Cases of each target beside its corpus.
     const VARIATIONS: u64 = 1000;
     /// The largest input: one that is read to its end takes a few milliseconds.
-    const LONGEST: usize = 1024;
+    const LONGEST: usize = 4096;
 
-    /// A generator of numbers that only need to look random (SplitMix64).
-    struct Numbers(u64);
-
-    impl Numbers {
-        fn next(&mut self) -> u64 {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            mixed ^ (mixed >> 31)
-        }
-
-        fn below(&mut self, bound: usize) -> usize {
-            (self.next() % bound.max(1) as u64) as usize
-        }
-
-        /// A variation of an input: a few bytes changed, put in, left out, or repeated.
-        fn vary(&mut self, input: &[u8]) -> Vec<u8> {
-            let mut bytes = input.to_vec();
-            for _ in 0..=self.below(6) {
-                let at = self.below(bytes.len() + 1);
-                let length = self.below(16).min(bytes.len() - at);
-                match self.below(5) {
-                    0 => bytes.insert(at, self.next() as u8),
-                    1 => drop(bytes.drain(at..at + length)),
-                    2 => bytes.extend_from_within(at..at + length),
-                    3 if at < bytes.len() => {
-                        bytes[at] = *[0, 1, 0x7f, 0x80, 0xff].get(self.below(5)).unwrap()
-                    }
-                    _ if at < bytes.len() => bytes[at] = self.next() as u8,
-                    _ => {}
-                }
+    /// A variation of an input: a few bytes changed, put in, left out, or repeated.
+    fn vary(random: &mut Rng, input: &[u8]) -> Vec<u8> {
+        let mut bytes = input.to_vec();
+        for _ in 0..=random.usize(..6) {
+            let at = random.usize(..=bytes.len());
+            let length = random.usize(..16).min(bytes.len() - at);
+            match random.usize(..5) {
+                0 => bytes.insert(at, random.u8(..)),
+                1 => drop(bytes.drain(at..at + length)),
+                2 => bytes.extend_from_within(at..at + length),
+                3 if at < bytes.len() => bytes[at] = [0, 1, 0x7f, 0x80, 0xff][random.usize(..5)],
+                _ if at < bytes.len() => bytes[at] = random.u8(..),
+                _ => {}
             }
-            bytes.truncate(LONGEST);
-            bytes
         }
+        bytes.truncate(LONGEST);
+        bytes
     }
 
     /// Writes an input down if it makes a target panic.
@@ -93,10 +78,10 @@ mod tests {
             function(input);
         };
         corpus.iter().for_each(|input| run(input));
-        let mut numbers = Numbers(1);
+        let mut random = Rng::with_seed(1);
         for _ in 0..VARIATIONS {
-            let base = numbers.below(corpus.len());
-            run(&numbers.vary(&corpus[base]));
+            let base = random.usize(..corpus.len());
+            run(&vary(&mut random, &corpus[base]));
         }
     }
 
@@ -118,5 +103,10 @@ mod tests {
     #[test]
     fn multicall() {
         replay("multicall", super::multicall);
+    }
+
+    #[test]
+    fn symbols() {
+        replay("symbols", super::symbols);
     }
 }
