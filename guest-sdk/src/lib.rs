@@ -12,6 +12,7 @@ mod entry;
 pub mod events;
 #[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 pub mod fake;
+pub mod frames;
 pub mod heap;
 pub mod hypercall;
 pub mod mem;

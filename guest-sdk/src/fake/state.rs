@@ -2,6 +2,7 @@
 
 use super::End;
 use super::lent::Lent;
+use crate::frames;
 use core::cell::{Cell, RefCell};
 use core::ops::Deref;
 use core::sync::atomic::Ordering::SeqCst;
@@ -38,6 +39,7 @@ pub(super) struct Vm {
     pub clock: ClockPage,
     handlers: [AtomicPtr<()>; EVENT_CHANNELS as usize],
     boot: AtomicPtr<BootInfo>,
+    frames: frames::Global,
     /// Time on the guest's clock, in ns, which is also the time-stamp counter.
     pub now: Cell<u64>,
     /// How often the clock was read since something happened.
@@ -115,6 +117,7 @@ impl Vm {
             },
             handlers: [const { AtomicPtr::new(core::ptr::null_mut()) }; EVENT_CHANNELS as usize],
             boot: AtomicPtr::default(),
+            frames: frames::Global::new(None),
             now: Cell::new(0),
             spins: Cell::new(0),
             misused: Cell::new(false),
@@ -144,6 +147,7 @@ impl Vm {
     /// Makes boot information be written again when it is next read.
     pub(super) fn forget_boot(&self) {
         self.boot.store(core::ptr::null_mut(), SeqCst);
+        *self.frames.lock() = None;
     }
 
     /// Fires a channel: all of it but the upcall.
@@ -251,5 +255,15 @@ impl Deref for Info {
     type Target = AtomicPtr<BootInfo>;
     fn deref(&self) -> &Self::Target {
         &vm().boot
+    }
+}
+
+/// Stands for the static allocator of frames.
+pub(crate) struct Frames;
+
+impl Deref for Frames {
+    type Target = frames::Global;
+    fn deref(&self) -> &Self::Target {
+        &vm().frames
     }
 }
