@@ -2,6 +2,7 @@
 
 use super::End;
 use super::lent::Lent;
+use super::mmu::Mmu;
 use crate::frames;
 use core::cell::{Cell, RefCell};
 use core::ops::Deref;
@@ -16,7 +17,7 @@ use std::string::String;
 use std::vec::Vec;
 
 /// Features that hosts serve.
-pub(super) const OFFERED: Features = Features::EVENTS.union(Features::MULTICALL);
+pub(super) const OFFERED: Features = Features::EVENTS.union(Features::MULTICALL).union(Features::MMU);
 
 /// 2025-01-01 00:00:00 UTC, when every fake VM is started.
 const WALL_BASE: u64 = 1_735_689_600 * 1_000_000_000;
@@ -66,6 +67,7 @@ pub(super) struct Host {
     pub expected: Vec<(u64, u32)>,
     pub open: Vec<u32>,
     pub wake_early: bool,
+    pub mmu: Mmu,
 }
 
 /// What a test sets before the guest starts.
