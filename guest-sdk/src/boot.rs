@@ -50,7 +50,7 @@ fn bytes(blob: Blob) -> &'static [u8] {
         return &[];
     }
     // SAFETY: the host has put `length` bytes there before the first instruction; the memory map keeps them out of
-    // `USABLE`, and the heap takes only that.
+    // `USABLE`, and frames are made of only that.
     unsafe { core::slice::from_raw_parts(at(blob.start), blob.length as usize) }
 }
 

@@ -58,18 +58,16 @@ macro_rules! entry {
 
         #[unsafe(no_mangle)]
         extern "C" fn hv_main(boot: *const ()) -> ! {
-            $crate::__private::start(boot, &HV_HEAP, $main)
+            $crate::__private::start(boot, $main)
         }
     };
 }
 
 /// Sets the SDK up and runs `main`.
-pub fn start<T: Termination>(boot: *const (), heap: &crate::heap::Heap, main: fn() -> T) -> ! {
-    // SAFETY: `entry!` passes what the host gave the entry point; the heap takes only `USABLE` memory, so it stays
-    // unchanged.
+pub fn start<T: Termination>(boot: *const (), main: fn() -> T) -> ! {
+    // SAFETY: `entry!` passes what the host gave the entry point; frames are `USABLE` memory only, so it stays unchanged.
     unsafe { crate::boot::set(boot.cast::<BootInfo>()) };
     crate::mem::init(crate::boot::info().cpu_features);
-    heap.claim_memory();
     crate::upcall::init();
     crate::process::exit(main().code())
 }

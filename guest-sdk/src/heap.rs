@@ -1,4 +1,6 @@
-//! The global allocator: `talc`, on all memory that the host calls usable.
+//! The global allocator: `talc`, on runs of [`frames`](crate::frames) that it takes as it needs them, and keeps.
+//!
+//! One allocation is at most as long as the longest run of free pages that is a power of two.
 //!
 //! Allocation masks upcalls for its duration, so event handlers may allocate, too.
 
@@ -7,8 +9,14 @@
 use crate::upcall::Masked;
 use core::alloc::{GlobalAlloc, Layout};
 use core::sync::atomic::{AtomicBool, Ordering};
-use hv_abi::boot::region;
-use talc::{ErrOnOom, Span, Talc, Talck};
+use hv_abi::PAGE_SIZE;
+use talc::{OomHandler, Span, Talc, Talck};
+
+/// Pages by which the heap grows, at the least, while there are so many in one run.
+const GROWTH: u64 = 64;
+
+/// Bytes that the allocator may need beside what it is asked for: its own data, once, and an allocation's.
+const OVERHEAD: u64 = 4096;
 
 /// A lock that masks this vCPU's upcalls while it is held.
 pub struct UpcallLock {
@@ -47,27 +55,47 @@ unsafe impl lock_api::RawMutex for UpcallLock {
     }
 }
 
+/// Takes more memory when there is none left.
+struct Grow {
+    /// What was taken last: what comes next often lies behind it.
+    last: Span,
+}
+
+// SAFETY: it holds addresses of memory that only the allocator uses, which is behind a lock.
+unsafe impl Send for Grow {}
+
+impl OomHandler for Grow {
+    fn handle_oom(talc: &mut Talc<Self>, layout: Layout) -> Result<(), ()> {
+        let wanted = (layout.size() as u64).checked_add(layout.align() as u64 + OVERHEAD).ok_or(())?;
+        let needed = wanted.div_ceil(PAGE_SIZE);
+        let pages = [needed.max(GROWTH), needed];
+        let run = pages.into_iter().find_map(|pages| Some((crate::frames::take_run(pages)?, pages)));
+        let (start, pages) = run.ok_or(())?;
+        let start = crate::boot::at::<u8>(start).cast_mut();
+        let run = Span::from_base_size(start, (pages * PAGE_SIZE) as usize);
+        let last = talc.oom_handler.last;
+        let follows = last.get_base_acme().filter(|(_, end)| start.addr().wrapping_sub(end.addr()) < 64);
+        // SAFETY: both calls need memory that is readable, writable and nobody else's: `take_run` gave it for good.
+        // `extend` needs what it or `claim` returned last, which `last` is, and that the new span holds it: it begins where
+        // that does, and a gap between the two is what `claim` rounded off from the run before.
+        talc.oom_handler.last = unsafe {
+            match follows {
+                Some((base, _)) => talc.extend(last, Span::new(base, run.get_base_acme().ok_or(())?.1)),
+                None => talc.claim(run)?,
+            }
+        };
+        Ok(())
+    }
+}
+
 /// The allocator. `entry!` makes one the global allocator.
-pub struct Heap(Talck<UpcallLock, ErrOnOom>);
+pub struct Heap(Talck<UpcallLock, Grow>);
 
 impl Heap {
     /// An allocator with no memory yet.
     #[expect(clippy::new_without_default, reason = "made once, as a static, by entry!")]
     pub const fn new() -> Self {
-        Self(Talc::new(ErrOnOom).lock())
-    }
-
-    /// Takes all memory that is usable. To be called once.
-    pub(crate) fn claim_memory(&self) {
-        let usable = crate::memory::map().iter().filter(|r| r.kind == region::USABLE && r.start.0 != 0);
-        for run in usable {
-            let start = crate::boot::at::<u8>(run.start).cast_mut();
-            let span = Span::from_base_size(start, run.length as usize);
-            // SAFETY: `claim` needs memory that is readable, writable and nobody else's. The host's map calls it usable,
-            // so neither image, stack nor boot information is in it, and only this function takes from the map.
-            // A run that is too small to hold the allocator's own data is refused and left alone.
-            let _ = unsafe { self.0.lock().claim(span) };
-        }
+        Self(Talc::new(Grow { last: Span::empty() }).lock())
     }
 }
 
@@ -102,15 +130,15 @@ mod tests {
     }
 
     #[test]
-    fn the_heap_is_the_memory_that_the_map_calls_usable() {
+    fn the_heap_takes_frames_as_it_needs_them() {
         let heap = Heap::new();
-        assert!(allocate(&heap, 1).is_null(), "it has no memory yet");
-        heap.claim_memory();
-        let usable = crate::memory::map().iter().find(|run| run.kind == region::USABLE).unwrap();
-        let inside = usable.start.0..usable.start.0 + usable.length;
+        let before = crate::frames::available();
         let first = allocate(&heap, 1000);
-        assert!(inside.contains(&(first.addr() as u64)));
-        assert!(allocate(&heap, usable.length as usize).is_null());
+        assert_eq!(crate::frames::available(), before - GROWTH);
+        assert!(allocate(&heap, (before * PAGE_SIZE) as usize).is_null(), "there is not so much");
+        assert!(!allocate(&heap, 3 << 20).is_null());
+        let left = crate::frames::available();
+        assert!((before - left) * PAGE_SIZE < 4 << 20, "not a power of two, but what is needed");
         let layout = Layout::from_size_align(1000, 16).unwrap();
         // SAFETY: `first` came from this heap with this layout, and nothing else uses it.
         let grown = unsafe {
@@ -121,7 +149,24 @@ mod tests {
         assert!(unsafe { core::slice::from_raw_parts(grown, 1000) }.iter().all(|byte| *byte == 7));
         // SAFETY: `grown` came from this heap with this layout, and nothing uses it any more.
         unsafe { heap.dealloc(grown, Layout::from_size_align(2000, 16).unwrap()) };
+        assert_eq!(crate::frames::available(), left, "what the heap has, it keeps");
         fake::finish();
+    }
+
+    #[test]
+    fn the_heap_and_frames_share_all_memory() {
+        let heap = Heap::new();
+        let mut frames = std::vec::Vec::new();
+        while let Ok(frame) = crate::frames::allocate(0) {
+            frames.push(frame);
+        }
+        assert!(allocate(&heap, 16).is_null());
+        frames.truncate(frames.len() / 2);
+        let mut allocated = 0;
+        while !allocate(&heap, 1 << 16).is_null() {
+            allocated += 1;
+        }
+        assert!(allocated >= 32, "{allocated}");
     }
 
     #[test]

@@ -8,20 +8,25 @@ extern crate alloc;
 
 pub mod boot;
 pub mod console;
+pub mod elf;
 mod entry;
 pub mod events;
 #[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 pub mod fake;
+pub mod frames;
 pub mod heap;
 pub mod hypercall;
 pub mod mem;
 pub mod memory;
 pub mod panic;
+pub mod preempt;
 pub mod process;
 mod raw;
+pub mod space;
 pub mod testing;
 pub mod time;
 mod upcall;
+pub mod user;
 
 pub use hv_abi;
 

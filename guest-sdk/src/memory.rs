@@ -52,7 +52,7 @@ fn translate(start: u64, length: u64, writable: bool) -> Option<GuestPhys> {
 pub fn map() -> &'static [MemoryRegion] {
     let table = crate::boot::info().memory_map;
     // SAFETY: the host has put `length` entries there before the first instruction, in memory that the map itself
-    // keeps out of `USABLE`, and the heap takes only that.
+    // keeps out of `USABLE`, and frames are made of only that.
     unsafe { core::slice::from_raw_parts(crate::boot::at(table.start), table.length as usize) }
 }
 

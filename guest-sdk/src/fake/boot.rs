@@ -9,7 +9,10 @@ use std::vec;
 use std::vec::Vec;
 
 /// Memory that the map calls usable.
-const USABLE: u64 = 1 << 20;
+const USABLE: u64 = 8 << 20;
+
+/// What it is aligned to, for the sake of large pages.
+const ALIGNMENT: u64 = 2 << 20;
 
 /// Makes sure that there is boot information. It is leaked, since the guest may keep references into it.
 pub(crate) fn ensure() {
@@ -58,10 +61,10 @@ fn build() -> BootInfo {
     }
 }
 
-/// Zeroed memory, page-aligned, and its address.
+/// Zeroed memory and its address. What of it is never used costs nothing.
 fn pages(length: u64) -> (u64, &'static mut [u8]) {
-    let all = vec![0_u8; (length + PAGE_SIZE) as usize].leak();
-    let unaligned = all.as_ptr().align_offset(PAGE_SIZE as usize);
+    let all = vec![0_u8; (length + ALIGNMENT) as usize].leak();
+    let unaligned = all.as_ptr().align_offset(ALIGNMENT as usize);
     let memory = &mut all[unaligned..][..length as usize];
     (memory.as_mut_ptr().expose_provenance() as u64, memory)
 }

@@ -4,22 +4,11 @@ use super::state::{Host, Vm, misuse};
 use super::{End, Place};
 use hv_abi::call::{CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport};
 use hv_abi::vcpu::{EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL};
-use hv_abi::{ABI_VERSION, Call, Features, GuestPhys, Status};
+use hv_abi::{ABI_VERSION, Call, GuestPhys, Status};
 use std::string::String;
 use std::vec::Vec;
 
 type CallResult = Result<u64, Status>;
-
-/// The feature to which a call belongs.
-fn feature(call: Call) -> Features {
-    match call {
-        Call::TIMER_SET | Call::EVENT_ALLOCATE | Call::EVENT_CLOSE | Call::EVENT_SEND | Call::EVENT_BIND => {
-            Features::EVENTS
-        }
-        Call::MULTICALL => Features::MULTICALL,
-        _ => Features::empty(),
-    }
-}
 
 /// A call as it comes from the guest.
 ///
@@ -27,6 +16,7 @@ fn feature(call: Call) -> Features {
 ///
 /// As for [`entry::call`](super::entry::call).
 pub(super) unsafe fn crossing(vm: &Vm, call: Call, arguments: [u64; 5]) -> CallResult {
+    super::ensure(); // while nothing is borrowed: what is in memory is looked up there
     let host = &mut *vm.host.borrow_mut();
     if let Some(refused) = admit(host, call, arguments) {
         return Err(refused);
@@ -46,7 +36,7 @@ fn admit(host: &mut Host, call: Call, arguments: [u64; 5]) -> Option<Status> {
     let Some(description) = call.description().filter(|description| description.served) else {
         return Some(Status::UNKNOWN_CALL);
     };
-    if !host.settings.features.contains(feature(call)) {
+    if !host.settings.features.contains(call.feature()) {
         return Some(Status::UNKNOWN_CALL);
     }
     let unused = &arguments[description.arguments.len()..];
@@ -62,7 +52,7 @@ fn admit(host: &mut Host, call: Call, arguments: [u64; 5]) -> Option<Status> {
 /// # Safety
 ///
 /// As for [`entry::call`](super::entry::call).
-unsafe fn serve(vm: &Vm, host: &mut Host, call: Call, [a, b, ..]: [u64; 5]) -> CallResult {
+unsafe fn serve(vm: &Vm, host: &mut Host, call: Call, [a, b, c, ..]: [u64; 5]) -> CallResult {
     match call {
         Call::VERSION => Ok(ABI_VERSION.into()),
         Call::FEATURES => Ok(host.settings.features.bits()),
@@ -109,6 +99,13 @@ unsafe fn serve(vm: &Vm, host: &mut Host, call: Call, [a, b, ..]: [u64; 5]) -> C
             exists(narrow(call, "vcpu", b))?;
             Ok(0)
         }
+        Call::ROOT_CREATE => host.mmu.root_create(a),
+        Call::ROOT_DESTROY => host.mmu.root_destroy(a),
+        // SAFETY: the updates are initialised and still there, as this function's caller says.
+        Call::MMU_UPDATE => unsafe { host.mmu.update(&host.lent, GuestPhys(a), b, c) },
+        Call::MMU_FLUSH => host.mmu.flush(a, b, c),
+        // SAFETY: the context is initialised and still there, as this function's caller says.
+        Call::USER_XSTATE => unsafe { host.mmu.user_xstate(&host.lent, GuestPhys(a)) },
         _ => Err(Status::UNKNOWN_CALL),
     }
 }

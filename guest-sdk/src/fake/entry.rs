@@ -2,14 +2,15 @@
 
 use super::calls;
 use super::state::{misuse, vm};
-use super::unwind;
+use super::{program, unwind};
 use crate::raw::Answer;
 use core::sync::atomic::AtomicU64;
 use core::sync::atomic::Ordering::SeqCst;
-use hv_abi::Call;
 use hv_abi::call::{NEVER, woken_by};
 use hv_abi::clock::ClockPage;
+use hv_abi::user::{UserContext, trap};
 use hv_abi::vcpu::{EVENT_CHANNELS, VcpuPage, upcall};
+use hv_abi::{Call, GuestPhys};
 use std::vec::Vec;
 
 /// Makes a hypercall.
@@ -37,14 +38,40 @@ pub(crate) unsafe fn call(number: u32, arguments: [u64; 5]) -> Answer {
     Answer { status: result.err().map_or(0, |status| status.0.into()), value: result.unwrap_or(0) }
 }
 
-/// Runs no user program: the fake has no other address spaces.
+/// Runs the program that the test has set, until it traps.
 ///
 /// # Safety
 ///
-/// None; it is as that of the real one.
-pub(crate) unsafe fn enter_user(_root: u64, _context: u64) -> Answer {
+/// The context must be initialised memory that the caller may have written, and stay that until the host does not hold its
+/// state any more.
+pub(crate) unsafe fn enter_user(root: u64, context: u64) -> Answer {
+    if std::thread::panicking() {
+        return Answer { status: 0, value: trap::KILLED.into() }; // as in `call`
+    }
+    vm().something_happened();
+    vm().check_page();
     expect_running("enter_user");
-    Answer { status: hv_abi::Status::UNKNOWN_CALL.0.into(), value: 0 }
+    let entered = {
+        let host = &mut *vm().host.borrow_mut();
+        // SAFETY: as this function's caller says.
+        let entered = unsafe { host.mmu.enter(&host.lent, root, GuestPhys(context)) };
+        host.lent.clear();
+        entered
+    };
+    let mut user = match entered {
+        Ok(user) => user,
+        Err(status) => return Answer { status: status.0.into(), value: 0 },
+    };
+    let number = match vm().page.upcall.load(SeqCst) & upcall::PENDING {
+        0 => program::step(&mut user),
+        _ => trap::INTERRUPTED,
+    };
+    user.trap = number;
+    user.xstate_valid = 0;
+    // SAFETY: `enter` has found the context aligned and lent for writing, and the caller says that it is still there.
+    unsafe { core::ptr::with_exposed_provenance_mut::<UserContext>(context as usize).write(user) };
+    deliver();
+    Answer { status: 0, value: number.into() }
 }
 
 /// Gives the CPU back until an event or the deadline.

@@ -48,9 +48,11 @@
 //!   deadline or to the next event, whichever is earlier. [`raise_after`] is for events that come meanwhile.
 //! * Upcalls come at the end of a call, of a block, of [`raise`] and [`advance`], and when the guest unmasks.
 //! * Guest-physical addresses are the process's own. The host sees what was handed to
-//!   [`phys_of`](crate::memory::phys_of) since the last call, and nothing else. The memory map has 1 MiB that is
+//!   [`phys_of`](crate::memory::phys_of) since the last call, and nothing else. The memory map has 8 MiB that are
 //!   usable; boot information is outside it, and its seed is always the same.
 //! * Nothing interrupts a guest between its calls: a loop that makes none and waits for a handler hangs.
+//! * Page tables are held to the rules, but no program runs on them: entering user mode asks the test what the program does,
+//!   see [`set_program`].
 //! * A guest that ends leaves by unwinding, so destructors run that would not in a VM; their calls do nothing.
 
 #![expect(unsafe_code, reason = "guest memory is this process's memory")]
@@ -59,6 +61,8 @@ mod boot;
 mod calls;
 pub(crate) mod entry;
 mod lent;
+mod mmu;
+mod program;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -74,7 +78,8 @@ use std::vec::Vec;
 
 pub(crate) use boot::ensure;
 pub(crate) use lent::lend;
-pub(crate) use state::{Handlers, Info};
+pub use program::set_program;
+pub(crate) use state::{Frames, Handlers, Info};
 
 /// How code under [`run`] ended.
 #[must_use]

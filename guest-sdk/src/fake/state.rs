@@ -2,6 +2,8 @@
 
 use super::End;
 use super::lent::Lent;
+use super::mmu::Mmu;
+use crate::frames;
 use core::cell::{Cell, RefCell};
 use core::ops::Deref;
 use core::sync::atomic::Ordering::SeqCst;
@@ -15,7 +17,7 @@ use std::string::String;
 use std::vec::Vec;
 
 /// Features that hosts serve.
-pub(super) const OFFERED: Features = Features::EVENTS.union(Features::MULTICALL);
+pub(super) const OFFERED: Features = Features::EVENTS.union(Features::MULTICALL).union(Features::MMU);
 
 /// 2025-01-01 00:00:00 UTC, when every fake VM is started.
 const WALL_BASE: u64 = 1_735_689_600 * 1_000_000_000;
@@ -38,6 +40,7 @@ pub(super) struct Vm {
     pub clock: ClockPage,
     handlers: [AtomicPtr<()>; EVENT_CHANNELS as usize],
     boot: AtomicPtr<BootInfo>,
+    frames: frames::Global,
     /// Time on the guest's clock, in ns, which is also the time-stamp counter.
     pub now: Cell<u64>,
     /// How often the clock was read since something happened.
@@ -64,6 +67,7 @@ pub(super) struct Host {
     pub expected: Vec<(u64, u32)>,
     pub open: Vec<u32>,
     pub wake_early: bool,
+    pub mmu: Mmu,
 }
 
 /// What a test sets before the guest starts.
@@ -115,6 +119,7 @@ impl Vm {
             },
             handlers: [const { AtomicPtr::new(core::ptr::null_mut()) }; EVENT_CHANNELS as usize],
             boot: AtomicPtr::default(),
+            frames: frames::Global::new(None),
             now: Cell::new(0),
             spins: Cell::new(0),
             misused: Cell::new(false),
@@ -144,6 +149,7 @@ impl Vm {
     /// Makes boot information be written again when it is next read.
     pub(super) fn forget_boot(&self) {
         self.boot.store(core::ptr::null_mut(), SeqCst);
+        *self.frames.lock() = None;
     }
 
     /// Fires a channel: all of it but the upcall.
@@ -251,5 +257,15 @@ impl Deref for Info {
     type Target = AtomicPtr<BootInfo>;
     fn deref(&self) -> &Self::Target {
         &vm().boot
+    }
+}
+
+/// Stands for the static allocator of frames.
+pub(crate) struct Frames;
+
+impl Deref for Frames {
+    type Target = frames::Global;
+    fn deref(&self) -> &Self::Target {
+        &vm().frames
     }
 }

@@ -1,0 +1,1 @@
+//! Address spaces: their mappings against a model, and against the tables that the host sees.

@@ -1,0 +1,307 @@
+//! User programs: running them, and what they come back with.
+//!
+//! A [`Task`] is a program's registers and extended state. A guest kernel is a loop around [`Task::run`]:
+//!
+//! ```ignore
+//! loop {
+//!     match task.run(&mut space) {
+//!         Trap::Syscall => serve(&mut task, &mut space),
+//!         Trap::PageFault { address, .. } => space.map(page_of(address), allocate_zeroed(0)?, Rights::WRITE)?,
+//!         Trap::Interrupted => schedule(),
+//!         Trap::Exception { .. } | Trap::Killed => break,
+//!     }
+//! }
+//! ```
+//!
+//! # The one rule
+//!
+//! While the host holds a program's extended state, it may write to the program's `UserContext` and `XSAVE` area, which
+//! therefore stay where they are: they are in a [`State`], which the task shares with the address space that it ran in last.
+//! The space keeps it until another task ran there, or its root is gone. Registers are the task's own, copied in and out, so
+//! that there is never a reference to what the host writes.
+
+#![expect(unsafe_code, reason = "a context that the host writes to, behind a pointer")]
+
+pub use crate::space::Access;
+
+use crate::hypercall;
+use crate::memory::phys_of_mut;
+use crate::space::{AddressSpace, USER};
+use alloc::alloc::{alloc_zeroed, dealloc, handle_alloc_error};
+use alloc::sync::Arc;
+use core::alloc::Layout;
+use core::mem::offset_of;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use hv_abi::user::{RFLAGS, RFLAGS_FIXED, UserContext, access, trap};
+use hv_abi::{GuestPhys, Status};
+
+/// The vector of what a processor says to registers that no program can have.
+const GENERAL_PROTECTION: u32 = 13;
+
+/// Where MXCSR is in an `XSAVE` area, and what it starts as.
+const MXCSR: (usize, u32) = (24, 0x1f80);
+
+/// A program's general registers: the head of a `UserContext`.
+#[expect(missing_docs, reason = "they are named as the processor names them")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Registers {
+    pub rax: u64,
+    pub rbx: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub rbp: u64,
+    pub rsp: u64,
+    pub r8: u64,
+    pub r9: u64,
+    pub r10: u64,
+    pub r11: u64,
+    pub r12: u64,
+    pub r13: u64,
+    pub r14: u64,
+    pub r15: u64,
+    pub rip: u64,
+    pub rflags: u64,
+    pub fs_base: u64,
+}
+const _: () = assert!(size_of::<Registers>() == offset_of!(UserContext, xstate));
+const _: () = assert!(offset_of!(Registers, rsp) == offset_of!(UserContext, rsp));
+const _: () = assert!(offset_of!(Registers, r8) == offset_of!(UserContext, r8_to_r15));
+const _: () = assert!(offset_of!(Registers, rip) == offset_of!(UserContext, rip));
+
+impl Registers {
+    /// Whether a processor in user mode can have these.
+    fn are_possible(&self) -> bool {
+        let canonical = (self.fs_base as i64) << 16 >> 16 == self.fs_base as i64;
+        USER.contains(&self.rip) && canonical
+    }
+}
+
+/// Why a program came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trap {
+    /// It made a system call: see [`Task::syscall`].
+    Syscall,
+    /// Its address space does not allow what it did. RIP is at the instruction: if that is mended, it goes on.
+    PageFault {
+        /// What it accessed.
+        address: u64,
+        /// How.
+        access: Access,
+    },
+    /// Any other exception.
+    Exception {
+        /// Its number, as the processor has it.
+        vector: u32,
+    },
+    /// Nothing happened to it: an event is there for the kernel, or the host is short of something for now.
+    Interrupted,
+    /// The host had to give it up, registers and all. Running it again gives the same.
+    Killed,
+}
+
+/// A system call, by the usual convention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Syscall {
+    /// RAX.
+    pub number: u64,
+    /// RDI, RSI, RDX, R10, R8, R9.
+    pub arguments: [u64; 6],
+}
+
+/// A program: its registers and extended state.
+#[derive(Debug)]
+pub struct Task {
+    registers: Registers,
+    state: Arc<State>,
+    killed: bool,
+}
+
+impl Task {
+    /// One that begins at `entry` with its stack pointer at `stack`, and all other registers zero.
+    pub fn new(entry: u64, stack: u64) -> Self {
+        let registers = Registers { rip: entry, rsp: stack, rflags: RFLAGS_FIXED, ..Registers::default() };
+        Self { registers, state: Arc::new(State::new()), killed: false }
+    }
+
+    /// Its registers.
+    pub fn registers(&self) -> &Registers {
+        &self.registers
+    }
+
+    /// Its registers, to be changed. Flags that are not a program's are taken away when it is run.
+    pub fn registers_mut(&mut self) -> &mut Registers {
+        &mut self.registers
+    }
+
+    /// Runs it until it traps. Handlers of events run meanwhile.
+    ///
+    /// Registers that no program can have give [`Trap::Exception`] with vector 13, as a processor would.
+    ///
+    /// # Panics
+    ///
+    /// Panics if the host refuses a change of the address space, which it has no reason to.
+    pub fn run(&mut self, space: &mut AddressSpace) -> Trap {
+        if self.killed {
+            return Trap::Killed;
+        }
+        if !self.registers.are_possible() {
+            return Trap::Exception { vector: GENERAL_PROTECTION };
+        }
+        self.registers.rflags = self.registers.rflags & RFLAGS | RFLAGS_FIXED;
+        self.state.set_registers(&self.registers);
+        let trap = match space.enter(&self.state) {
+            Ok(number) => {
+                self.registers = self.state.registers();
+                self.state.trap(number)
+            }
+            Err(Status::BUSY) => Trap::Interrupted,
+            Err(_) => Trap::Killed, // its extended state is lost: it was killed beside another one
+        };
+        self.killed = trap == Trap::Killed;
+        trap
+    }
+
+    /// Another one with the same registers and extended state. For what UNIX calls fork, its address space is yet to be made.
+    pub fn duplicate(&self) -> Self {
+        self.state.bring_up_to_date();
+        Self { registers: self.registers, state: Arc::new(self.state.duplicate()), killed: self.killed }
+    }
+
+    /// The system call that it makes, after [`Trap::Syscall`].
+    pub fn syscall(&self) -> Syscall {
+        let Registers { rax, rdi, rsi, rdx, r10, r8, r9, .. } = self.registers;
+        Syscall { number: rax, arguments: [rdi, rsi, rdx, r10, r8, r9] }
+    }
+
+    /// Gives the result of a system call: RAX.
+    pub fn set_result(&mut self, result: u64) {
+        self.registers.rax = result;
+    }
+}
+
+/// A `UserContext`, and behind it its `XSAVE` area, where the host may write to them.
+#[derive(Debug)]
+pub(crate) struct State {
+    context: NonNull<UserContext>,
+    layout: Layout,
+}
+
+// SAFETY: what is behind the pointer is this value's alone, as a box's would be.
+unsafe impl Send for State {}
+// SAFETY: a shared `State` is reached in two ways. Its task, by `&mut Task`, has all of it, one at a time. An address space
+// only keeps it alive and has the host bring it up to date, which no program of the task runs beside: running takes the
+// space by `&mut`, too.
+unsafe impl Sync for State {}
+
+impl State {
+    fn new() -> Self {
+        let area = crate::boot::info().xstate_size as usize;
+        let size = size_of::<UserContext>() + area;
+        let layout = Layout::from_size_align(size, 64).expect("a processor's state is small");
+        // SAFETY: the layout's size is not zero.
+        let start = unsafe { alloc_zeroed(layout) };
+        let Some(context) = NonNull::new(start.cast::<UserContext>()) else { handle_alloc_error(layout) };
+        let state = Self { context, layout };
+        let (at, value) = MXCSR;
+        // SAFETY: `area_mut` gives bytes, and nobody else has the state yet; zeros are initialised.
+        unsafe { state.area().add(at).cast::<u32>().write(value) };
+        state.point_to_area();
+        state.valid().store(1, Relaxed);
+        state
+    }
+
+    /// The address of the area goes into the context.
+    fn point_to_area(&self) {
+        let area =
+            core::ptr::slice_from_raw_parts_mut(self.area(), self.layout.size() - size_of::<UserContext>());
+        // SAFETY: the area is allocated, initialised, and not looked at while this reference is there.
+        let phys = phys_of_mut(unsafe { &mut *area }).unwrap_or(GuestPhys(0)); // the heap is in guest memory
+        // SAFETY: the field is allocated and aligned; no reference to it is there.
+        unsafe { (&raw mut (*self.context.as_ptr()).xstate).write(phys) };
+    }
+
+    fn area(&self) -> *mut u8 {
+        // SAFETY: `new` has allocated the area behind the context.
+        unsafe { self.context.as_ptr().add(1).cast::<u8>() }
+    }
+
+    /// 1 if the area holds the extended state, 0 if the host does. The host writes this.
+    fn valid(&self) -> &AtomicU32 {
+        // SAFETY: the field is allocated, aligned and initialised for as long as `self` is there, and reached as an atomic
+        // only, but for calls that take all of the context.
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.context.as_ptr()).xstate_valid) }
+    }
+
+    fn set_registers(&self, registers: &Registers) {
+        // SAFETY: a context begins with the registers, as is asserted above; no reference to it is there.
+        unsafe { self.context.as_ptr().cast::<Registers>().write(*registers) };
+    }
+
+    fn registers(&self) -> Registers {
+        // SAFETY: as in `set_registers`.
+        unsafe { self.context.as_ptr().cast::<Registers>().read() }
+    }
+
+    /// The trap of that number, with what the context says of it.
+    fn trap(&self, number: u32) -> Trap {
+        // SAFETY: the context is allocated and initialised, and no reference to it is there.
+        let context = unsafe { self.context.as_ptr().read() };
+        match number {
+            trap::SYSCALL => Trap::Syscall,
+            trap::PAGE_FAULT => Trap::PageFault {
+                address: context.address,
+                access: match context.access {
+                    access::WRITE => Access::Write,
+                    access::EXECUTE => Access::Execute,
+                    _ => Access::Read,
+                },
+            },
+            trap::EXCEPTION => Trap::Exception { vector: context.vector },
+            trap::INTERRUPTED => Trap::Interrupted,
+            _ => Trap::Killed, // also what a newer host may say, of which nothing is known
+        }
+    }
+
+    /// Runs the program in `space`, which has told the host of its changes and holds this state.
+    pub(crate) fn enter(&self, space: &AddressSpace) -> Result<u32, Status> {
+        // SAFETY: the context is allocated and initialised; no other reference to it is there, for this one ends here.
+        let context = unsafe { &mut *self.context.as_ptr() };
+        // SAFETY:
+        // 1. What is mapped: frames that the space keeps until they are out of a program's reach; a frame's bytes are reached
+        //    by copying only.
+        // 2. The context and its area are behind a pointer and stay. The space keeps this state until another one was entered
+        //    under its root, or the root is destroyed; so does each space in which it ran before.
+        unsafe { hypercall::enter_user(space.root(), context) }
+    }
+
+    /// Has the host write the extended state to the area, if it holds it. If it does not, the program was killed.
+    pub(crate) fn bring_up_to_date(&self) {
+        if self.valid().load(Relaxed) == 0 {
+            // SAFETY: as in `enter`.
+            let context = unsafe { &mut *self.context.as_ptr() };
+            // SAFETY: the area is this state's.
+            let _ = unsafe { hypercall::user_xstate(context) };
+        }
+    }
+
+    /// Another one whose area is as this one's.
+    fn duplicate(&self) -> Self {
+        let new = Self::new();
+        // SAFETY: both areas are allocated with the same size and do not overlap.
+        unsafe {
+            new.area().copy_from_nonoverlapping(self.area(), self.layout.size() - size_of::<UserContext>())
+        };
+        new
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        // SAFETY: `new` has allocated it with this layout. Who might let the host write there has a share of it.
+        unsafe { dealloc(self.context.as_ptr().cast(), self.layout) };
+    }
+}
