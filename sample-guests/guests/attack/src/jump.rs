@@ -72,7 +72,7 @@ fn registers(random: &mut Rng, to: u64) -> Registers {
 }
 
 /// Bytes of the stub's mapping; the test compares them with what the host has.
-const STUB_BYTES: usize = 0x2000;
+pub const STUB_BYTES: usize = 0x2000;
 
 /// To `offset` in the stub's mapping.
 pub fn anywhere([seed, offset, _]: Numbers) {

@@ -6,6 +6,8 @@
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
 mod calls;
 mod hide;
 mod jump;
@@ -13,6 +15,7 @@ mod neighbour;
 mod pages;
 mod state;
 mod system_calls;
+mod user;
 
 use guest_sdk::println;
 
@@ -36,6 +39,7 @@ const WAYS: &[Way] = &[
     ("forge", "SEED", "publishes states that are not true", pages::forge),
     ("hide", "HOW", "never stops when it is asked to", hide::hide),
     ("victim", "SEED", "calls, traps and sleeps, while someone else writes to its pages", pages::victim),
+    ("user", "WAY FIRST COUNT", "programs that attack, one after the other: 0 to 6", user::attack),
     ("checksum", "", "computes one checksum over and over, beside the others", neighbour::checksum),
     ("touch", "", "makes the host spend all the memory that it can", neighbour::touch),
 ];

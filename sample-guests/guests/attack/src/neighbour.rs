@@ -7,8 +7,6 @@ use guest_sdk::hv_abi::boot::region;
 use guest_sdk::time::{Duration, Instant, timer};
 use guest_sdk::{hypercall, memory, println};
 
-extern crate alloc;
-
 /// A checksum over memory, with calls, upcalls and sleeps in between; it must come out the same each time.
 pub fn checksum(_: Numbers) {
     let mut words = alloc::vec![0_u64; 64 << 10];

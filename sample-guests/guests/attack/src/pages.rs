@@ -9,6 +9,7 @@ use core::arch::asm;
 use fastrand::Rng;
 use guest_sdk::events::Channel;
 use guest_sdk::hv_abi::address::{HYPERCALL_PAGE, VCPU_PAGES, VCPU_STRIDE};
+use guest_sdk::hv_abi::user::GATE;
 use guest_sdk::hypercall;
 use guest_sdk::time::Instant;
 
@@ -37,7 +38,8 @@ fn store64(address: u64, value: u64) {
 }
 
 /// Something honest that needs those pages.
-fn activity(random: &mut Rng, channel: Channel) {
+fn activity(random: &mut Rng, channel: Option<Channel>) {
+    let Some(channel) = channel else { return activity_of_a_program(random) };
     match random.u8(..6) {
         0 => drop(hypercall::version()),
         1 => drop(channel.send()),
@@ -49,12 +51,36 @@ fn activity(random: &mut Rng, channel: Channel) {
     }
 }
 
+/// The same for a program.
+fn activity_of_a_program(random: &mut Rng) {
+    match random.u8(..6) {
+        0..3 => crate::system_calls::make([0, random.u64(..400), 0]),
+        // SAFETY: the gate keeps all registers but the result.
+        3 => unsafe { asm!("call {0}", in(reg) GATE, inout("rax") 1_u64 => _, out("rcx") _, out("r11") _) },
+        4 => {
+            let page = core::ptr::with_exposed_provenance::<u8>(random.usize(0x40..1 << 20) * 0x1_0000);
+            // SAFETY: a load of a page that the kernel gives on demand, or ends this for.
+            core::hint::black_box(unsafe { page.read_volatile() });
+        }
+        _ => (0..random.u32(..2000)).for_each(|_| core::hint::spin_loop()),
+    }
+}
+
+/// A channel whose events do nothing; programs have none.
+fn channel() -> Option<Channel> {
+    if crate::user::in_user() {
+        return None;
+    }
+    let channel = Channel::allocate().expect("a channel");
+    channel.on_event(|_| {});
+    Some(channel)
+}
+
 /// Writes at random places, without end: bytes (`how` 0), words that mean something in those that matter (1), or
 /// between two activities only now and then (2).
 pub fn overwrite([seed, how, _]: Numbers) {
     let mut random = Rng::with_seed(seed);
-    let channel = Channel::allocate().expect("a channel");
-    channel.on_event(|_| {});
+    let channel = channel();
     loop {
         for _ in 0..random.u32(..if how == 2 { 2 } else { 20 }) {
             let (start, length) = WRITABLE[random.usize(..3)];
@@ -108,8 +134,7 @@ pub fn forge([seed, ..]: Numbers) {
 /// An honest guest with hostile neighbours in its own pages: the test writes there at the same time.
 pub fn victim([seed, ..]: Numbers) {
     let mut random = Rng::with_seed(seed);
-    let channel = Channel::allocate().expect("a channel");
-    channel.on_event(|_| {});
+    let channel = channel();
     loop {
         activity(&mut random, channel);
     }
