@@ -17,8 +17,8 @@ pub mod memory;
 mod mmu;
 pub mod report;
 mod shared;
-mod user;
 mod symbols;
+mod user;
 mod vcpu;
 pub mod vm;
 

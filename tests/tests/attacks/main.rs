@@ -16,3 +16,4 @@ mod host;
 mod pages;
 mod state;
 mod stub;
+mod user;

@@ -21,7 +21,15 @@ pub(super) struct Frame {
     system_call: u32,
     /// Architecture of the system call.
     architecture: u32,
+    /// The kernel raised the signal of itself: vector, error and address are of some fault before.
+    of_the_kernel: bool,
 }
+
+/// `si_code` of a signal without a cause of its own.
+const SI_KERNEL: i32 = 0x80;
+
+/// Vector of a fault that is nothing more particular.
+const GENERAL_PROTECTION: u64 = 13;
 
 const WORDS: usize = ucontext::SIZE / 8;
 
@@ -74,6 +82,7 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
         vector: word(ucontext::TRAPNO),
         system_call: info[3] as u32,
         architecture: (info[3] >> 32) as u32,
+        of_the_kernel: info[1] as i32 == SI_KERNEL,
     })
 }
 
@@ -95,14 +104,13 @@ pub(super) enum UserFault {
 impl Frame {
     /// What a user program did, from the signal; corrects RIP where the host has it elsewhere than the processor.
     pub(super) fn user_fault(&mut self, signal: i32) -> UserFault {
-        const GENERAL_PROTECTION: u64 = 13;
         const UPPER_HALF: u64 = 1 << 47;
         let rip = &mut self.registers.rip;
         if super::stub::contains(*rip) {
             return UserFault::Lost;
         }
-        if signal == libc::SIGSYS && *rip >= UPPER_HALF {
-            // The host's vsyscall page, which no guest's tables map.
+        if *rip >= UPPER_HALF {
+            // The host kernel's half, or its vsyscall page, which no guest's tables map.
             return UserFault::PageFault { address: *rip, access: Access::Execute };
         }
         if signal == libc::SIGSYS && self.architecture != super::filter::AUDIT_ARCH_X86_64 {
@@ -132,6 +140,9 @@ impl Frame {
         if signal == libc::SIGILL && self.vector != INVALID_OPCODE {
             // The kernel's own refusal, and the vector is of some fault before.
             return Fault::Exception { vector: INVALID_OPCODE, error: 0 };
+        }
+        if self.vector == PAGE_FAULT && self.of_the_kernel {
+            return Fault::Exception { vector: GENERAL_PROTECTION, error: 0 };
         }
         if self.vector != PAGE_FAULT {
             return Fault::Exception { vector: self.vector, error: self.error };

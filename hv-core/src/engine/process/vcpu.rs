@@ -197,7 +197,11 @@ impl Vcpu {
     /// Waits for the program. `None`: it goes on, or is to be waited for again.
     fn run_user(&mut self, user: &Arc<InUser>, deadline: u64) -> Option<Exit> {
         match self.wait(self.patience(deadline)) {
-            Wait::Published(TURN_TRAP) => self.user_trap(user),
+            Wait::Published(TURN_TRAP) => {
+                let exit = self.user_trap(user);
+                // A program that faults all the time is never waited for.
+                exit.or_else(|| (monotonic_ns() >= deadline).then_some(Exit::Deadline))
+            }
             Wait::Published(TURN_SYSCALL) => {
                 let registers = frame::user_registers(user.sandbox.shared.handover(self.vcpu));
                 self.counters.traps += 1;
