@@ -40,7 +40,7 @@ fn pause_often(arguments: &[&str], breakpoints: Breakpoints) -> u32 {
 
 #[test]
 fn while_it_makes_hypercalls() {
-    pause_often(&["null", "100"], Breakpoints::Crash);
+    pause_often(&["null", "20"], Breakpoints::Crash);
 }
 
 #[test]
