@@ -305,3 +305,159 @@ impl Drop for State {
         unsafe { dealloc(self.context.as_ptr().cast(), self.layout) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake;
+    use crate::frames::allocate_zeroed;
+    use crate::space::Rights;
+    use core::time::Duration;
+    use hv_abi::Call;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use std::vec::Vec;
+
+    const ENTRY: u64 = 0x40_0000;
+
+    fn space() -> AddressSpace {
+        AddressSpace::new().unwrap()
+    }
+
+    /// How much memory is behind a state, and whether it is freed, is what a sanitizer looks at; this is whether it is shared.
+    fn holders(task: &Task) -> usize {
+        Arc::strong_count(&task.state)
+    }
+
+    #[test]
+    fn a_program_traps_with_its_registers_and_goes_on_with_the_kernels() {
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let log = seen.clone();
+        fake::set_program(move |context| {
+            log.borrow_mut().push((context.rip, context.rsp, context.rax));
+            (context.rax, context.rdi, context.r8_to_r15[2]) = (7, 1, 4);
+            context.rip += 2;
+            Trap::Syscall
+        });
+        let (mut task, mut space) = (Task::new(ENTRY, 0x8000), space());
+        assert_eq!(task.run(&mut space), Trap::Syscall);
+        assert_eq!(task.syscall(), Syscall { number: 7, arguments: [1, 0, 0, 4, 0, 0] });
+        task.set_result(99);
+        assert_eq!(task.run(&mut space), Trap::Syscall);
+        assert_eq!(*seen.borrow(), [(ENTRY, 0x8000, 0), (ENTRY + 2, 0x8000, 99)]);
+        fake::finish();
+    }
+
+    #[test]
+    fn every_trap_is_told() {
+        let fault = |access| Trap::PageFault { address: 0x1234, access };
+        let traps = [
+            fault(Access::Read),
+            fault(Access::Write),
+            fault(Access::Execute),
+            Trap::Exception { vector: 6 },
+            Trap::Interrupted,
+            Trap::Killed,
+        ];
+        let mut script = traps.into_iter();
+        fake::set_program(move |_| script.next().expect("killed programs do not run"));
+        let (mut task, mut space) = (Task::new(ENTRY, 0), space());
+        assert_eq!(traps.map(|_| task.run(&mut space)), traps);
+        assert_eq!(task.run(&mut space), Trap::Killed);
+    }
+
+    #[test]
+    fn changes_of_the_space_are_made_before_a_program_runs() {
+        fake::set_program(|_| Trap::Syscall);
+        let (mut task, mut space) = (Task::new(ENTRY, 0), space());
+        let frame = Arc::new(allocate_zeroed(0).unwrap());
+        space.map(ENTRY, frame.clone(), Rights::EXECUTE).unwrap();
+        fake::calls();
+        task.run(&mut space);
+        assert_eq!(fake::calls().iter().map(|(call, _)| *call).collect::<Vec<_>>(), [Call::MMU_UPDATE]);
+        space.unmap(ENTRY..ENTRY + 4096).unwrap();
+        assert_eq!(Arc::strong_count(&frame), 2, "the program might reach it yet");
+        task.run(&mut space);
+        assert_eq!(Arc::strong_count(&frame), 1);
+    }
+
+    #[test]
+    fn registers_that_no_program_can_have_never_reach_the_host() {
+        fake::set_program(|_| Trap::Syscall);
+        let mut space = space();
+        for (rip, fs_base) in [(0, 0), (0x1_0000, 0), (1 << 63, 0), (USER.end, 0), (ENTRY, 1 << 47)] {
+            let mut task = Task::new(rip, 0);
+            task.registers_mut().fs_base = fs_base;
+            assert_eq!(task.run(&mut space), Trap::Exception { vector: 13 });
+        }
+        let mut task = Task::new(ENTRY, u64::MAX);
+        task.registers_mut().rflags = u64::MAX;
+        assert_eq!(task.run(&mut space), Trap::Syscall);
+        assert_eq!(task.registers().rflags, RFLAGS | RFLAGS_FIXED);
+    }
+
+    #[test]
+    fn a_state_stays_while_the_host_may_write_to_it() {
+        fake::set_program(|_| Trap::Syscall);
+        let (mut one, mut other, mut space) = (Task::new(ENTRY, 0), Task::new(ENTRY, 0), space());
+        one.run(&mut space);
+        assert_eq!((holders(&one), one.state.valid().load(Relaxed)), (2, 0));
+        let left = one.state.clone();
+        drop(one);
+        assert_eq!(Arc::strong_count(&left), 2, "the space has it");
+        other.run(&mut space); // which has the host write to what is left of the first one
+        assert_eq!((Arc::strong_count(&left), left.valid().load(Relaxed)), (1, 1));
+        assert_eq!(holders(&other), 2);
+    }
+
+    #[test]
+    fn a_task_outlives_its_space_and_moves_to_others() {
+        fake::set_program(|_| Trap::Syscall);
+        let (mut task, mut first, mut second) = (Task::new(ENTRY, 0), space(), space());
+        task.run(&mut first);
+        task.run(&mut second);
+        assert_eq!(holders(&task), 3);
+        drop(first);
+        drop(second);
+        assert_eq!((holders(&task), task.state.valid().load(Relaxed)), (1, 1));
+        assert_eq!(task.run(&mut space()), Trap::Syscall);
+    }
+
+    #[test]
+    fn a_duplicate_goes_on_where_its_original_is() {
+        fake::set_program(|context| {
+            context.rbx += 1;
+            Trap::Syscall
+        });
+        let (mut task, mut space) = (Task::new(ENTRY, 0), space());
+        task.run(&mut space);
+        // SAFETY: the byte is in the area, and the host does not write there in the fake.
+        unsafe { task.state.area().add(160).write(0xa5) };
+        let mut child = task.duplicate();
+        assert_eq!(child.registers(), task.registers());
+        // SAFETY: as above.
+        assert_eq!(unsafe { child.state.area().add(160).read() }, 0xa5);
+        child.set_result(0);
+        child.run(&mut space);
+        task.run(&mut space);
+        assert_eq!((child.registers().rbx, task.registers().rbx), (2, 2));
+        fake::finish();
+    }
+
+    #[test]
+    fn a_slice_interrupts_when_it_is_over() {
+        fake::set_program(|_| {
+            fake::advance(Duration::from_millis(3));
+            Trap::Interrupted // as the event's upcall makes it
+        });
+        let (mut task, mut space) = (Task::new(ENTRY, 0), space());
+        let slice = crate::preempt::Slice::start(Duration::from_millis(5));
+        task.run(&mut space);
+        assert!(!slice.is_over());
+        task.run(&mut space);
+        assert!(slice.is_over());
+        drop(slice);
+        assert_eq!(task.run_for(&mut space, Duration::ZERO), Trap::Interrupted);
+        fake::finish();
+    }
+}
