@@ -32,7 +32,7 @@ use alloc::sync::Arc;
 use core::alloc::Layout;
 use core::mem::offset_of;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use hv_abi::user::{RFLAGS, RFLAGS_FIXED, UserContext, access, trap};
 use hv_abi::{GuestPhys, Status};
 
@@ -188,13 +188,16 @@ impl Task {
 pub(crate) struct State {
     context: NonNull<UserContext>,
     layout: Layout,
+    /// The root under which it was entered last, which is the one whose engine may hold it.
+    root: AtomicU64,
 }
 
 // SAFETY: what is behind the pointer is this value's alone, as a box's would be.
 unsafe impl Send for State {}
-// SAFETY: a shared `State` is reached in two ways. Its task, by `&mut Task`, has all of it, one at a time. An address space
-// only keeps it alive and has the host bring it up to date, which no program of the task runs beside: running takes the
-// space by `&mut`, too.
+// SAFETY: what is not atomic in a shared `State` is reached in two ways, and never in both at once.
+// 1. By its task, which is borrowed mutably while it runs.
+// 2. By the address space that it was entered in last, when that is dropped: so the task does not run, which would have the
+//    space borrowed. There is one vCPU, so it does not begin to run elsewhere meanwhile.
 unsafe impl Sync for State {}
 
 impl State {
@@ -205,9 +208,9 @@ impl State {
         // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc_zeroed(layout) };
         let Some(context) = NonNull::new(start.cast::<UserContext>()) else { handle_alloc_error(layout) };
-        let state = Self { context, layout };
+        let state = Self { context, layout, root: AtomicU64::new(0) };
         let (at, value) = MXCSR;
-        // SAFETY: `area_mut` gives bytes, and nobody else has the state yet; zeros are initialised.
+        // SAFETY: the area has 576 bytes at least, is aligned to 64, and nobody else has the state yet.
         unsafe { state.area().add(at).cast::<u32>().write(value) };
         state.point_to_area();
         state.valid().store(1, Relaxed);
@@ -219,7 +222,7 @@ impl State {
         let area =
             core::ptr::slice_from_raw_parts_mut(self.area(), self.layout.size() - size_of::<UserContext>());
         // SAFETY: the area is allocated, initialised, and not looked at while this reference is there.
-        let phys = phys_of_mut(unsafe { &mut *area }).unwrap_or(GuestPhys(0)); // the heap is in guest memory
+        let phys = phys_of_mut(unsafe { &mut *area }).expect("the heap is in guest memory");
         // SAFETY: the field is allocated and aligned; no reference to it is there.
         unsafe { (&raw mut (*self.context.as_ptr()).xstate).write(phys) };
     }
@@ -268,6 +271,7 @@ impl State {
 
     /// Runs the program in `space`, which has told the host of its changes and holds this state.
     pub(crate) fn enter(&self, space: &AddressSpace) -> Result<u32, Status> {
+        self.root.store(space.root().0, Relaxed);
         // SAFETY: the context is allocated and initialised; no other reference to it is there, for this one ends here.
         let context = unsafe { &mut *self.context.as_ptr() };
         // SAFETY:
@@ -278,8 +282,15 @@ impl State {
         unsafe { hypercall::enter_user(space.root(), context) }
     }
 
+    /// Readies it for the end of `root`, with which the host forgets the state that it holds there.
+    pub(crate) fn leave(&self, root: GuestPhys) {
+        if self.root.load(Relaxed) == root.0 {
+            self.bring_up_to_date();
+        }
+    }
+
     /// Has the host write the extended state to the area, if it holds it. If it does not, the program was killed.
-    pub(crate) fn bring_up_to_date(&self) {
+    fn bring_up_to_date(&self) {
         if self.valid().load(Relaxed) == 0 {
             // SAFETY: as in `enter`.
             let context = unsafe { &mut *self.context.as_ptr() };
