@@ -79,6 +79,8 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
 /// What a user program's signal means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UserFault {
+    /// It has stopped, as it was asked to.
+    None,
     SystemCall,
     PageFault {
         address: u64,
@@ -107,6 +109,9 @@ impl Frame {
         if signal == libc::SIGSYS && self.architecture != super::filter::AUDIT_ARCH_X86_64 {
             *rip = rip.wrapping_sub(2); // `int 0x80`: a fault, whose RIP is at the instruction
             return UserFault::Exception { vector: GENERAL_PROTECTION };
+        }
+        if signal == 0 && u64::from(self.code_selector) == USER_CS {
+            return UserFault::None;
         }
         match self.fault(signal) {
             Fault::SystemCall { .. } => UserFault::SystemCall,
@@ -171,6 +176,8 @@ fn write_registers(exchange: &SharedFile, offset: u64, registers: &Registers) {
     for (i, value) in (0..).zip(in_order) {
         exchange.store_word(offset + ucontext::R8 + i * 8, value);
     }
+    // It goes on in 64-bit mode, wherever it came from.
+    exchange.store_word(offset + ucontext::SELECTORS, USER_CS | USER_SS << 48);
 }
 
 /// The contexts of user programs: the one that a sandbox's vCPU thread goes on with.

@@ -154,8 +154,8 @@ impl AddressSpaces for Process {
         !busy
     }
 
-    fn save_user(&self, vcpu: u32, context: u64) -> bool {
-        self.users.save(vcpu, context)
+    fn release_user(&self, context: u64) -> bool {
+        self.users.release(context)
     }
 }
 

@@ -77,6 +77,8 @@ struct Space {
 struct Held {
     context: u64,
     area: GuestPhys,
+    /// The vCPU whose thread in the sandbox has it.
+    vcpu: u32,
 }
 
 /// What became of a fault.
@@ -114,17 +116,15 @@ impl Users {
         let mut from_memory = user.xstate_valid != 0;
         if let Some((at, _)) = elsewhere {
             let space = inner.spaces.get_mut(&{ *at }).expect("found above");
-            if !from_memory {
-                space.save(&self.memory, vcpu);
-                from_memory = true;
-            }
-            space.held = None;
+            space.goes_to(user.xstate);
+            space.save(&self.memory);
+            from_memory = true;
         }
         if !inner.spaces.contains_key(&root) {
             if !from_memory {
                 return Err(EnterError::NoExtendedState);
             }
-            inner.make_room(&self.memory, vcpu);
+            inner.make_room(&self.memory);
             let sandbox =
                 Sandbox::start(Kind::User, &self.memory, &self.pages, &[]).map_err(EnterError::Engine)?;
             inner.spaces.insert(root, Space::new(sandbox));
@@ -134,10 +134,11 @@ impl Users {
         space.used = inner.now;
         let registers = Registers::from(user);
         if space.holds(context) && !from_memory {
+            space.goes_to(user.xstate);
             space.frame(vcpu).set_registers(&registers).ok_or(EnterError::NoExtendedState)?;
         } else if from_memory {
             if !space.holds(context) {
-                space.save(&self.memory, vcpu);
+                space.save(&self.memory);
             }
             space.load(&self.memory, vcpu, context, user, &registers);
         } else {
@@ -146,7 +147,10 @@ impl Users {
         for virt in std::mem::take(&mut space.wanted) {
             inner.shadow(&self.memory, root, virt, 1);
         }
-        inner.update(root).map_err(EnterError::Engine)?;
+        if let Err(error) = inner.update(root) {
+            inner.give_up(&self.memory, root);
+            return Err(EnterError::Engine(error));
+        }
         Ok(inner.spaces[&root].sandbox.clone())
     }
 
@@ -174,14 +178,12 @@ impl Users {
         self.lock().remove(root);
     }
 
-    /// Brings the extended state of a context up to date in guest memory. Whether it was held.
-    pub(super) fn save(&self, vcpu: u32, context: u64) -> bool {
+    /// Lets go of a context, with its extended state in guest memory. Whether it was held.
+    pub(super) fn release(&self, context: u64) -> bool {
         let mut inner = self.lock();
         let space = inner.spaces.values_mut().find(|space| space.holds(context));
         space.is_some_and(|space| {
-            let held = space.held;
-            space.save(&self.memory, vcpu);
-            space.held = held; // the area is a copy; the sandbox has it still
+            space.save(&self.memory);
             true
         })
     }
@@ -204,7 +206,7 @@ impl Users {
         for root in roots {
             if let Err(error) = inner.update(root) {
                 tracing::warn!(%error, root, "a user address space is given up");
-                inner.remove(root);
+                inner.give_up(&self.memory, root);
             }
         }
     }
@@ -293,15 +295,23 @@ impl Inner {
     }
 
     /// Gives up the space that was not used for longest, if there are too many.
-    fn make_room(&mut self, memory: &GuestMemory, vcpu: u32) {
+    fn make_room(&mut self, memory: &GuestMemory) {
         if self.spaces.len() >= MOST_SPACES
             && let Some(root) = self.spaces.iter().min_by_key(|(_, space)| space.used).map(|(root, _)| *root)
         {
-            self.spaces.get_mut(&root).expect("found above").save(memory, vcpu);
-            self.remove(root);
+            self.give_up(memory, root);
         }
     }
 
+    /// Takes a space away whose programs go on in another sandbox, when they are next entered.
+    fn give_up(&mut self, memory: &GuestMemory, root: u64) {
+        if let Some(space) = self.spaces.get_mut(&root) {
+            space.save(memory);
+        }
+        self.remove(root);
+    }
+
+    /// Takes a space away, with what it holds.
     fn remove(&mut self, root: u64) {
         let Some(space) = self.spaces.remove(&root) else { return };
         for ((level, base), table) in space.tables {
@@ -403,18 +413,27 @@ impl Space {
         }
     }
 
-    /// Puts the extended state that is in the sandbox into guest memory, and says so in its context. If it is nowhere, the
-    /// program has written over it, and gets the initial state.
-    fn save(&mut self, memory: &GuestMemory, vcpu: u32) {
+    /// The area of the context that it holds is there now.
+    fn goes_to(&mut self, area: GuestPhys) {
+        self.held = self.held.map(|held| Held { area, ..held });
+    }
+
+    /// Lets go of the context that it holds: puts its extended state into guest memory, and says so in it. If that is
+    /// nowhere, the program has written over it, and gets the initial state. If the guest has said by itself that guest
+    /// memory has it, that is so.
+    fn save(&mut self, memory: &GuestMemory) {
         let Some(held) = self.held.take() else { return };
+        let valid = GuestPhys(held.context + core::mem::offset_of!(UserContext, xstate_valid) as u64);
+        if memory.read::<u32>(valid) != Ok(0) {
+            return;
+        }
         let (size, mask) = crate::cpu::xstate();
         let words = size as usize / 8;
-        let mut xstate = self.frame(vcpu).xstate(words).unwrap_or_else(|| vec![0; words]);
+        let mut xstate = self.frame(held.vcpu).xstate(words).unwrap_or_else(|| vec![0; words]);
         super::xstate::make_valid(&mut xstate, mask);
         // Both lie in guest memory: that was checked when the context was entered, and memory does not shrink.
         let _ = memory.write_bytes(held.area, xstate.as_bytes());
-        let valid = core::mem::offset_of!(UserContext, xstate_valid) as u64;
-        let _ = memory.write(GuestPhys(held.context + valid), &1_u32);
+        let _ = memory.write(valid, &1_u32);
     }
 
     /// Makes the sandbox's thread go on as the program of `context`, with the extended state that is in guest memory.
@@ -432,7 +451,7 @@ impl Space {
         // It was found valid, but guest memory can change: what is loaded is checked, not what was.
         super::xstate::make_valid(&mut xstate, mask);
         self.frame(vcpu).replace(registers, &xstate);
-        self.held = Some(Held { context, area: user.xstate });
+        self.held = Some(Held { context, area: user.xstate, vcpu });
     }
 }
 

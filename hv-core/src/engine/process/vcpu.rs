@@ -162,7 +162,7 @@ impl Vcpu {
     fn run_user(&mut self, user: &InUser, deadline: u64) -> Option<Exit> {
         let patience = self.called_back.map_or(deadline, |_| deadline.min(monotonic_ns() + CALL_AGAIN));
         match self.wait(patience) {
-            Wait::Published(TURN_TRAP) => self.user_trap(user),
+            Wait::Published(TURN_TRAP) => self.user_trap(user, deadline),
             Wait::Published(_) => Some(self.user_killed(user)),
             Wait::Interrupted if self.process.kernel.shared.is_dead() => {
                 Some(Exit::Died(self.process.kernel.shared.death()))
@@ -187,7 +187,7 @@ impl Vcpu {
     }
 
     /// A trap, or a stop, that the program says it has come to.
-    fn user_trap(&mut self, user: &InUser) -> Option<Exit> {
+    fn user_trap(&mut self, user: &InUser, deadline: u64) -> Option<Exit> {
         self.counters.traps += 1;
         let shared = &user.sandbox.shared;
         let handover = shared.handover(self.vcpu);
@@ -195,10 +195,8 @@ impl Vcpu {
         let Some(mut frame) = frame::read(shared.exchange(), self.vcpu, handover) else {
             return Some(self.user_killed(user));
         };
-        if signal == 0 {
-            return Some(self.user_exit(user, UserCause::Interrupted, frame));
-        }
         let cause = match frame.user_fault(signal) {
+            UserFault::None => UserCause::Interrupted,
             UserFault::SystemCall => UserCause::SystemCall,
             UserFault::Exception { vector } => UserCause::Exception { vector },
             UserFault::Lost => return Some(self.user_killed(user)),
@@ -206,9 +204,11 @@ impl Vcpu {
                 match self.process.users.fault(user.root, address, access) {
                     users::Fault::Guest => UserCause::PageFault { address, access },
                     users::Fault::Lost => return Some(self.user_killed(user)),
+                    users::Fault::Mended if user.wanted.load(SeqCst) => UserCause::Interrupted,
                     users::Fault::Mended => {
                         self.answered = true;
-                        return None;
+                        // A program that faults all the time is never waited for.
+                        return (monotonic_ns() >= deadline).then_some(Exit::Deadline);
                     }
                 }
             }
