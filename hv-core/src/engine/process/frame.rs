@@ -18,6 +18,8 @@ pub(super) struct Frame {
     code_selector: u16,
     error: u64,
     vector: u64,
+    /// Behind the instruction that made a system call.
+    call_address: u64,
     system_call: u32,
     /// Architecture of the system call.
     architecture: u32,
@@ -71,6 +73,7 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
         code_selector: word(ucontext::SELECTORS) as u16,
         error: word(ucontext::ERR),
         vector: word(ucontext::TRAPNO),
+        call_address: info[2],
         system_call: info[3] as u32,
         architecture: (info[3] >> 32) as u32,
     })
@@ -97,16 +100,22 @@ impl Frame {
     /// What a user program did, from the signal; corrects RIP where the host has it elsewhere than the processor.
     pub(super) fn user_fault(&mut self, signal: i32) -> UserFault {
         const GENERAL_PROTECTION: u64 = 13;
-        const UPPER_HALF: u64 = 1 << 47;
+        const UPPER_HALF: u64 = u64::MAX << 47;
+        const CALL: i32 = libc::SIGSYS;
+        if signal == CALL && self.call_address >= UPPER_HALF && self.registers.rip < UPPER_HALF {
+            // The host's vsyscall page, from which the host has returned in the program's name.
+            self.registers.rip = self.call_address;
+            self.registers.rsp = self.registers.rsp.wrapping_sub(8);
+        }
         let rip = &mut self.registers.rip;
         if super::stub::contains(*rip) {
             return UserFault::Lost;
         }
-        if signal == libc::SIGSYS && *rip >= UPPER_HALF {
-            // The host's vsyscall page, which no guest's tables map.
+        if signal != 0 && *rip >= UPPER_HALF {
+            // The host's vsyscall page, which no guest's tables map; the host may tell of the fault before this one.
             return UserFault::PageFault { address: *rip, access: Access::Execute };
         }
-        if signal == libc::SIGSYS && self.architecture != super::filter::AUDIT_ARCH_X86_64 {
+        if signal == CALL && self.architecture != super::filter::AUDIT_ARCH_X86_64 {
             *rip = rip.wrapping_sub(2); // `int 0x80`: a fault, whose RIP is at the instruction
             return UserFault::Exception { vector: GENERAL_PROTECTION };
         }

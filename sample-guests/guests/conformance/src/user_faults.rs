@@ -92,13 +92,17 @@ guest_sdk::tests! {
     }
 
     "USER-011" fn the_hosts_page_of_old_system_calls_is_not_the_guests() {
-        for call in [0_u64, 0x400, 0x800] {
-            let (mut program, _) = accesses();
-            program.context.rdi = 0xffff_ffff_ff60_0000 + call;
-            (program.context.rsp, program.data.0[510]) = (HEAP + 4096 - 16, TEXT + 3);
-            let rdi = program.context.rdi;
-            program.faults(TEXT + 17, rdi, EXECUTE);
-            assert_eq!((program.context.rip, program.context.rsp), (rdi, HEAP + 4096 - 16));
+        let mut program = Program::new(code!("mov rax, [rdi]", "syscall", "jmp rbx"));
+        for call in [0_u64, 0x400, 0x800, 0xc00, 0x10, 0xfff] {
+            for argument in [0, HEAP, 0x1000_0000, u64::MAX] {
+                // An access before it, that is allowed and that the engine has to see to.
+                let address = 0xffff_ffff_ff60_0000 + call;
+                (program.context.rdi, program.context.rsi) = (argument, argument);
+                (program.context.rbx, program.context.rsp) = (address, HEAP + 4096 - 16);
+                program.data.0[510] = TEXT + 3; // where a call would return to
+                program.faults(TEXT + 5, address, EXECUTE);
+                assert_eq!((program.context.rip, program.context.rsp), (address, HEAP + 4096 - 16));
+            }
         }
     }
 
