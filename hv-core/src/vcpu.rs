@@ -48,6 +48,10 @@ struct Next {
 }
 
 /// What the loop does after an exit.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is looked at where it is made, and the large one is a VM's last"
+)]
 enum Then {
     Run,
     End(End, Registers),

@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
 use fastrand::Rng;
 use guest_sdk::events::vcpu_page;
 use guest_sdk::hv_abi::call::{CALLS, MULTICALL_MAX, MulticallEntry, PANIC_TEXT_MAX, PanicReport};
+use guest_sdk::hv_abi::mmu::MMU_UPDATE_MAX;
 use guest_sdk::hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS};
 use guest_sdk::hv_abi::{ABI_VERSION, Call, GuestPhys, Status};
 use guest_sdk::time::Instant;
@@ -90,9 +91,42 @@ fn arguments(random: &mut Rng, call: Call) -> [u64; 5] {
                 arguments[1] %= MULTICALL_MAX + 2;
             }
         }
+        Call::MMU_UPDATE => {
+            arguments[0] = updates(random);
+            if random.u8(..4) != 0 {
+                arguments[1..3].copy_from_slice(&[random.u64(..40), random.u64(..3)]);
+            }
+        }
         _ => {}
     }
     arguments
+}
+
+/// Updates of entries at the very top of memory, and outside; and where they are. What they write is no P of anything but
+/// the top either, for it may be found there and taken for a P.
+fn updates(random: &mut Rng) -> u64 {
+    // As many as a call can take; those that are not filled in are misaligned.
+    static UPDATES: [[AtomicU64; 4]; MMU_UPDATE_MAX as usize] =
+        [const { [AtomicU64::new(1), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)] };
+            MMU_UPDATE_MAX as usize];
+    let memory = guest_sdk::boot::info().memory_size;
+    for [entry, new, _, status] in &UPDATES[..32] {
+        let at = match random.u8(..8) {
+            0 => random.u64(..64) | 1, // misaligned
+            1 => memory.wrapping_add(hurtful(random) & !(1 << 63)),
+            2 => memory - random.u64(..TOP),
+            _ => (memory - random.u64(..TOP)) & !7,
+        };
+        entry.store(at, SeqCst);
+        let top = (memory - random.u64(..TOP)) & !0xfff;
+        new.store(if random.bool() { hurtful(random) | 1 << 62 } else { top | random.u64(..512) }, SeqCst);
+        status.store(u64::from(random.u8(..8) == 0) << 63, SeqCst);
+    }
+    match random.u8(..4) {
+        0 => memory - random.u64(..TOP),
+        1 => memory.wrapping_add(hurtful(random) & !(1 << 63)),
+        _ => phys(&UPDATES),
+    }
 }
 
 /// Fills the batch with calls of all kinds, and gives a place in it, aligned or not.
@@ -102,8 +136,10 @@ fn entries(random: &mut Rng) -> u64 {
         entry.call = number(random);
         // A multicall in a multicall is refused before it is looked at.
         entry.arguments.fill_with(|| if random.bool() { hurtful(random) } else { 0 });
-        if entry.call == Call::SHUTDOWN {
-            entry.arguments[0] |= 256;
+        match entry.call {
+            Call::SHUTDOWN => entry.arguments[0] |= 256,
+            Call::MMU_UPDATE => entry.arguments[0] = updates(random),
+            _ => {}
         }
         entry.reserved = u64::from(random.u8(..8) == 0) * random.u64(..);
     }
