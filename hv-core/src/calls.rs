@@ -7,7 +7,6 @@ use crate::dispatch::{CallResult, Hypercalls, dispatch};
 use crate::memory::BadAddress;
 use crate::report::{End, Place};
 use crate::vm::Shared;
-use hv_abi::address::SLOT_255;
 use hv_abi::call::{
     CONSOLE_WRITE_MAX, Description, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport,
 };
@@ -17,11 +16,12 @@ use hv_abi::{ABI_VERSION, Call, GuestPhys, PAGE_SIZE, Status};
 use std::mem::offset_of;
 use zerocopy::{FromBytes, IntoBytes};
 
+/// First V that is not in the lower half.
+const LOWER_HALF_END: u64 = 1 << 47;
+
 /// A vCPU's calls, and what they leave for its loop to do.
 pub(crate) struct Calls<'a> {
     pub vm: &'a Shared,
-    /// The vCPU that makes them.
-    pub vcpu: u32,
     /// Deadline of the vCPU's timer, on the guest's clock.
     pub timer: Option<u64>,
     /// Set by the call that ends the VM.
@@ -135,7 +135,7 @@ impl Hypercalls for Calls<'_> {
     fn mmu_flush(&mut self, root: u64, start: u64, length: u64) -> CallResult {
         let end = start.checked_add(length).ok_or(Status::BAD_ARGUMENT)?;
         let aligned = start.is_multiple_of(PAGE_SIZE) && length.is_multiple_of(PAGE_SIZE);
-        if !aligned || end > SLOT_255 || (root == 0 && length != 0) {
+        if !aligned || end > LOWER_HALF_END || (root == 0 && (start, length) != (0, 0)) {
             return Err(Status::BAD_ARGUMENT);
         }
         if root != 0 && !self.vm.roots.contains(root) {
@@ -146,8 +146,10 @@ impl Hypercalls for Calls<'_> {
     }
 
     fn user_xstate(&mut self, context: u64) -> CallResult {
-        self.vm.memory.read::<UserContext>(GuestPhys(context))?;
-        if self.vm.spaces.save_user(self.vcpu, context) { Ok(0) } else { Err(Status::BAD_ARGUMENT) }
+        let user = self.vm.memory.read::<UserContext>(GuestPhys(context))?;
+        let held = user.xstate_valid <= 1 && self.vm.spaces.release_user(context);
+        // With 1, the area is what counts, whether the engine held the context or not.
+        if held || user.xstate_valid == 1 { Ok(0) } else { Err(Status::BAD_ARGUMENT) }
     }
 
     fn multicall(&mut self, entries: u64, count: u64) -> CallResult {

@@ -142,9 +142,9 @@ impl Roots {
         self.0.lock().expect("no thread panics with the lock held")
     }
 
-    /// Makes a page a root.
+    /// Makes a page a root. P 0 is none, so that 0 can mean none.
     pub(crate) fn create(&self, memory: &GuestMemory, table: u64) -> Result<(), Status> {
-        if !table.is_multiple_of(PAGE_SIZE) || !memory.contains(GuestPhys(table), PAGE_SIZE) {
+        if table == 0 || !table.is_multiple_of(PAGE_SIZE) || !memory.contains(GuestPhys(table), PAGE_SIZE) {
             return Err(Status::BAD_ADDRESS);
         }
         for slot in FIRST_RESERVED_SLOT..ENTRIES {
@@ -254,7 +254,9 @@ mod tests {
         let roots = Roots::default();
         assert_eq!(roots.create(&memory, 0x1000), Ok(()));
         assert_eq!(roots.create(&memory, 0x1000), Err(Status::BUSY));
-        assert_eq!(roots.create(&memory, 0x1008), Err(Status::BAD_ADDRESS));
+        for table in [0, 0x1008, u64::MAX - 4095] {
+            assert_eq!(roots.create(&memory, table), Err(Status::BAD_ADDRESS), "{table:#x}");
+        }
         assert_eq!(roots.create(&memory, 8 << 20), Err(Status::BAD_ADDRESS));
         memory.write(GuestPhys(0x5000 + 255 * 8), &1_u64).unwrap();
         assert_eq!(roots.create(&memory, 0x5000), Err(Status::BAD_ARGUMENT));

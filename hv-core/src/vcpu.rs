@@ -48,6 +48,10 @@ struct Next {
 }
 
 /// What the loop does after an exit.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is looked at where it is made, and the large one is a VM's last"
+)]
 enum Then {
     Run,
     End(End, Registers),
@@ -61,7 +65,7 @@ impl VcpuThread {
         // The guest's timer is kept here; by default the host may let it be 50 us late. If it does not let us, it is.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let vm = self.vm.clone();
-        let mut calls = Calls { vm: &vm, vcpu: self.vcpu, timer: None, end: None };
+        let mut calls = Calls { vm: &vm, timer: None, end: None };
         let mut next = self.next(calls.timer);
         loop {
             if calls.timer != next.timer {

@@ -8,7 +8,7 @@
 
 use bitflags::Flags;
 use hv_abi::call::{CALLS, Description};
-use hv_abi::{CpuFeatures, Features, Status, address, boot, call, clock, note, testing, vcpu};
+use hv_abi::{CpuFeatures, Features, Status, address, boot, call, clock, mmu, note, testing, user, vcpu};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Write};
 use std::fs;
@@ -331,9 +331,24 @@ fn constants() -> Vec<(&'static str, Value)> {
         call::NEVER,
         call::woken_by::EVENT,
         call::woken_by::DEADLINE,
+        mmu::ROOTS_MAX,
+        mmu::MMU_UPDATE_MAX,
+        mmu::EAGER,
         note::OWNER,
         note::TYPE,
         testing::SECTION,
+        user::GATE,
+        user::LOWEST_USER,
+        user::RFLAGS,
+        user::RFLAGS_FIXED,
+        user::trap::SYSCALL,
+        user::trap::PAGE_FAULT,
+        user::trap::EXCEPTION,
+        user::trap::INTERRUPTED,
+        user::trap::KILLED,
+        user::access::READ,
+        user::access::WRITE,
+        user::access::EXECUTE,
         vcpu::EVENT_CHANNELS,
         vcpu::EVENT_WORDS,
         vcpu::TIMER_CHANNEL,
@@ -410,6 +425,11 @@ fn layouts() -> Vec<Layout> {
         clock::ClockPage { sequence, reserved, tsc_base, ns_base, scale, wall_base, generation }
         call::PanicReport { message, message_length, file, file_length, line, column }
         call::MulticallEntry { call, status, arguments, value, reserved }
+        mmu::MmuUpdate { entry, new, old, status, reserved }
+        user::UserContext {
+            rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8_to_r15, rip, rflags, fs_base, xstate, xstate_valid, trap,
+            access, vector, address, reserved,
+        }
     }
 }
 

@@ -118,9 +118,9 @@ pub(crate) trait AddressSpaces: Send + Sync {
     /// A root is one no more; the engine forgets it. Not, and gives `false`, if a vCPU is in user mode under it.
     fn forget_root(&self, root: u64) -> bool;
 
-    /// Brings the extended state of the user context at P `context` up to date in guest memory. Whether the engine held
-    /// it.
-    fn save_user(&self, vcpu: u32, context: u64) -> bool;
+    /// Lets go of the user context at P `context`: its extended state goes to guest memory, unless what is there counts.
+    /// Whether the engine held it.
+    fn release_user(&self, context: u64) -> bool;
 }
 
 /// Reaches a running VM from other threads.

@@ -96,7 +96,7 @@ impl AddressSpaces for NoSpaces {
         true
     }
 
-    fn save_user(&self, _: u32, _: u64) -> bool {
+    fn release_user(&self, _: u64) -> bool {
         false
     }
 }
@@ -126,7 +126,7 @@ impl Machine {
     }
 
     pub(super) fn calls(&self) -> Calls<'_> {
-        Calls { vm: &self.vm, vcpu: 0, timer: None, end: None }
+        Calls { vm: &self.vm, timer: None, end: None }
     }
 
     pub(super) fn state(&self, calls: &Calls<'_>) -> State {
@@ -187,8 +187,10 @@ pub(super) fn number(u: &mut Unstructured<'_>) -> arbitrary::Result<u32> {
     if u.ratio(15, 16)? { u.int_in_range(0..=14) } else { u.arbitrary() }
 }
 
-/// Features in force: most often all that there are.
+/// Features in force: most often all that the model knows, which has no page tables.
 pub(super) fn features(u: &mut Unstructured<'_>) -> arbitrary::Result<Features> {
     let bits = u.arbitrary::<u8>()?;
-    Ok(if bits < 16 { Features::from_bits_retain(bits.into()) } else { crate::offered_features() })
+    let features =
+        if bits < 16 { Features::from_bits_retain(bits.into()) } else { crate::offered_features() };
+    Ok(features - Features::MMU)
 }

@@ -3,7 +3,9 @@
 use super::{Run, Stand, holds, same, scenarios};
 use crate::patch::{Patch, Segment};
 use crate::{Judgement, Machine};
+use hv_abi::PAGE_SIZE;
 use hv_abi::address::{CLOCK_PAGE, DIRECT_MAP, LOWEST_MAPPABLE, VCPU_PAGES};
+use hv_abi::mmu::ROOTS_MAX;
 use object::LittleEndian;
 
 const READ: u32 = 4;
@@ -75,6 +77,12 @@ scenarios! {
             }
         }
         Ok(())
+    }
+
+    "ROOT_CREATE-006" fn there_are_so_many_roots_and_no_more(stand) {
+        let mut machine = stand.machine(&["roots"]);
+        machine.memory = (ROOTS_MAX * PAGE_SIZE) + (64 << 20);
+        stand.boot(machine).done().map(drop)
     }
 
     "CLOCK-005" fn the_clock_page_is_not_written(stand) {

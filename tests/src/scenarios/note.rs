@@ -89,7 +89,7 @@ scenarios! {
         Ok(())
     }
 
-    "RULE-002" fn calls_of_features_that_are_not_in_force_are_unknown(stand) {
+    "RULE-002 ENTER_USER-004" fn calls_of_features_that_are_not_in_force_are_unknown(stand) {
         let machine = stand.patched(&["featureless"], |image| image.note(|note| note.liked = Features::empty()));
         stand.boot(machine).done().map(drop)
     }

@@ -42,6 +42,7 @@ pub(super) fn mapping_thread() -> Vec<u64> {
         libc::SYS_clone,
         libc::SYS_sigaltstack,
         libc::SYS_rt_sigprocmask,
+        libc::SYS_prctl,
         libc::SYS_seccomp,
     ];
     let mut allowed = vec![

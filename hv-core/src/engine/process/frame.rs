@@ -18,6 +18,8 @@ pub(super) struct Frame {
     code_selector: u16,
     error: u64,
     vector: u64,
+    /// Behind the instruction that made a system call.
+    call_address: u64,
     system_call: u32,
     /// Architecture of the system call.
     architecture: u32,
@@ -80,6 +82,7 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
         code_selector: word(ucontext::SELECTORS) as u16,
         error: word(ucontext::ERR),
         vector: word(ucontext::TRAPNO),
+        call_address: info[2],
         system_call: info[3] as u32,
         architecture: (info[3] >> 32) as u32,
         of_the_kernel: info[1] as i32 == SI_KERNEL,
@@ -89,6 +92,8 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
 /// What a user program's signal means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UserFault {
+    /// It has stopped, as it was asked to.
+    None,
     SystemCall,
     PageFault {
         address: u64,
@@ -104,18 +109,27 @@ pub(super) enum UserFault {
 impl Frame {
     /// What a user program did, from the signal; corrects RIP where the host has it elsewhere than the processor.
     pub(super) fn user_fault(&mut self, signal: i32) -> UserFault {
-        const UPPER_HALF: u64 = 1 << 47;
+        const UPPER_HALF: u64 = u64::MAX << 47;
+        const CALL: i32 = libc::SIGSYS;
+        if signal == CALL && self.call_address >= UPPER_HALF && self.registers.rip < UPPER_HALF {
+            // The host's vsyscall page, from which the host has returned in the program's name.
+            self.registers.rip = self.call_address;
+            self.registers.rsp = self.registers.rsp.wrapping_sub(8);
+        }
         let rip = &mut self.registers.rip;
         if super::stub::contains(*rip) {
             return UserFault::Lost;
         }
-        if *rip >= UPPER_HALF {
-            // The host kernel's half, or its vsyscall page, which no guest's tables map.
+        if signal != 0 && *rip >= UPPER_HALF {
+            // The host's vsyscall page, which no guest's tables map; the host may tell of the fault before this one.
             return UserFault::PageFault { address: *rip, access: Access::Execute };
         }
-        if signal == libc::SIGSYS && self.architecture != super::filter::AUDIT_ARCH_X86_64 {
+        if signal == CALL && self.architecture != super::filter::AUDIT_ARCH_X86_64 {
             *rip = rip.wrapping_sub(2); // `int 0x80`: a fault, whose RIP is at the instruction
             return UserFault::Exception { vector: GENERAL_PROTECTION };
+        }
+        if signal == 0 && u64::from(self.code_selector) == USER_CS {
+            return UserFault::None;
         }
         match self.fault(signal) {
             Fault::SystemCall { .. } => UserFault::SystemCall,
@@ -183,6 +197,8 @@ fn write_registers(exchange: &SharedFile, offset: u64, registers: &Registers) {
     for (i, value) in (0..).zip(in_order) {
         exchange.store_word(offset + ucontext::R8 + i * 8, value);
     }
+    // It goes on in 64-bit mode, wherever it came from.
+    exchange.store_word(offset + ucontext::SELECTORS, USER_CS | USER_SS << 48);
 }
 
 /// The registers that a program has published.

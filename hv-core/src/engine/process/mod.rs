@@ -187,9 +187,9 @@ impl AddressSpaces for Process {
         !busy
     }
 
-    fn save_user(&self, vcpu: u32, context: u64) -> bool {
+    fn release_user(&self, context: u64) -> bool {
         self.forbid_fast();
-        self.users.save(vcpu, context)
+        self.users.release(context)
     }
 }
 

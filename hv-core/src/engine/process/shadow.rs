@@ -159,7 +159,7 @@ mod tests {
             if number == libc::SYS_munmap as u64 {
                 pages.retain(|page, _| !(at..at + length).contains(page));
             } else {
-                all.iter().for_each(|page| drop(pages.insert(*page, (phys + page - at, protection as i32))));
+                pages.extend(all.iter().map(|page| (*page, (phys + page - at, protection as i32))));
             }
         }
     }

@@ -523,6 +523,8 @@ hv_stub_trap:
     cmp     word ptr [rdx + {UC_SELECTORS}], {USER_CS}
     jne     hv_stub_publish_trap
     movabs  rax, {SLOT_255}
+    cmp     [rsi + 16], rax                     // not from the host's vsyscall page, nor from here
+    jae     hv_stub_publish_trap
     cmp     [rdx + {UC_RIP}], rax
     jb      hv_stub_publish_user
 hv_stub_publish_trap:

@@ -19,6 +19,7 @@ use crate::mmu::{self, ENTRIES, Leaf, Rights, Step, span};
 use hv_abi::address::SLOT_255;
 use hv_abi::mmu::Entry;
 use hv_abi::user::{LOWEST_USER, UserContext};
+use core::mem::offset_of;
 use hv_abi::{GuestPhys, PAGE_SIZE};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -62,7 +63,7 @@ struct Space {
     shadow: Shadow,
     /// The tables in `Inner::tables` that name this root, by level and base.
     tables: BTreeMap<(u32, u64), u64>,
-    /// The context whose extended state is in the sandbox, and where it goes in guest memory.
+    /// The context whose extended state is in the sandbox.
     held: Option<Held>,
     /// Pages whose entries became present since it last ran.
     wanted: Vec<u64>,
@@ -72,7 +73,8 @@ struct Space {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Held {
     context: u64,
-    area: GuestPhys,
+    /// The vCPU whose thread in the sandbox has it.
+    vcpu: u32,
 }
 
 /// What became of a fault.
@@ -110,17 +112,14 @@ impl Users {
         let mut from_memory = user.xstate_valid != 0;
         if let Some((at, _)) = elsewhere {
             let space = inner.spaces.get_mut(&{ *at }).expect("found above");
-            if !from_memory {
-                space.save(&self.files.memory, vcpu);
-                from_memory = true;
-            }
-            space.held = None;
+            space.save(&self.files.memory);
+            from_memory = true;
         }
         if !inner.spaces.contains_key(&root) {
             if !from_memory {
                 return Err(EnterError::NoExtendedState);
             }
-            let slot = inner.free_slot(&self.files.memory, vcpu);
+            let slot = inner.free_slot(&self.files.memory);
             let sandbox =
                 Sandbox::start(Kind::User { slot }, &self.files, &[]).map_err(EnterError::Engine)?;
             inner.spaces.insert(root, Space::new(sandbox, slot));
@@ -133,7 +132,7 @@ impl Users {
             space.frame(vcpu).set_registers(&registers);
         } else if from_memory {
             if !space.holds(context) {
-                space.save(&self.files.memory, vcpu);
+                space.save(&self.files.memory);
             }
             space.load(&self.files.memory, vcpu, context, user, &registers);
         } else {
@@ -142,7 +141,10 @@ impl Users {
         for virt in std::mem::take(&mut space.wanted) {
             inner.shadow(&self.files.memory, root, virt, 1);
         }
-        inner.update(root).map_err(EnterError::Engine)?;
+        if let Err(error) = inner.update(root) {
+            inner.give_up(&self.files.memory, root);
+            return Err(EnterError::Engine(error));
+        }
         let space = &inner.spaces[&root];
         Ok((space.sandbox.clone(), space.slot))
     }
@@ -173,14 +175,12 @@ impl Users {
         self.lock().remove(root);
     }
 
-    /// Brings the extended state of a context up to date in guest memory. Whether it was held.
-    pub(super) fn save(&self, vcpu: u32, context: u64) -> bool {
+    /// Lets go of a context, with its extended state in guest memory. Whether it was held.
+    pub(super) fn release(&self, context: u64) -> bool {
         let mut inner = self.lock();
         let space = inner.spaces.values_mut().find(|space| space.holds(context));
         space.is_some_and(|space| {
-            let held = space.held;
-            space.save(&self.files.memory, vcpu);
-            space.held = held; // the area is a copy; the sandbox has it still
+            space.save(&self.files.memory);
             true
         })
     }
@@ -205,7 +205,7 @@ impl Users {
         for root in roots {
             if let Err(error) = inner.update(root) {
                 tracing::warn!(%error, root, "a user address space is given up");
-                inner.remove(root);
+                inner.give_up(&self.files.memory, root);
             }
         }
     }
@@ -294,12 +294,11 @@ impl Inner {
     }
 
     /// A slot for another space. If there are too many, gives up the one that was not used for longest.
-    fn free_slot(&mut self, memory: &GuestMemory, vcpu: u32) -> u32 {
+    fn free_slot(&mut self, memory: &GuestMemory) -> u32 {
         if self.spaces.len() >= MOST_SPACES as usize
             && let Some(root) = self.spaces.iter().min_by_key(|(_, space)| space.used).map(|(root, _)| *root)
         {
-            self.spaces.get_mut(&root).expect("found above").save(memory, vcpu);
-            self.remove(root);
+            self.give_up(memory, root);
         }
         loop {
             self.leaving.retain(|(_, sandbox)| !sandbox.shared.is_gone());
@@ -312,6 +311,15 @@ impl Inner {
         }
     }
 
+    /// Takes a space away whose programs go on in another sandbox, when they are next entered.
+    fn give_up(&mut self, memory: &GuestMemory, root: u64) {
+        if let Some(space) = self.spaces.get_mut(&root) {
+            space.save(memory);
+        }
+        self.remove(root);
+    }
+
+    /// Takes a space away, with what it holds.
     fn remove(&mut self, root: u64) {
         let Some(space) = self.spaces.remove(&root) else { return };
         for ((level, base), table) in space.tables {
@@ -413,19 +421,25 @@ impl Space {
         }
     }
 
-    /// Puts the extended state that is in the sandbox into guest memory, and says so in its context. If it is nowhere, the
-    /// program has written over it, and gets the initial state.
-    fn save(&mut self, memory: &GuestMemory, vcpu: u32) {
+    /// Lets go of the context that it holds: puts its extended state into guest memory, and says so in it. If that is
+    /// nowhere, the program has written over it, and gets the initial state. If the guest has said by itself that guest
+    /// memory has it, that is so.
+    fn save(&mut self, memory: &GuestMemory) {
         let Some(held) = self.held.take() else { return };
+        let field = |offset: usize| GuestPhys(held.context + offset as u64);
+        let valid = field(offset_of!(UserContext, xstate_valid));
+        let (Ok(0), Ok(area)) = (memory.read::<u32>(valid), memory.read(field(offset_of!(UserContext, xstate))))
+        else {
+            return;
+        };
         let (size, mask) = crate::cpu::xstate();
         let words = size as usize / 8;
-        self.sandbox.shared.leave_gate(vcpu);
-        let mut xstate = self.frame(vcpu).xstate(words).unwrap_or_else(|| vec![0; words]);
+        self.sandbox.shared.leave_gate(held.vcpu);
+        let mut xstate = self.frame(held.vcpu).xstate(words).unwrap_or_else(|| vec![0; words]);
         super::xstate::make_valid(&mut xstate, mask);
-        // Both lie in guest memory: that was checked when the context was entered, and memory does not shrink.
-        let _ = memory.write_bytes(held.area, xstate.as_bytes());
-        let valid = core::mem::offset_of!(UserContext, xstate_valid) as u64;
-        let _ = memory.write(GuestPhys(held.context + valid), &1_u32);
+        // The guest may have made the area one that is not in its memory; then it goes nowhere.
+        let _ = memory.write_bytes(area, xstate.as_bytes());
+        let _ = memory.write(valid, &1_u32);
     }
 
     /// Makes the sandbox's thread go on as the program of `context`, with the extended state that is in guest memory.
@@ -443,7 +457,7 @@ impl Space {
         // It was found valid, but guest memory can change: what is loaded is checked, not what was.
         super::xstate::make_valid(&mut xstate, mask);
         self.frame(vcpu).replace(registers, &xstate);
-        self.held = Some(Held { context, area: user.xstate });
+        self.held = Some(Held { context, vcpu });
     }
 }
 

@@ -197,11 +197,7 @@ impl Vcpu {
     /// Waits for the program. `None`: it goes on, or is to be waited for again.
     fn run_user(&mut self, user: &Arc<InUser>, deadline: u64) -> Option<Exit> {
         match self.wait(self.patience(deadline)) {
-            Wait::Published(TURN_TRAP) => {
-                let exit = self.user_trap(user);
-                // A program that faults all the time is never waited for.
-                exit.or_else(|| (monotonic_ns() >= deadline).then_some(Exit::Deadline))
-            }
+            Wait::Published(TURN_TRAP) => self.user_trap(user, deadline),
             Wait::Published(TURN_SYSCALL) => {
                 let registers = frame::user_registers(user.sandbox.shared.handover(self.vcpu));
                 self.counters.traps += 1;
@@ -251,7 +247,7 @@ impl Vcpu {
     }
 
     /// A trap, or a stop, that the program says it has come to.
-    fn user_trap(&mut self, user: &Arc<InUser>) -> Option<Exit> {
+    fn user_trap(&mut self, user: &Arc<InUser>, deadline: u64) -> Option<Exit> {
         self.counters.traps += 1;
         let shared = &user.sandbox.shared;
         let handover = shared.handover(self.vcpu);
@@ -259,10 +255,8 @@ impl Vcpu {
         let Some(mut frame) = frame::read(shared.exchange(), self.vcpu, handover) else {
             return Some(self.user_killed(user));
         };
-        if signal == 0 {
-            return Some(self.user_exit(user, UserCause::Interrupted, frame.registers));
-        }
         let cause = match frame.user_fault(signal) {
+            UserFault::None => UserCause::Interrupted,
             UserFault::SystemCall => UserCause::SystemCall,
             UserFault::Exception { vector } => UserCause::Exception { vector },
             UserFault::Lost => return Some(self.user_killed(user)),
@@ -270,9 +264,11 @@ impl Vcpu {
                 match self.process.users.fault(user.root, address, access) {
                     users::Fault::Guest => UserCause::PageFault { address, access },
                     users::Fault::Lost => return Some(self.user_killed(user)),
+                    users::Fault::Mended if user.wanted.load(SeqCst) => UserCause::Interrupted,
                     users::Fault::Mended => {
                         self.answered = true;
-                        return None;
+                        // A program that faults all the time is never waited for.
+                        return (monotonic_ns() >= deadline).then_some(Exit::Deadline);
                     }
                 }
             }

@@ -93,30 +93,39 @@ fn arguments(random: &mut Rng, call: Call) -> [u64; 5] {
         }
         Call::MMU_UPDATE => {
             arguments[0] = updates(random);
-            arguments[2] &= 3;
+            if random.u8(..4) != 0 {
+                arguments[1..3].copy_from_slice(&[random.u64(..40), random.u64(..3)]);
+            }
         }
         _ => {}
     }
     arguments
 }
 
-/// A place in an array of page-table updates, aligned or not: of entries outside of memory, or at its top.
+/// Updates of entries at the very top of memory, and outside; and where they are. What they write is no P of anything but
+/// the top either, for it may be found there and taken for a P.
 fn updates(random: &mut Rng) -> u64 {
+    // As many as a call can take; those that are not filled in are misaligned.
     static UPDATES: [[AtomicU64; 4]; MMU_UPDATE_MAX as usize] =
-        [const { [const { AtomicU64::new(0) }; 4] }; MMU_UPDATE_MAX as usize];
+        [const { [AtomicU64::new(1), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)] };
+            MMU_UPDATE_MAX as usize];
     let memory = guest_sdk::boot::info().memory_size;
-    for _ in 0..16 {
-        let update = &UPDATES[random.usize(..UPDATES.len())];
-        let entry = memory.wrapping_sub(random.u64(..TOP)).wrapping_add(u64::from(random.bool()) * TOP);
-        update[0].store(if random.u8(..4) == 0 { entry } else { entry & !7 }, SeqCst);
-        update[1].store(if random.bool() { hurtful(random) } else { random.u64(..memory) | 7 }, SeqCst);
-        update[3].store(u64::from(random.u8(..8) == 0) << 32, SeqCst);
+    for [entry, new, _, status] in &UPDATES[..32] {
+        let at = match random.u8(..8) {
+            0 => random.u64(..64) | 1, // misaligned
+            1 => memory.wrapping_add(hurtful(random) & !(1 << 63)),
+            2 => memory - random.u64(..TOP),
+            _ => (memory - random.u64(..TOP)) & !7,
+        };
+        entry.store(at, SeqCst);
+        let top = (memory - random.u64(..TOP)) & !0xfff;
+        new.store(if random.bool() { hurtful(random) | 1 << 62 } else { top | random.u64(..512) }, SeqCst);
+        status.store(u64::from(random.u8(..8) == 0) << 63, SeqCst);
     }
-    // Those that are all zero would change the first word of memory, which nobody has.
-    match random.u8(..8) {
-        0 => memory - random.u64(..TOP.min(32)),
-        1 => phys(&UPDATES) + random.u64(..8),
-        _ => phys(&UPDATES) + random.u64(..256) * 32,
+    match random.u8(..4) {
+        0 => memory - random.u64(..TOP),
+        1 => memory.wrapping_add(hurtful(random) & !(1 << 63)),
+        _ => phys(&UPDATES),
     }
 }
 

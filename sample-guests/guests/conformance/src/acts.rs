@@ -4,13 +4,16 @@
 
 #![expect(unsafe_code, reason = "crashing takes it")]
 
+use crate::registers::{enter, good};
 use crate::{direct, first, in_a_storm, phys, raw};
 use alloc::vec::Vec;
 use guest_sdk::boot::info;
 use guest_sdk::console::write;
+use guest_sdk::hv_abi::address::entry;
 use guest_sdk::hv_abi::boot::{BootInfo, MemoryRegion, region};
 use guest_sdk::hv_abi::call::{CALLS, CONSOLE_WRITE_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport};
-use guest_sdk::hv_abi::{Call, Features, GuestPhys, Status};
+use guest_sdk::hv_abi::mmu::ROOTS_MAX;
+use guest_sdk::hv_abi::{Call, Features, GuestPhys, PAGE_SIZE, Status};
 use guest_sdk::time::{Duration, Instant, since_epoch};
 use guest_sdk::{hypercall, print, println};
 
@@ -35,6 +38,7 @@ const ACTS: &[Act] = &[
     ("ramdisk", |_| ramdisk()),
     ("rate", |_| rate()),
     ("refused", |_| refused()),
+    ("roots", |_| roots()),
     ("show", |arguments| show(number(arguments[0]), number(arguments[1]))),
     ("shutdown", |arguments| shutdown(number(arguments[0]))),
     ("spin", |_| spin()),
@@ -145,6 +149,22 @@ fn featureless() {
         }
     }
     assert_eq!(raw(Call::YIELD, []), Ok(0), "a call of no feature");
+    for (root, context) in [(0, 0), (0x1000, 0x2000), (u64::MAX, u64::MAX)] {
+        assert_eq!(enter(entry::ENTER_USER, [root, context, 7, 7, 7, 7]), good(Status::UNKNOWN_CALL, 0));
+    }
+}
+
+/// Makes as many roots as there can be, of pages near the end of memory that the heap has not come to.
+fn roots() {
+    let size = crate::memory_size();
+    let root = |i: u64| GuestPhys(size - (i + 256) * PAGE_SIZE);
+    for i in 0..ROOTS_MAX {
+        assert_eq!(hypercall::root_create(root(i)), Ok(()), "root {i}");
+    }
+    assert_eq!(hypercall::root_create(root(ROOTS_MAX)), Err(Status::NO_SPACE));
+    assert_eq!(hypercall::root_destroy(root(7)), Ok(()));
+    assert_eq!(hypercall::root_create(root(ROOTS_MAX)), Ok(()));
+    assert_eq!(hypercall::root_create(root(7)), Err(Status::NO_SPACE));
 }
 
 /// Writes runs of the digits of a counter, of all sorts of lengths, each with one call.

@@ -15,7 +15,7 @@ use guest_sdk::time::{Duration, Instant};
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Sets control words that are both unlike their defaults, runs `section`, and tells whether they were kept.
-fn keeps_control_words(section: impl FnOnce()) -> bool {
+pub fn keeps_control_words(section: impl FnOnce()) -> bool {
     let (mxcsr, x87) = (0x5fa0_u32, 0x0a7f_u16); // other roundings, other masks
     let (mut mxcsr_after, mut x87_after) = (0_u32, 0_u16);
     // SAFETY: loads control words with valid bits; the defaults are put back below.
@@ -73,12 +73,5 @@ guest_sdk::tests! {
         });
         assert_eq!(answer, good(Status::SUCCESS, woken_by::EVENT));
         assert!(keeps_control_words(|| assert!(!block(in_2_ms().as_nanos()).df)));
-    }
-
-    "ENTER_USER-001" fn user_mode_is_not_served() {
-        for (root, context) in [(0, 0), (0x1000, 0x2000), (u64::MAX, u64::MAX)] {
-            assert_eq!(enter(entry::ENTER_USER, [root, context, 7, 7, 7, 7]), good(Status::UNKNOWN_CALL, 0));
-        }
-        assert!(keeps_control_words(|| assert!(!enter(entry::ENTER_USER, [0; 6]).df)));
     }
 }

@@ -3,7 +3,9 @@
 use crate::{outside, phys, raw};
 use alloc::vec;
 use guest_sdk::hv_abi::call::{CALLS, MULTICALL_MAX, MulticallEntry};
-use guest_sdk::hv_abi::{ABI_VERSION, Call, Status};
+use guest_sdk::hv_abi::mmu::MmuUpdate;
+use guest_sdk::hv_abi::{ABI_VERSION, Call, GuestPhys, Status};
+use guest_sdk::memory::phys_of_mut;
 
 fn entry(call: Call) -> MulticallEntry {
     // A status and value that no call gives, to see that they are written.
@@ -67,6 +69,17 @@ guest_sdk::tests! {
             assert_eq!(raw(Call::MULTICALL, [phys(&entries[0]), count]), Err(Status::OUT_OF_RANGE), "{count}");
         }
         assert_eq!(raw(Call::EVENT_ALLOCATE, [0]), Ok(16));
+    }
+
+    "MULTICALL-014 MMU_UPDATE-001" fn a_call_that_changes_a_later_entry_changes_nothing_of_its_call() {
+        let mut entries = [entry(Call::MMU_UPDATE), entry(Call::EVENT_ALLOCATE)];
+        // The later entry's first word, its call and status, as if it were an entry of a page table.
+        let at = phys(&entries[1]);
+        let mut update = [MmuUpdate { entry: GuestPhys(at), ..MmuUpdate::default() }];
+        entries[0].arguments = [phys_of_mut(&mut update).expect("on the stack").0, 1, 0, 0, 0];
+        assert_eq!(raw(Call::MULTICALL, [phys_of_mut(&mut entries).expect("on the stack").0, 2]), Ok(2));
+        assert_eq!(update[0].old, u64::from(Call::EVENT_ALLOCATE.0) | 77 << 32);
+        assert_eq!((entries[1].call, entries[1].status, entries[1].value), (Call(0), Status::SUCCESS, 16));
     }
 
     "MULTICALL-012" fn entries_outside_memory_or_misaligned_are_a_bad_address() {

@@ -1,12 +1,14 @@
 //! Rules of all calls.
 
+use crate::program::{TEXT, context, page};
 use crate::registers::call;
 use crate::{after, in_a_storm, memory_size, outside, phys, raw};
-use alloc::{vec, vec::Vec};
+use alloc::{boxed::Box, vec, vec::Vec};
 use core::sync::atomic::Ordering::SeqCst;
 use guest_sdk::hv_abi::call::{
     CALLS, CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, PANIC_TEXT_MAX, PanicReport,
 };
+use guest_sdk::hv_abi::mmu::MMU_UPDATE_MAX;
 use guest_sdk::hv_abi::vcpu::{EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL};
 use guest_sdk::hv_abi::{Call, GuestPhys, Status};
 
@@ -29,6 +31,14 @@ fn failing() -> Vec<(Call, [u64; 2], Status)> {
         (Call::EVENT_ALLOCATE, [0, 1], Status::BAD_ARGUMENT),
         (Call::MULTICALL, [outside, 1], Status::BAD_ADDRESS),
         (Call::MULTICALL, [0, MULTICALL_MAX + 1], Status::OUT_OF_RANGE),
+        (Call::ROOT_CREATE, [outside, 0], Status::BAD_ADDRESS),
+        (Call::ROOT_CREATE, [0, 1], Status::BAD_ARGUMENT),
+        (Call::ROOT_DESTROY, [0, 0], Status::NOT_FOUND),
+        (Call::MMU_UPDATE, [outside, 1], Status::BAD_ADDRESS),
+        (Call::MMU_UPDATE, [0, MMU_UPDATE_MAX + 1], Status::OUT_OF_RANGE),
+        (Call::MMU_FLUSH, [4096, 0], Status::NOT_FOUND),
+        (Call::MMU_FLUSH, [0, 1], Status::BAD_ARGUMENT),
+        (Call::USER_XSTATE, [outside, 0], Status::BAD_ADDRESS),
     ];
     for of_a_channel in [Call::EVENT_CLOSE, Call::EVENT_SEND, Call::EVENT_BIND] {
         all.push((of_a_channel, [past, 0], Status::OUT_OF_RANGE));
@@ -93,18 +103,24 @@ guest_sdk::tests! {
 
     "RULE-005" fn the_value_is_0_when_there_is_none() {
         assert_eq!(raw(Call::EVENT_ALLOCATE, [0]), Ok(16));
+        let context = Box::new(context(TEXT));
         let good = [
             (Call::YIELD, [0, 0]),
             (Call::TIMER_SET, [u64::MAX, 0]),
             (Call::EVENT_SEND, [16, 0]),
             (Call::EVENT_BIND, [16, 0]),
             (Call::EVENT_CLOSE, [16, 0]),
+            (Call::ROOT_CREATE, [phys(page()), 0]),
+            (Call::MMU_FLUSH, [0, 0]),
+            (Call::USER_XSTATE, [phys(&*context), 0]),
         ];
         for (number, arguments) in good {
             let answer = call(number, arguments);
             assert_eq!((answer.status, answer.value), (0, 0), "{number:?}");
         }
-        let ends = [Call::SHUTDOWN, Call::PANIC];
+        let root = phys(page());
+        assert_eq!((raw(Call::ROOT_CREATE, [root]), call(Call::ROOT_DESTROY, [root]).value), (Ok(0), 0));
+        let ends = [Call::SHUTDOWN, Call::PANIC, Call::ROOT_DESTROY];
         let without_value = CALLS.iter().filter(|call| call.served && call.result == "none" && !ends.contains(&call.call));
         assert!(without_value.map(|call| call.call).all(|call| good.iter().any(|good| good.0 == call)), "one is missing");
     }
@@ -150,6 +166,7 @@ guest_sdk::tests! {
         for start in outside(64) {
             assert_eq!(raw(Call::CONSOLE_WRITE, [start, 64]), Err(Status::BAD_ADDRESS), "{start:#x}");
             assert_eq!(raw(Call::MULTICALL, [start, 1]), Err(Status::BAD_ADDRESS), "{start:#x}");
+            assert_eq!(raw(Call::MMU_UPDATE, [start, 2, 0]), Err(Status::BAD_ADDRESS), "{start:#x}");
             let report = PanicReport { message: GuestPhys(start), message_length: 64, ..PanicReport::default() };
             assert_eq!(raw(Call::PANIC, [phys(&report)]), Err(Status::BAD_ADDRESS), "{start:#x}");
         }
@@ -167,6 +184,7 @@ guest_sdk::tests! {
         for offset in [1, 2, 4, 7] {
             assert_eq!(raw(Call::MULTICALL, [phys(&words) + offset, 1]), Err(Status::BAD_ADDRESS), "{offset}");
             assert_eq!(raw(Call::PANIC, [phys(&words) + offset]), Err(Status::BAD_ADDRESS), "{offset}");
+            assert_eq!(raw(Call::MMU_UPDATE, [phys(&words) + offset, 1, 0]), Err(Status::BAD_ADDRESS), "{offset}");
         }
     }
 
@@ -174,6 +192,7 @@ guest_sdk::tests! {
         for start in [0, 8, memory_size(), 1 << 63, u64::MAX - 7] {
             assert_eq!(raw(Call::CONSOLE_WRITE, [start, 0]), Ok(0), "{start:#x}");
             assert_eq!(raw(Call::MULTICALL, [start, 0]), Ok(0), "{start:#x}");
+            assert_eq!(raw(Call::MMU_UPDATE, [start, 0, 0]), Ok(0), "{start:#x}");
             assert_eq!(raw(Call::CONSOLE_WRITE, [start | 7, 0]), Ok(0), "{start:#x}: bytes are always aligned");
             assert_eq!(raw(Call::MULTICALL, [start | 7, 0]), Err(Status::BAD_ADDRESS), "{start:#x}");
         }
