@@ -223,12 +223,14 @@ pub(crate) struct Handover {
     /// Root and context that may be entered so; no context is odd, so 1 stands for none. The monitor sets them.
     pub fast_root: AtomicU64,
     pub fast_context: AtomicU64,
+    /// Where the context's extended state goes, which has been checked.
+    pub fast_xstate: AtomicU64,
     /// Address in the guest kernel's sandbox of the program's hand-over page.
     pub fast_link: AtomicU64,
     /// 1 while it waits for a program that it entered so.
     pub direct: AtomicU32,
     reserved3: u32,
-    reserved4: [u64; 3],
+    reserved4: [u64; 2],
     /// The registers at the trap that is published, and those to go on with, as in a `UserContext`. A guest kernel's
     /// own has FS base only.
     pub user: [AtomicU64; USER_WORDS],

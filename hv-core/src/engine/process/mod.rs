@@ -96,6 +96,8 @@ struct Process {
 struct InUser {
     root: u64,
     context: u64,
+    /// Where its extended state goes.
+    xstate: u64,
     /// Which of the links is its sandbox's.
     slot: u32,
     sandbox: Arc<Sandbox>,
@@ -174,17 +176,14 @@ impl AddressSpaces for Process {
     }
 
     fn forget_root(&self, root: u64) -> bool {
-        let runs = |user: &Mutex<Option<Arc<InUser>>>| {
-            user.lock()
-                .expect("no thread panics with the lock held")
-                .as_ref()
-                .is_some_and(|user| user.root == root)
-        };
-        let busy = self.in_user.iter().any(runs);
-        if !busy {
-            self.users.kill(root);
+        let vcpus = 0..self.pages.vcpus();
+        if vcpus.clone().any(|vcpu| self.running(vcpu).is_some_and(|user| user.root == root)) {
+            return false;
         }
-        !busy
+        self.forbid_fast();
+        vcpus.for_each(|vcpu| drop(self.in_user(vcpu).take_if(|user| user.root == root)));
+        self.users.destroy(root);
+        true
     }
 
     fn release_user(&self, context: u64) -> bool {

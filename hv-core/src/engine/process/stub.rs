@@ -15,6 +15,9 @@ use hv_abi::vcpu::{VcpuPage, run_state, upcall};
 /// A spinning vCPU looks at its processor whenever the turns left are a multiple of 64.
 const SPIN_LOOK_MASK: u32 = 63;
 
+/// How long a guest kernel sleeps for a program at most: one that has damaged its hand-over page may not wake it.
+const LOOK_AGAIN_NS: u32 = 20_000_000;
+
 core::arch::global_asm!(
     include_str!("stub.s"),
     ENTRY_BLOCK = const hv_abi::address::entry::BLOCK,
@@ -49,15 +52,19 @@ core::arch::global_asm!(
     H_IS_USER = const offset_of!(Handover, is_user),
     H_FAST_ROOT = const offset_of!(Handover, fast_root),
     H_FAST_CONTEXT = const offset_of!(Handover, fast_context),
+    H_FAST_XSTATE = const offset_of!(Handover, fast_xstate),
     H_FAST_LINK = const offset_of!(Handover, fast_link),
     H_DIRECT = const offset_of!(Handover, direct),
     C_RIP = const offset_of!(UserContext, rip),
     C_RFLAGS = const offset_of!(UserContext, rflags),
     C_FS_BASE = const offset_of!(UserContext, fs_base),
+    C_XSTATE = const offset_of!(UserContext, xstate),
     C_XSTATE_VALID = const offset_of!(UserContext, xstate_valid),
     C_RESERVED = const offset_of!(UserContext, reserved),
     USER_FLAGS = const !(RFLAGS | RFLAGS_FIXED) as i64,
     FIXED_FLAGS = const RFLAGS_FIXED,
+    ALL_FLAGS = const RFLAGS | RFLAGS_FIXED,
+    LOOK_AGAIN_NS = const LOOK_AGAIN_NS,
     LOWEST_USER = const LOWEST_USER,
     USER_LENGTH = const SLOT_255 - LOWEST_USER,
     SLOT_255 = const SLOT_255,

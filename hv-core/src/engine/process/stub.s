@@ -42,6 +42,9 @@ hv_stub_enter_user:
     add     r8, rsi
     cmp     dword ptr [r8 + {C_XSTATE_VALID}], 0
     jne     hv_stub_enter_by_monitor
+    mov     rax, gs:[{HANDOVER} + {H_FAST_XSTATE}]
+    cmp     rax, [r8 + {C_XSTATE}]
+    jne     hv_stub_enter_by_monitor
     mov     rax, [r8 + {C_RIP}]                 // what the monitor would refuse is left to it
     sub     rax, {LOWEST_USER}
     movabs  rcx, {USER_LENGTH}
@@ -111,10 +114,13 @@ hv_stub_futex_6:
     mov     eax, [r9 + {H_TURN}]
     test    eax, eax
     jnz     5f
+    mov     qword ptr gs:[{HANDOVER} + {H_TIMEOUT}], 0
+    mov     qword ptr gs:[{HANDOVER} + {H_TIMEOUT} + 8], {LOOK_AGAIN_NS}
+    rdgsbase r10
+    add     r10, {HANDOVER} + {H_TIMEOUT}
     lea     rdi, [r9 + {H_HOST_SLEEPS}]
     mov     esi, {FUTEX_WAIT}
     mov     edx, 1
-    xor     r10d, r10d
     mov     eax, {SYS_FUTEX}
     syscall
     .globl hv_stub_futex_7
@@ -130,6 +136,8 @@ hv_stub_futex_7:
     movups  xmm0, [r9 + {H_USER} + \i * 8]
     movups  [r8 + \i * 8], xmm0
     .endr
+    and     qword ptr [r8 + {C_RFLAGS}], {ALL_FLAGS}
+    or      qword ptr [r8 + {C_RFLAGS}], {FIXED_FLAGS}
     mov     rax, [r9 + {H_FS_BASE}]
     mov     [r8 + {C_FS_BASE}], rax
     movabs  rax, {USER_SYSCALL_HIGH}

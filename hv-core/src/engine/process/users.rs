@@ -16,10 +16,10 @@ use super::shadow::Shadow;
 use crate::engine::{Access, EnterError, Registers};
 use crate::memory::GuestMemory;
 use crate::mmu::{self, ENTRIES, Leaf, Rights, Step, span};
+use core::mem::offset_of;
 use hv_abi::address::SLOT_255;
 use hv_abi::mmu::Entry;
 use hv_abi::user::{LOWEST_USER, UserContext};
-use core::mem::offset_of;
 use hv_abi::{GuestPhys, PAGE_SIZE};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -167,6 +167,17 @@ impl Users {
             }
             (true, Ok(())) => Fault::Mended,
             (false, Ok(())) => Fault::Guest,
+        }
+    }
+
+    /// Takes a space away, and with it all that it can reach: when this returns, its pages can be somebody else's. A thread
+    /// of it that only pretends to wait is killed a moment later.
+    pub(super) fn destroy(&self, root: u64) {
+        let mut inner = self.lock();
+        if let Some(space) = inner.spaces.get_mut(&root) {
+            space.shadow.empty();
+            let _ = inner.update(root); // fails if it is dead, and then reaches nothing, either
+            inner.remove(root);
         }
     }
 
@@ -428,7 +439,8 @@ impl Space {
         let Some(held) = self.held.take() else { return };
         let field = |offset: usize| GuestPhys(held.context + offset as u64);
         let valid = field(offset_of!(UserContext, xstate_valid));
-        let (Ok(0), Ok(area)) = (memory.read::<u32>(valid), memory.read(field(offset_of!(UserContext, xstate))))
+        let (Ok(0), Ok(area)) =
+            (memory.read::<u32>(valid), memory.read(field(offset_of!(UserContext, xstate))))
         else {
             return;
         };

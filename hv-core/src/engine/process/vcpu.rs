@@ -283,6 +283,7 @@ impl Vcpu {
         let link = LINKS_BASE + link_offset(self.process.pages.vcpus(), user.slot, self.vcpu);
         kernel.fast_root.store(user.root, Relaxed);
         kernel.fast_link.store(link, Relaxed);
+        kernel.fast_xstate.store(user.xstate, Relaxed);
         kernel.fast_context.store(user.context, Relaxed);
         Exit::User(UserExit { cause, registers })
     }
@@ -331,7 +332,8 @@ impl VcpuRunner for Vcpu {
     fn enter_user(&mut self, root: u64, context: u64, user: &UserContext) -> Result<(), EnterError> {
         let (sandbox, slot) = self.process.users.enter(self.vcpu, root, context, user)?;
         let (by_monitor, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
-        let entered = Arc::new(InUser { root, context, slot, sandbox, by_monitor, wanted });
+        let xstate = user.xstate.0;
+        let entered = Arc::new(InUser { root, context, xstate, slot, sandbox, by_monitor, wanted });
         *self.process.in_user(self.vcpu) = Some(entered.clone());
         // Whoever raises an event stores it, and then looks for a program; here it is the other way round.
         if self.process.upcall_pending(self.vcpu) {
