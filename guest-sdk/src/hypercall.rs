@@ -191,11 +191,11 @@ pub fn mmu_flush(root: GuestPhys, start: u64, length: u64) -> Result<(), Status>
     call(Call::MMU_FLUSH, [root.0, start, length, 0, 0]).map(drop)
 }
 
-/// Brings the extended state of a context up to date in its area, and sets `xstate_valid`.
+/// Makes the host let go of a context: its extended state is in its area afterwards, and `xstate_valid` is 1.
 ///
 /// # Errors
 ///
-/// `BAD_ARGUMENT` if the host does not hold its state, `BAD_ADDRESS` if the context is not in memory that it can see.
+/// `BAD_ARGUMENT` if `xstate_valid` is 0 and the host does not hold its state, `BAD_ADDRESS` if the context is not in memory that it can see.
 ///
 /// # Safety
 ///
@@ -217,8 +217,8 @@ pub unsafe fn user_xstate(context: &mut UserContext) -> Result<(), Status> {
 ///
 /// 1. What the tables under `root` map for user mode must be memory that the program may read and write as they say.
 /// 2. The context stays where it is, and it and the area that it names stay the caller's to have written, for as long as the
-///    host may hold its extended state: until another context was entered under each root that this one was entered
-///    under, or those are destroyed.
+///    host may hold its extended state: until [`user_xstate`], or until the root is destroyed under which it was entered
+///    last.
 pub unsafe fn enter_user(root: GuestPhys, context: &mut UserContext) -> Result<u32, Status> {
     let at = phys_of_mut(core::slice::from_mut(context)).ok_or(Status::BAD_ADDRESS)?;
     // SAFETY: the host writes the context, which the caller lent us to write; the rest the caller answers for.

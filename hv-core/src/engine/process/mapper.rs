@@ -157,6 +157,11 @@ impl Mapper {
     }
 }
 
+/// Finds out what the host has, while this program may still ask.
+pub(super) fn prepare() {
+    LazyLock::force(&HAS_DISPATCH);
+}
+
 /// Not in `libc`: include/uapi/linux/prctl.h.
 const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
 

@@ -38,8 +38,9 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard};
 use users::Users;
 
-/// Makes the file that sandboxes are started from, if that has not been done.
+/// Makes the file that sandboxes are started from, if that has not been done, and finds out what the host has.
 pub(crate) fn prepare() -> std::io::Result<()> {
+    mapper::prepare();
     elf::executable().map(drop)
 }
 
