@@ -26,6 +26,8 @@ const PATIENCE_CPU: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often a program is called back.
 const CALL_AGAIN: u64 = 1_000_000;
+/// How often one that is waited for is looked at, at the least, in nanoseconds.
+const LOOK_AGAIN: u64 = 20_000_000;
 
 pub(super) struct Vcpu {
     process: Arc<Process>,
@@ -211,13 +213,18 @@ impl Vcpu {
                 None
             }
             Wait::Interrupted => None,
-            Wait::TimedOut => Some(Exit::Deadline),
+            Wait::TimedOut => (monotonic_ns() >= deadline).then_some(Exit::Deadline),
         }
     }
 
-    /// While a program has been called back, it is looked after often.
+    /// While a program has been called back, it is looked after often; while it is waited for, now and then, for one that
+    /// has damaged its hand-over page may not wake this thread.
     fn patience(&self, deadline: u64) -> u64 {
-        self.called_back.map_or(deadline, |_| deadline.min(monotonic_ns() + CALL_AGAIN))
+        match (self.called_back, self.in_user) {
+            (Some(_), _) => deadline.min(monotonic_ns() + CALL_AGAIN),
+            (None, true) => deadline.min(monotonic_ns() + LOOK_AGAIN),
+            (None, false) => deadline,
+        }
     }
 
     /// The program has been called back and has not come: calls again, for a time, and then gives it up.
@@ -279,6 +286,7 @@ impl Vcpu {
     /// The program's guest kernel goes on, and may enter it again by itself.
     fn user_exit(&mut self, user: &Arc<InUser>, cause: UserCause, registers: Registers) -> Exit {
         self.leave_user(user);
+        user.sandbox.shared.cancel_stop(self.vcpu); // the program may have written there, too
         let kernel = self.process.kernel.shared.handover(self.vcpu);
         let link = LINKS_BASE + link_offset(self.process.pages.vcpus(), user.slot, self.vcpu);
         kernel.fast_root.store(user.root, Relaxed);
