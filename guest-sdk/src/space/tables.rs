@@ -67,31 +67,28 @@ impl Tables {
 
     /// Makes the tables above a large page at `virt`.
     pub(super) fn make_for_large(&mut self, virt: u64) -> Result<(), OutOfMemory> {
-        self.make(place(2, virt), |_| ())
+        self.make(place(2, virt), None)
     }
 
     /// Makes the tables for a page at `virt`. If the lowest one is new and takes the place of a large page, `before` is what
     /// its first entry has to be, for the same to be mapped as before.
     pub(super) fn make_for_small(&mut self, virt: u64, before: Option<Entry>) -> Result<(), OutOfMemory> {
-        let fill = |frame: &Frame| {
-            let Some(first) = before else { return };
-            for i in 0..512 {
-                let entry = first.bits() + i * PAGE_SIZE;
-                frame.write_at(i as usize * 8, &entry.to_le_bytes());
-            }
-        };
-        self.make(place(1, virt), fill)
+        self.make(place(1, virt), before)
     }
 
-    fn make(&mut self, at: Place, fill: impl FnOnce(&Frame)) -> Result<(), OutOfMemory> {
+    fn make(&mut self, at: Place, before: Option<Entry>) -> Result<(), OutOfMemory> {
         if self.tables.contains_key(&at) {
             return Ok(());
         }
         let (level, base) = at;
-        let above = place(level + 1, base);
-        self.make(above, |_| ())?;
+        self.make(place(level + 1, base), None)?;
         let frame = frames::allocate_zeroed(0)?;
-        fill(&frame);
+        if let Some(first) = before {
+            for i in 0..512 {
+                let entry = first.bits() + i * PAGE_SIZE;
+                frame.write_at(i as usize * 8, &entry.to_le_bytes());
+            }
+        }
         let entry = Entry::new(frame.phys(), TABLE);
         self.tables.insert(at, Table { frame, live: false });
         self.fresh.push(at);
