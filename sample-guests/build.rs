@@ -15,8 +15,7 @@ fn main() {
     let out = PathBuf::from(env("OUT_DIR"));
     let target = out.join("guests");
     let guests = guests(&directory.join("guests"));
-    let programs = build_programs(&directory.join("guests"), &out.join("programs"), &guests);
-    build(&directory.join("guests"), &target, &guests, programs.as_deref());
+    build(&directory.join("guests"), &target, &guests);
     let images = target.join(TARGET).join("release");
     let source = images_source(&guests, &images, &directory);
     std::fs::write(out.join("images.rs"), source).expect("OUT_DIR can be written");
@@ -44,28 +43,12 @@ fn guests(directory: &Path) -> Vec<String> {
     names
 }
 
-/// Builds the programs of guests that have some, as crates named `GUEST-programs`; gives the directory that they are in.
-/// Their target directory is another one, since a program may have the name of a guest.
-fn build_programs(directory: &Path, target: &Path, guests: &[String]) -> Option<PathBuf> {
-    let with_programs = guests.iter().filter(|guest| directory.join(guest).join("programs/Cargo.toml").exists());
-    let packages: Vec<String> = with_programs.map(|guest| format!("{guest}-programs")).collect();
-    if packages.is_empty() {
-        return None;
-    }
-    build(directory, target, &packages, None);
-    Some(target.join(TARGET).join("release"))
-}
-
-/// Builds packages. `programs` is where those guests find their programs that pack them into themselves.
-fn build(directory: &Path, target: &Path, packages: &[String], programs: Option<&Path>) {
+fn build(directory: &Path, target: &Path, guests: &[String]) {
     let mut cargo = Command::new(env("CARGO"));
     cargo.current_dir(directory).args(["build", "--release", "--locked"]);
     cargo.arg("--target-dir").arg(target);
-    for package in packages {
-        cargo.args(["--package", package]);
-    }
-    if let Some(programs) = programs {
-        cargo.env("HV_PROGRAMS", programs);
+    for guest in guests {
+        cargo.args(["--package", guest]);
     }
     for (name, _) in std::env::vars_os() {
         let name = name.to_string_lossy().into_owned();

@@ -37,6 +37,23 @@ fn guests_tell_the_time_without_asking() {
 }
 
 #[test]
+fn user_programs_call_fault_crash_and_are_preempted() {
+    let (report, output) = run("user", &[]);
+    assert_eq!(report.end, End::Shutdown { code: 0 });
+    // The programs take turns, so each has its lines in order, but anything may come between.
+    for expected in [
+        "Hello from user mode.\n",
+        "[hello exits with code 0]\n",
+        "A page on demand says 42.\n",
+        "[on demand exits with code 0]\n",
+        "[crash is ended: PageFault { address: dead0000, access: Write }]\n",
+        "[loop goes on for ever]\n",
+    ] {
+        assert!(output.contains(expected), "not {expected:?}: {output}");
+    }
+}
+
+#[test]
 fn a_hundred_thousand_calls_are_all_answered() {
     let (report, output) = run("bench", &["null", "5"]);
     assert_eq!(report.end, End::Shutdown { code: 0 });

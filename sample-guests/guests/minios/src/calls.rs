@@ -134,13 +134,16 @@ impl Kernel {
         Ok(if flags & WAIT_POLL != 0 { Answer::Value(0) } else { Answer::Wait(Wait::Child) })
     }
 
-    fn kill(&mut self, process: &Process, id: u64) -> Result<Answer> {
+    fn kill(&mut self, process: &mut Process, id: u64) -> Result<Answer> {
         let id = u32::try_from(id).map_err(|_| Error::NoProcess)?;
         if id == process.id {
             return Ok(Answer::Next(Next::End(KILLED)));
         }
         let other = self.processes.remove(&id).ok_or(Error::NoProcess)?;
         self.end(other, KILLED);
+        if process.parent == id {
+            process.parent = 0; // it is in no list, where `end` would have found it
+        }
         Ok(Answer::Value(0))
     }
 

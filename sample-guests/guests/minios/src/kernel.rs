@@ -9,6 +9,7 @@
 //! Start at [`Kernel::run`].
 
 use crate::files::Files;
+use crate::memory::Fault;
 use crate::process::{Ended, Process, Wait};
 use alloc::collections::{BTreeMap, VecDeque};
 use guest_sdk::hv_abi::call::NEVER;
@@ -74,9 +75,13 @@ impl Kernel {
                 return first.status;
             }
             self.wake_sleepers();
-            match self.ready.pop_front().and_then(|id| self.processes.remove(&id)) {
-                Some(process) => self.turn(process),
-                None => self.idle(),
+            let Some(id) = self.ready.pop_front() else {
+                self.idle();
+                continue;
+            };
+            // If it is not there, somebody has killed it while it was ready.
+            if let Some(process) = self.processes.remove(&id) {
+                self.turn(process);
             }
         }
     }
@@ -94,18 +99,12 @@ impl Kernel {
                 Trap::Syscall => self.call(&mut process),
                 Trap::PageFault { address, access } => match process.memory.fault(address, access) {
                     Ok(()) => Next::Run,
-                    Err(fault) => {
-                        let place = process.task.registers().rip;
-                        let what = format_args!("{fault:?} {access:?} of {address:#x} at {place:#x}");
-                        tell_killed(&process, what)
-                    }
+                    Err(Fault::Forbidden) => killed(&process, format_args!("{access:?} of {address:#x}")),
+                    Err(Fault::OutOfMemory) => killed(&process, format_args!("out of memory")),
                 },
-                Trap::Exception { vector } => {
-                    let place = process.task.registers().rip;
-                    tell_killed(&process, format_args!("exception {vector} at {place:#x}"))
-                }
+                Trap::Exception { vector } => killed(&process, format_args!("exception {vector}")),
                 Trap::Interrupted => Next::Yield,
-                Trap::Killed => tell_killed(&process, format_args!("the host gave it up")),
+                Trap::Killed => killed(&process, format_args!("given up by the host")),
             };
             if next == Next::Run && slice.is_over() {
                 next = Next::Yield;
@@ -183,7 +182,8 @@ impl Kernel {
 }
 
 /// Says on the console why a process is killed.
-fn tell_killed(process: &Process, why: core::fmt::Arguments<'_>) -> Next {
-    println!("minios: {} ({}) is killed: {why}", process.name, process.id);
+fn killed(process: &Process, why: core::fmt::Arguments<'_>) -> Next {
+    let (name, id, place) = (&process.name, process.id, process.task.registers().rip);
+    println!("minios: killed {name} ({id}): {why}, at {place:#x}");
     Next::End(KILLED)
 }

@@ -153,21 +153,21 @@ impl Memory {
         let region = region.filter(|region| allows(region.rights)).ok_or(Fault::Forbidden)?.clone();
         match self.space.translate(page) {
             Some(there) if allows(there.rights) => Ok(()),
-            Some(_) => self.own(page),
+            Some(_) => self.own(page, region.rights),
             None => self.fill_around(page, &region),
         }
     }
 
-    /// Makes a page of a region that may be written to this process's own, and writable.
-    fn own(&mut self, page: u64) -> Result<(), Fault> {
+    /// Makes a page of a region that may be written to this process's own, with the region's rights.
+    fn own(&mut self, page: u64, rights: Rights) -> Result<(), Fault> {
         let Some((_, Mapping { frame: shared, .. })) = self.space.mapping(page) else { return Ok(()) };
         if Arc::strong_count(shared) == 1 {
-            return Ok(self.space.protect(page..page + PAGE_SIZE, Rights::WRITE)?);
+            return Ok(self.space.protect(page..page + PAGE_SIZE, rights)?);
         }
         check_reserve()?;
         let copy = frames::allocate(0).map_err(|_| Fault::OutOfMemory)?;
         copy.copy_from(shared);
-        Ok(self.space.map(page, copy, Rights::WRITE)?)
+        Ok(self.space.map(page, copy, rights)?)
     }
 
     /// Fills in a page, and those around it that are not there, as far as memory goes.

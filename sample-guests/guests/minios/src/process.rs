@@ -134,8 +134,6 @@ impl Ended {
 /// Registers for a program's first instruction.
 fn first_task(start: &program::Start) -> Task {
     let mut task = Task::new(start.entry, start.stack);
-    let registers = task.registers_mut();
-    registers.rdi = start.stack;
-    registers.rsi = start.arguments;
+    task.registers_mut().rdi = start.stack;
     task
 }

@@ -9,6 +9,7 @@ use minios_abi::Error;
 use object::LittleEndian;
 use object::elf::{EM_X86_64, ET_EXEC, FileHeader64, PF_W, PF_X, PT_LOAD, ProgramHeader64};
 use object::read::elf::{FileHeader, ProgramHeader};
+use zerocopy::IntoBytes;
 
 /// Where the stack ends, and how long it can get.
 const STACK_END: u64 = 0x7f_0000_0000;
@@ -23,10 +24,8 @@ pub struct Start {
     pub memory: Memory,
     /// Its first instruction.
     pub entry: u64,
-    /// The first stack pointer, 16-byte aligned. The arguments are there.
+    /// The first stack pointer, and the address of a [`minios_abi::Start`].
     pub stack: u64,
-    /// How long they are.
-    pub arguments: u64,
 }
 
 /// Makes memory for a program.
@@ -48,9 +47,12 @@ pub fn load(file: &'static [u8], arguments: &[u8]) -> Result<Start, Error> {
     }
     let range = STACK_END - STACK..STACK_END;
     memory.add(Region { range, rights: Rights::WRITE, content: (STACK_END, &[]) })?;
-    let stack = (STACK_END - arguments.len() as u64) & !15;
-    memory.write(stack, arguments)?;
-    Ok(Start { memory, entry: header.e_entry(ENDIAN), stack, arguments: arguments.len() as u64 })
+    let length = arguments.len() as u64;
+    let arguments_at = STACK_END - length;
+    memory.write(arguments_at, arguments)?;
+    let stack = (arguments_at & !15) - size_of::<minios_abi::Start>() as u64;
+    memory.write(stack, minios_abi::Start { arguments: arguments_at, length }.as_bytes())?;
+    Ok(Start { memory, entry: header.e_entry(ENDIAN), stack })
 }
 
 /// What a segment is in memory; `None` if it is not sound.

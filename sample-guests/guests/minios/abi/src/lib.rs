@@ -69,9 +69,15 @@ pub mod descriptor {
     pub const ERRORS: u32 = 2;
 }
 
-/// What a process finds at its first instruction: RDI is the address of its arguments, joined by zero bytes, RSI their
-/// length. The stack pointer is 16-byte aligned.
-pub mod start {}
+/// What a process finds at its first instruction: RDI is the address of this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Start {
+    /// Address of its arguments, joined by zero bytes; the first is the program's name.
+    pub arguments: u64,
+    /// Their length.
+    pub length: u64,
+}
 
 macro_rules! errors {
     ($($name:ident = $number:literal, $text:literal;)*) => {

@@ -43,24 +43,15 @@ macro_rules! entry {
         #[global_allocator]
         static OS_HEAP: $crate::heap::Heap = $crate::heap::new();
 
-        #[panic_handler]
-        fn os_panic(info: &::core::panic::PanicInfo<'_>) -> ! {
-            $crate::start::panicked(info)
-        }
+        $crate::__guest_user::entry!(os_main, $crate::start::Minios);
 
-        ::core::arch::global_asm!(
-            ".globl _start",
-            "_start:",
-            "xor ebp, ebp",
-            "call {start}",
-            "ud2",
-            start = sym os_start,
-        );
-
-        extern "C" fn os_start(arguments: *const u8, length: usize) -> ! {
-            $crate::start::start(arguments, length, $main)
+        fn os_main(start: u64) {
+            $crate::process::exit($crate::start::run(start, $main))
         }
     };
 }
 
 pub use start::arguments;
+
+#[doc(hidden)]
+pub use guest_user as __guest_user;
