@@ -110,7 +110,11 @@ impl Kernel {
         Ok(id.into())
     }
 
-    fn exec(&mut self, process: &mut Process, [path, path_length, start, length]: [u64; 4]) -> Result<Answer> {
+    fn exec(
+        &mut self,
+        process: &mut Process,
+        [path, path_length, start, length]: [u64; 4],
+    ) -> Result<Answer> {
         let path = text(&mut process.memory, path, path_length)?;
         let arguments = bytes(&mut process.memory, start, length)?;
         let file = self.files.find(&path).ok_or(Error::NotFound)?;
@@ -223,4 +227,3 @@ fn text(memory: &mut Memory, start: u64, length: u64) -> Result<String> {
 fn answer<T: IntoBytes + Immutable>(memory: &mut Memory, start: u64, value: &T) -> Result<u64> {
     memory.write(start, value.as_bytes()).map(|()| 0)
 }
-

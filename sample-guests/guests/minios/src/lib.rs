@@ -29,3 +29,5 @@ pub mod memory;
 pub mod pipe;
 pub mod process;
 pub mod program;
+#[cfg(test)]
+mod tests;

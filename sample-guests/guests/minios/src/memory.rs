@@ -206,7 +206,8 @@ impl Memory {
     ///
     /// Out of memory. This process goes on as it was.
     pub fn fork(&mut self) -> Result<Self, Error> {
-        let mut child = Self { regions: self.regions.clone(), next: self.next, pages: self.pages, ..Self::new()? };
+        let mut child =
+            Self { regions: self.regions.clone(), next: self.next, pages: self.pages, ..Self::new()? };
         let out_of_memory = |_| Error::OutOfMemory;
         let all: Vec<u64> = self.space.mappings().map(|(at, _)| at).collect();
         for at in all {

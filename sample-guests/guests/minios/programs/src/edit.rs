@@ -184,7 +184,11 @@ mod tests {
                 },
                 other => {
                     line.truncate(line.len().max(at));
-                    if at < line.len() { line[at] = other } else { line.push(other) }
+                    if at < line.len() {
+                        line[at] = other
+                    } else {
+                        line.push(other)
+                    }
                     at += 1;
                 }
             }

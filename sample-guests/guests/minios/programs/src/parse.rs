@@ -121,7 +121,9 @@ mod tests {
 
     /// Each pipeline as `a b | c`, with words in brackets where they are not plain, and `&` behind it.
     fn shown(text: &str) -> Vec<String> {
-        let word = |word: &String| if word.contains([' ', '|']) || word.is_empty() { format!("[{word}]") } else { word.clone() };
+        let word = |word: &String| {
+            if word.contains([' ', '|']) || word.is_empty() { format!("[{word}]") } else { word.clone() }
+        };
         let command = |command: &Command| command.iter().map(word).collect::<Vec<_>>().join(" ");
         let show = |p: Pipeline| {
             let commands = p.commands.iter().map(command).collect::<Vec<_>>().join(" | ");

@@ -30,14 +30,15 @@ fn main() -> i32 {
     while let Ok((_, status)) = process::wait(None) {
         good += i32::from(status == 0);
     }
-    let own = (0..WORDS).all(|i| words[i] == i + WORDS * (1..=3).filter(|step| i % step == 0).count());
+    let own =
+        (0..WORDS).all(|i| words[i] == i + WORDS * (1..=3).filter(|step| i.is_multiple_of(*step)).count());
     os::println!("cowtest: {good} of {children} children and {} parent saw what was theirs", u8::from(own));
     i32::from(!own || good != children)
 }
 
 /// Sees the memory as it was at the fork, changes all of it, and sees that.
 fn child(words: &mut [usize], generation: usize) -> i32 {
-    let at_fork = |i: usize| i + WORDS * (1..generation).filter(|step| i % step == 0).count();
+    let at_fork = |i: usize| i + WORDS * (1..generation).filter(|step| i.is_multiple_of(*step)).count();
     let unchanged = (0..WORDS).all(|i| words[i] == at_fork(i));
     words.iter_mut().for_each(|word| *word = !*word);
     let changed = (0..WORDS).all(|i| words[i] == !at_fork(i));

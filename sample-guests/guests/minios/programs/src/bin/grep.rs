@@ -20,8 +20,7 @@ fn main() -> i32 {
         os::eprintln!("usage: grep [-vcn] PATTERN [FILE..]");
         return 2;
     };
-    let (inverted, counted, numbered) =
-        (letters.contains('v'), letters.contains('c'), letters.contains('n'));
+    let (inverted, counted, numbered) = (letters.contains('v'), letters.contains('c'), letters.contains('n'));
     let pattern = Pattern::new(pattern);
     let mut any = false;
     let all = io::each_input("grep", files, |name, input| {

@@ -12,7 +12,8 @@ os::entry!(main);
 fn main() -> i32 {
     let mut output = Output::new();
     // Output takes all, here and below.
-    let _ = writeln!(output, "{:>5} {:>6} {:<7} {:>7} {:>9}  PROGRAM", "ID", "PARENT", "STATE", "KIB", "RUN MS");
+    let _ =
+        writeln!(output, "{:>5} {:>6} {:<7} {:>7} {:>9}  PROGRAM", "ID", "PARENT", "STATE", "KIB", "RUN MS");
     for info in process::list() {
         let state = match info.state {
             state::READY => "ready",

@@ -9,11 +9,11 @@ extern crate alloc;
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use os::Error;
 use os::edit::{Editor, Typed};
 use os::io::{self, Lines, descriptor};
 use os::parse::{self, Command, Pipeline};
 use os::process::{self, Fork};
-use os::Error;
 
 os::entry!(main);
 
@@ -217,12 +217,14 @@ fn start(commands: &[Command]) -> os::Result<Vec<u32>> {
 /// Starts one program. Closes `input`; gives the pipe that it writes to, if it is to write to one.
 fn start_one(command: &Command, input: Option<u32>, piped: bool) -> os::Result<(u32, Option<u32>)> {
     let pipe = if piped { io::pipe().map(Some) } else { Ok(None) };
-    let forked = pipe.and_then(|pipe| process::fork().map(|forked| (pipe, forked)).inspect_err(|_| {
-        if let Some((read, write)) = pipe {
-            io::close(read);
-            io::close(write);
-        }
-    }));
+    let forked = pipe.and_then(|pipe| {
+        process::fork().map(|forked| (pipe, forked)).inspect_err(|_| {
+            if let Some((read, write)) = pipe {
+                io::close(read);
+                io::close(write);
+            }
+        })
+    });
     let forked = forked.inspect_err(|_| input.into_iter().for_each(io::close));
     match forked? {
         (pipe, Fork::Child) => become_program(command, input, pipe),
