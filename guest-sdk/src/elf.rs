@@ -129,3 +129,114 @@ fn load_segment(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    /// A segment: type, flags, offset in the file, V, bytes in the file, bytes in memory.
+    type Segment = (u32, u32, u64, u64, u64, u64);
+
+    const LOAD: u32 = 1;
+    const READ_EXECUTE: u32 = 5;
+    const READ_WRITE: u32 = 6;
+
+    /// A program with these segments, in a file of 0x3000 bytes that count up behind the headers.
+    fn file(segments: &[Segment]) -> Vec<u8> {
+        let mut file: Vec<u8> = Vec::from(*b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+        file.extend([2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64, version 1
+        file.extend(0x40_0010_u64.to_le_bytes());
+        file.extend(64_u64.to_le_bytes()); // program headers
+        file.extend([0; 8 + 4]);
+        for half in [64, 56, segments.len() as u16, 64, 0, 0] {
+            file.extend(half.to_le_bytes());
+        }
+        for (kind, flags, offset, virt, in_file, in_memory) in segments {
+            file.extend(kind.to_le_bytes());
+            file.extend(flags.to_le_bytes());
+            for word in [offset, virt, virt, in_file, in_memory, &0x1000] {
+                file.extend(word.to_le_bytes());
+            }
+        }
+        let rest = (file.len()..0x3000).map(|i| i as u8);
+        file.extend(rest.collect::<Vec<u8>>());
+        file
+    }
+
+    fn load_new(file: &[u8]) -> (Result<Program, LoadError>, AddressSpace) {
+        let mut space = AddressSpace::new().unwrap();
+        (load(&mut space, file), space)
+    }
+
+    #[test]
+    fn segments_have_their_bytes_and_rights_and_zeros_behind() {
+        let file = file(&[
+            (LOAD, READ_EXECUTE, 0x1000, 0x40_0000, 0x1000, 0x1000),
+            (LOAD, READ_WRITE, 0x2010, 0x40_1010, 0x20, 0x2000),
+        ]);
+        let (program, space) = load_new(&file);
+        assert_eq!(program, Ok(Program { entry: 0x40_0010, end: 0x40_4000 }));
+        let rights = |virt| space.translate(virt).map(|found| found.rights);
+        assert_eq!(rights(0x40_0000), Some(Rights::EXECUTE));
+        assert_eq!(rights(0x40_3000), Some(Rights::WRITE));
+        assert_eq!(rights(0x40_4000), None);
+        let mut bytes = [1; 0x3000];
+        space.copy_in(0x40_0000, &mut bytes).unwrap();
+        assert_eq!(bytes[..0x1000], file[0x1000..0x2000]);
+        assert_eq!(bytes[0x1000..0x1010], [0; 16], "what other segments do not fill");
+        assert_eq!(bytes[0x1010..0x1030], file[0x2010..0x2030]);
+        assert!(bytes[0x1030..].iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn segments_in_one_page_share_it() {
+        let (program, space) = load_new(&file(&[
+            (LOAD, READ_EXECUTE, 0x1000, 0x40_0000, 8, 8),
+            (LOAD, READ_WRITE, 0x1008, 0x40_0008, 8, 8),
+        ]));
+        assert!(program.is_ok());
+        let found = space.translate(0x40_0000).unwrap();
+        assert_eq!(found.rights, Rights { write: true, execute: true });
+        let mut bytes = [0; 16];
+        space.copy_in(0x40_0000, &mut bytes).unwrap();
+        assert_eq!(bytes, core::array::from_fn(|i| i as u8));
+    }
+
+    #[test]
+    fn what_is_no_program_is_refused() {
+        let bad = |segment: Segment| load_new(&file(&[segment])).0.unwrap_err();
+        assert_eq!(bad((LOAD, 4, 0, 0x1000, 8, 8)), LoadError::BadSegment, "the host's addresses");
+        assert_eq!(bad((LOAD, 4, 0, u64::MAX - 4, 8, 8)), LoadError::BadSegment);
+        assert_eq!(bad((LOAD, 4, 0, USER.end - 8, 8, 16)), LoadError::BadSegment);
+        assert_eq!(bad((LOAD, 4, 0x2fff, 0x40_0000, 8, 8)), LoadError::BadSegment, "not in the file");
+        assert_eq!(bad((LOAD, 4, u64::MAX, 0x40_0000, 8, 8)), LoadError::BadSegment);
+        assert_eq!(bad((LOAD, 4, 0, 0x40_0000, 9, 8)), LoadError::BadSegment, "more in file than in memory");
+        assert_eq!(bad((LOAD, 4, 0, 0x40_0000, 8, 1 << 45)), LoadError::OutOfMemory);
+        assert_eq!(bad((3, 4, 0, 0x40_0000, 8, 8)), LoadError::NotStatic);
+        let mut other = file(&[]);
+        other[18] = 40;
+        assert_eq!(load_new(&other).0, Err(LoadError::NotStatic), "another machine");
+        assert_eq!(load_new(b"#!/bin/sh").0, Err(LoadError::NotElf));
+    }
+
+    #[test]
+    fn no_file_makes_it_panic() {
+        let good = file(&[(LOAD, READ_WRITE, 0x1000, 0x40_0000, 0x100, 0x2000)]);
+        for length in 0..200 {
+            let _ = load_new(&good[..length]).0;
+        }
+        let mut random = 5_u64;
+        for _ in 0..3000 {
+            let mut bad = good.clone();
+            for _ in 0..3 {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                bad[(random >> 33) as usize % 120] = (random >> 50) as u8;
+            }
+            let (result, space) = load_new(&bad);
+            if result.is_err() && result != Err(LoadError::OutOfMemory) {
+                assert_eq!(space.mappings().count(), 0);
+            }
+        }
+    }
+}

@@ -32,7 +32,7 @@ use alloc::sync::Arc;
 use core::alloc::Layout;
 use core::mem::offset_of;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use hv_abi::user::{RFLAGS, RFLAGS_FIXED, UserContext, access, trap};
 use hv_abi::{GuestPhys, Status};
 
@@ -188,13 +188,16 @@ impl Task {
 pub(crate) struct State {
     context: NonNull<UserContext>,
     layout: Layout,
+    /// The root under which it was entered last, which is the one whose engine may hold it.
+    root: AtomicU64,
 }
 
 // SAFETY: what is behind the pointer is this value's alone, as a box's would be.
 unsafe impl Send for State {}
-// SAFETY: a shared `State` is reached in two ways. Its task, by `&mut Task`, has all of it, one at a time. An address space
-// only keeps it alive and has the host bring it up to date, which no program of the task runs beside: running takes the
-// space by `&mut`, too.
+// SAFETY: what is not atomic in a shared `State` is reached in two ways, and never in both at once.
+// 1. By its task, which is borrowed mutably while it runs.
+// 2. By the address space that it was entered in last, when that is dropped: so the task does not run, which would have the
+//    space borrowed. There is one vCPU, so it does not begin to run elsewhere meanwhile.
 unsafe impl Sync for State {}
 
 impl State {
@@ -205,9 +208,9 @@ impl State {
         // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc_zeroed(layout) };
         let Some(context) = NonNull::new(start.cast::<UserContext>()) else { handle_alloc_error(layout) };
-        let state = Self { context, layout };
+        let state = Self { context, layout, root: AtomicU64::new(0) };
         let (at, value) = MXCSR;
-        // SAFETY: `area_mut` gives bytes, and nobody else has the state yet; zeros are initialised.
+        // SAFETY: the area has 576 bytes at least, is aligned to 64, and nobody else has the state yet.
         unsafe { state.area().add(at).cast::<u32>().write(value) };
         state.point_to_area();
         state.valid().store(1, Relaxed);
@@ -219,7 +222,7 @@ impl State {
         let area =
             core::ptr::slice_from_raw_parts_mut(self.area(), self.layout.size() - size_of::<UserContext>());
         // SAFETY: the area is allocated, initialised, and not looked at while this reference is there.
-        let phys = phys_of_mut(unsafe { &mut *area }).unwrap_or(GuestPhys(0)); // the heap is in guest memory
+        let phys = phys_of_mut(unsafe { &mut *area }).expect("the heap is in guest memory");
         // SAFETY: the field is allocated and aligned; no reference to it is there.
         unsafe { (&raw mut (*self.context.as_ptr()).xstate).write(phys) };
     }
@@ -268,6 +271,7 @@ impl State {
 
     /// Runs the program in `space`, which has told the host of its changes and holds this state.
     pub(crate) fn enter(&self, space: &AddressSpace) -> Result<u32, Status> {
+        self.root.store(space.root().0, Relaxed);
         // SAFETY: the context is allocated and initialised; no other reference to it is there, for this one ends here.
         let context = unsafe { &mut *self.context.as_ptr() };
         // SAFETY:
@@ -278,8 +282,15 @@ impl State {
         unsafe { hypercall::enter_user(space.root(), context) }
     }
 
+    /// Readies it for the end of `root`, with which the host forgets the state that it holds there.
+    pub(crate) fn leave(&self, root: GuestPhys) {
+        if self.root.load(Relaxed) == root.0 {
+            self.bring_up_to_date();
+        }
+    }
+
     /// Has the host write the extended state to the area, if it holds it. If it does not, the program was killed.
-    pub(crate) fn bring_up_to_date(&self) {
+    fn bring_up_to_date(&self) {
         if self.valid().load(Relaxed) == 0 {
             // SAFETY: as in `enter`.
             let context = unsafe { &mut *self.context.as_ptr() };
@@ -303,5 +314,161 @@ impl Drop for State {
     fn drop(&mut self) {
         // SAFETY: `new` has allocated it with this layout. Who might let the host write there has a share of it.
         unsafe { dealloc(self.context.as_ptr().cast(), self.layout) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake;
+    use crate::frames::allocate_zeroed;
+    use crate::space::Rights;
+    use core::time::Duration;
+    use hv_abi::Call;
+    use std::cell::RefCell;
+    use std::rc::Rc;
+    use std::vec::Vec;
+
+    const ENTRY: u64 = 0x40_0000;
+
+    fn space() -> AddressSpace {
+        AddressSpace::new().unwrap()
+    }
+
+    /// How much memory is behind a state, and whether it is freed, is what a sanitizer looks at; this is whether it is shared.
+    fn holders(task: &Task) -> usize {
+        Arc::strong_count(&task.state)
+    }
+
+    #[test]
+    fn a_program_traps_with_its_registers_and_goes_on_with_the_kernels() {
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let log = seen.clone();
+        fake::set_program(move |context| {
+            log.borrow_mut().push((context.rip, context.rsp, context.rax));
+            (context.rax, context.rdi, context.r8_to_r15[2]) = (7, 1, 4);
+            context.rip += 2;
+            Trap::Syscall
+        });
+        let (mut task, mut space) = (Task::new(ENTRY, 0x8000), space());
+        assert_eq!(task.run(&mut space), Trap::Syscall);
+        assert_eq!(task.syscall(), Syscall { number: 7, arguments: [1, 0, 0, 4, 0, 0] });
+        task.set_result(99);
+        assert_eq!(task.run(&mut space), Trap::Syscall);
+        assert_eq!(*seen.borrow(), [(ENTRY, 0x8000, 0), (ENTRY + 2, 0x8000, 99)]);
+        fake::finish();
+    }
+
+    #[test]
+    fn every_trap_is_told() {
+        let fault = |access| Trap::PageFault { address: 0x1234, access };
+        let traps = [
+            fault(Access::Read),
+            fault(Access::Write),
+            fault(Access::Execute),
+            Trap::Exception { vector: 6 },
+            Trap::Interrupted,
+            Trap::Killed,
+        ];
+        let mut script = traps.into_iter();
+        fake::set_program(move |_| script.next().expect("killed programs do not run"));
+        let (mut task, mut space) = (Task::new(ENTRY, 0), space());
+        assert_eq!(traps.map(|_| task.run(&mut space)), traps);
+        assert_eq!(task.run(&mut space), Trap::Killed);
+    }
+
+    #[test]
+    fn changes_of_the_space_are_made_before_a_program_runs() {
+        fake::set_program(|_| Trap::Syscall);
+        let (mut task, mut space) = (Task::new(ENTRY, 0), space());
+        let frame = Arc::new(allocate_zeroed(0).unwrap());
+        space.map(ENTRY, frame.clone(), Rights::EXECUTE).unwrap();
+        fake::calls();
+        task.run(&mut space);
+        assert_eq!(fake::calls().iter().map(|(call, _)| *call).collect::<Vec<_>>(), [Call::MMU_UPDATE]);
+        space.unmap(ENTRY..ENTRY + 4096).unwrap();
+        assert_eq!(Arc::strong_count(&frame), 2, "the program might reach it yet");
+        task.run(&mut space);
+        assert_eq!(Arc::strong_count(&frame), 1);
+    }
+
+    #[test]
+    fn registers_that_no_program_can_have_never_reach_the_host() {
+        fake::set_program(|_| Trap::Syscall);
+        let mut space = space();
+        for (rip, fs_base) in [(0, 0), (0x1_0000, 0), (1 << 63, 0), (USER.end, 0), (ENTRY, 1 << 47)] {
+            let mut task = Task::new(rip, 0);
+            task.registers_mut().fs_base = fs_base;
+            assert_eq!(task.run(&mut space), Trap::Exception { vector: 13 });
+        }
+        let mut task = Task::new(ENTRY, u64::MAX);
+        task.registers_mut().rflags = u64::MAX;
+        assert_eq!(task.run(&mut space), Trap::Syscall);
+        assert_eq!(task.registers().rflags, RFLAGS | RFLAGS_FIXED);
+    }
+
+    #[test]
+    fn a_state_stays_while_the_host_may_write_to_it() {
+        fake::set_program(|_| Trap::Syscall);
+        let (mut one, mut other, mut space) = (Task::new(ENTRY, 0), Task::new(ENTRY, 0), space());
+        one.run(&mut space);
+        assert_eq!((holders(&one), one.state.valid().load(Relaxed)), (2, 0));
+        let left = one.state.clone();
+        drop(one);
+        assert_eq!(Arc::strong_count(&left), 2, "the space has it");
+        other.run(&mut space); // which has the host write to what is left of the first one
+        assert_eq!((Arc::strong_count(&left), left.valid().load(Relaxed)), (1, 1));
+        assert_eq!(holders(&other), 2);
+    }
+
+    #[test]
+    fn a_task_outlives_its_space_and_moves_to_others() {
+        fake::set_program(|_| Trap::Syscall);
+        let (mut task, mut first, mut second) = (Task::new(ENTRY, 0), space(), space());
+        task.run(&mut first);
+        task.run(&mut second);
+        assert_eq!(holders(&task), 3);
+        drop(first);
+        drop(second);
+        assert_eq!((holders(&task), task.state.valid().load(Relaxed)), (1, 1));
+        assert_eq!(task.run(&mut space()), Trap::Syscall);
+    }
+
+    #[test]
+    fn a_duplicate_goes_on_where_its_original_is() {
+        fake::set_program(|context| {
+            context.rbx += 1;
+            Trap::Syscall
+        });
+        let (mut task, mut space) = (Task::new(ENTRY, 0), space());
+        task.run(&mut space);
+        // SAFETY: the byte is in the area, and the host does not write there in the fake.
+        unsafe { task.state.area().add(160).write(0xa5) };
+        let mut child = task.duplicate();
+        assert_eq!(child.registers(), task.registers());
+        // SAFETY: as above.
+        assert_eq!(unsafe { child.state.area().add(160).read() }, 0xa5);
+        child.set_result(0);
+        child.run(&mut space);
+        task.run(&mut space);
+        assert_eq!((child.registers().rbx, task.registers().rbx), (2, 2));
+        fake::finish();
+    }
+
+    #[test]
+    fn a_slice_interrupts_when_it_is_over() {
+        fake::set_program(|_| {
+            fake::advance(Duration::from_millis(3));
+            Trap::Interrupted // as the event's upcall makes it
+        });
+        let (mut task, mut space) = (Task::new(ENTRY, 0), space());
+        let slice = crate::preempt::Slice::start(Duration::from_millis(5));
+        task.run(&mut space);
+        assert!(!slice.is_over());
+        task.run(&mut space);
+        assert!(slice.is_over());
+        drop(slice);
+        assert_eq!(task.run_for(&mut space, Duration::ZERO), Trap::Interrupted);
+        fake::finish();
     }
 }

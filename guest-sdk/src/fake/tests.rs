@@ -7,7 +7,10 @@ use crate::time::{Instant, sleep, timer};
 use crate::upcall::Masked;
 use crate::{hypercall, process, raw};
 use core::sync::atomic::Ordering::SeqCst;
+use hv_abi::GuestPhys;
 use hv_abi::call::{CONSOLE_WRITE_MAX, MulticallEntry, NEVER};
+use hv_abi::mmu::MmuUpdate;
+use hv_abi::user::UserContext;
 use hv_abi::vcpu::run_state;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -300,4 +303,98 @@ fn only_features_that_hosts_serve_can_be_set() {
     assert!(catch_unwind(|| set_features(Features::SMP)).is_err());
     assert!(catch_unwind(|| fail_next(Call::YIELD, Status::SUCCESS)).is_err());
     assert!(catch_unwind(|| set_arguments(&["a\0b"])).is_err());
+}
+
+/// A root, made and destroyed by the test; its frame outlives what is done in between.
+fn root() -> crate::frames::Frame {
+    let frame = crate::frames::allocate_zeroed(0).unwrap();
+    hypercall::root_create(frame.phys()).unwrap();
+    frame
+}
+
+#[test]
+fn roots_are_held_to_the_rules() {
+    assert_stopped("no page of usable memory", || hypercall::root_create(GuestPhys(0x1000)));
+    assert_stopped("which is a root already", || hypercall::root_create(root().phys()));
+    assert_stopped("whose entry 300 is not zero", || {
+        let frame = crate::frames::allocate_zeroed(0).unwrap();
+        frame.write_at(300 * 8, &[1]);
+        hypercall::root_create(frame.phys())
+    });
+    assert_stopped("ROOT_DESTROY of 0x1000, which is no root", || hypercall::root_destroy(GuestPhys(0x1000)));
+    assert_stopped("not whole pages", || hypercall::mmu_flush(root().phys(), 1, 0));
+}
+
+#[test]
+fn updates_of_page_tables_are_held_to_the_rules() {
+    let update = |change: fn(GuestPhys) -> (u64, u64)| {
+        move || {
+            let root = root();
+            let (entry, new) = change(root.phys());
+            let entry = GuestPhys(entry);
+            hypercall::mmu_update(&mut [MmuUpdate { entry, new, ..MmuUpdate::default() }], 0)
+        }
+    };
+    assert_stopped("no entry in usable memory", update(|root| (root.0 + 4, 0)));
+    assert_stopped("no entry in usable memory", update(|_| (0x1000, 0)));
+    assert_stopped("entry 255 of a root", update(|root| (root.0 + 255 * 8, 0)));
+    assert_stopped("bits are set that must be zero", update(|root| (root.0, root.0 | 0x101)));
+    assert_stopped("bits are set that must be zero", update(|root| (root.0, (root.0 | 0x1000) | 0x81)));
+    assert_stopped("which is not in usable memory", update(|root| (root.0, 0x1001)));
+    assert_stopped("at most 512", || {
+        let _ = hypercall::mmu_update(&mut [MmuUpdate::default(); 513], 0);
+    });
+    let free = update(|root| (root.0, 0xfff0));
+    assert_eq!(run(|| assert_eq!(free(), Ok(()))), End::Returned, "not present: the guest's own");
+}
+
+#[test]
+fn contexts_are_held_to_the_rules() {
+    let enter = |change: fn(&mut UserContext)| {
+        move || {
+            set_program(|_| crate::user::Trap::Syscall);
+            let mut context = UserContext {
+                rip: 0x40_0000,
+                xstate: GuestPhys(64),
+                xstate_valid: 1,
+                ..UserContext::default()
+            };
+            change(&mut context);
+            // SAFETY: nothing is mapped; the fake does not look at the area, and holds no state after the VM's end.
+            unsafe { hypercall::enter_user(root().phys(), &mut context) }
+        }
+    };
+    assert_stopped("registers that no program can have", enter(|context| context.rip = 0x1_0000));
+    assert_stopped("registers that no program can have", enter(|context| context.rflags = 1 << 12));
+    assert_stopped("registers that no program can have", enter(|context| context.fs_base = 1 << 47));
+    assert_stopped("`reserved` is not zero", enter(|context| context.reserved[8] = 1));
+    assert_stopped("the host does not hold its state", enter(|context| context.xstate_valid = 0));
+}
+
+#[test]
+fn a_program_that_nobody_plays_is_told() {
+    assert_stopped("fake::set_program says what programs do", || {
+        let mut space = crate::space::AddressSpace::new().unwrap();
+        crate::user::Task::new(0x40_0000, 0).run(&mut space)
+    });
+}
+
+#[test]
+fn an_event_that_is_pending_comes_before_the_program() {
+    set_program(|_| panic!("it was to be interrupted"));
+    let (mut task, mut space) =
+        (crate::user::Task::new(0x40_0000, 0), crate::space::AddressSpace::new().unwrap());
+    let channel = Channel::allocate().unwrap();
+    channel.on_event(|_| ());
+    without_upcalls(|| {
+        raise(channel);
+        assert_eq!(task.run(&mut space), crate::user::Trap::Interrupted);
+    });
+    finish();
+}
+
+#[test]
+fn without_the_feature_there_is_no_user_mode() {
+    set_features(Features::EVENTS);
+    assert_eq!(crate::space::AddressSpace::new().err(), Some(Status::UNKNOWN_CALL));
 }

@@ -366,7 +366,7 @@ impl Drop for AddressSpace {
     /// Destroys the root, and frees tables and frames.
     fn drop(&mut self) {
         // The task that ran here last may go on elsewhere; with the root the host would forget its extended state.
-        self.held.iter().for_each(|state| state.bring_up_to_date());
+        self.held.iter().for_each(|state| state.leave(self.root()));
         if self.tables.destroy().is_err() {
             core::mem::forget(core::mem::take(&mut self.mappings));
             core::mem::forget(core::mem::take(&mut self.leaving));
