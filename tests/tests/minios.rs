@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use hv_core::End;
+use hv_core::{End, Vm};
 
 /// What the shell writes when it runs `command`, and its status.
 fn shell(command: &str) -> (String, u8) {
@@ -126,6 +126,18 @@ fn programs_that_take_all_memory_are_refused_and_the_kernel_goes_on() {
     let told = output("crash memory | crash memory | crash memory & crash memory; wait; primes 1000 | wc -l");
     assert_eq!(told.matches("out of memory").count(), 4, "{told}");
     assert!(told.ends_with("\n168\n"), "{told}");
+}
+
+#[test]
+fn what_the_kernel_keeps_for_processes_is_refused_before_it_has_no_memory() {
+    let command = "pipebomb; crash memory & crash memory; wait; pipebomb; cowtest; primes 1000 | wc -l";
+    let (mut config, console) = config("minios", &["-c", command]);
+    config.memory = 16 << 20;
+    let report = wait(Vm::start(config).expect("the VM starts"));
+    let told = console.text();
+    assert_eq!(report.end, End::Shutdown { code: 0 }, "{told}");
+    assert_eq!(told.matches("\npipebomb: ").count(), 2, "{told}");
+    assert!(told.ends_with("and 1 parent saw what was theirs\n168\n"), "{told}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 use crate::console;
 use crate::files::File;
+use crate::memory::check_heap;
 use crate::pipe::{self, Reader, Writer};
 use alloc::rc::Rc;
 use core::cell::Cell;
@@ -67,8 +68,9 @@ impl Descriptors {
     ///
     /// # Errors
     ///
-    /// Too many are open.
+    /// Too many are open, or there is no memory.
     pub fn open(&mut self, file: File) -> Result<u64, Error> {
+        check_heap()?;
         self.add(Descriptor::File(Rc::new((file, Cell::new(0)))))
     }
 
@@ -76,8 +78,9 @@ impl Descriptors {
     ///
     /// # Errors
     ///
-    /// Too many are open; then nothing has changed.
+    /// Too many are open, or there is no memory; then nothing has changed.
     pub fn pipe(&mut self) -> Result<[u64; 2], Error> {
+        check_heap()?;
         let (reader, writer) = pipe::new();
         let read = self.add(Descriptor::Reader(reader))?;
         let write = self.add(Descriptor::Writer(writer)).inspect_err(|_| self.0[read as usize] = None)?;

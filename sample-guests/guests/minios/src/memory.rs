@@ -9,9 +9,9 @@
 //!
 //! # Running out
 //!
-//! Memory is refused here and nowhere else: to whom asks for more than [`MOST_PAGES`], and to everybody once only
-//! [`RESERVE`] pages are left. Those are the kernel's own, for its tables and lists: no single system call or fault needs
-//! more. So the kernel itself need not expect that its memory ends.
+//! A process is refused pages beyond [`MOST_PAGES`], and any once no frame is free. What the kernel needs for itself, for its
+//! tables and lists, comes from its heap, where running out would be its end. So whatever makes a process have more first
+//! calls [`check_heap`], which fails unless the heap has [`HEADROOM`] at hand: more than one such step takes.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -24,8 +24,8 @@ use minios_abi::Error;
 /// Pages that a process can have, shared ones included.
 pub const MOST_PAGES: usize = 8192;
 
-/// Pages that are left to the kernel.
-const RESERVE: u64 = 1024;
+/// Bytes that the kernel's heap has at hand whenever a process is to have more of something.
+const HEADROOM: usize = 512 << 10;
 
 /// Pages that one fault fills in: as many, aligned to as many, of the same region.
 const AROUND: u64 = 16;
@@ -92,7 +92,7 @@ impl Memory {
     ///
     /// Out of memory.
     pub fn new() -> Result<Self, Error> {
-        check_reserve()?;
+        check_heap()?;
         let space = AddressSpace::new().map_err(|_| Error::OutOfMemory)?;
         Ok(Self { space, regions: Vec::new(), next: HEAP, pages: 0 })
     }
@@ -114,6 +114,7 @@ impl Memory {
         if !good || !whole || self.regions.iter().any(|r| r.range.start < end && start < r.range.end) {
             return Err(Error::Invalid);
         }
+        check_heap()?;
         if self.regions.len() >= MOST_REGIONS {
             return Err(Error::OutOfMemory);
         }
@@ -164,7 +165,7 @@ impl Memory {
         if Arc::strong_count(shared) == 1 {
             return Ok(self.space.protect(page..page + PAGE_SIZE, rights)?);
         }
-        check_reserve()?;
+        check_heap()?;
         let copy = frames::allocate(0).map_err(|_| Fault::OutOfMemory)?;
         copy.copy_from(shared);
         Ok(self.space.map(page, copy, rights)?)
@@ -184,7 +185,7 @@ impl Memory {
     }
 
     fn fill(&mut self, page: u64, region: &Region) -> Result<(), Fault> {
-        check_reserve()?;
+        check_heap()?;
         if self.pages >= MOST_PAGES {
             return Err(Fault::OutOfMemory);
         }
@@ -211,6 +212,7 @@ impl Memory {
         let out_of_memory = |_| Error::OutOfMemory;
         let all: Vec<u64> = self.space.mappings().map(|(at, _)| at).collect();
         for at in all {
+            check_heap()?;
             let Some((_, mapping)) = self.space.mapping(at) else { continue };
             let mapping = mapping.clone();
             let rights = Rights { write: false, ..mapping.rights };
@@ -258,6 +260,14 @@ impl Memory {
     }
 }
 
-fn check_reserve() -> Result<(), Fault> {
-    if frames::available() >= RESERVE { Ok(()) } else { Err(Fault::OutOfMemory) }
+/// Sees to it that the kernel's heap has room for what a process is about to be given.
+///
+/// # Errors
+///
+/// It has not, and there are no frames by which it could grow.
+pub fn check_heap() -> Result<(), Fault> {
+    let mut room = Vec::<u8>::new();
+    room.try_reserve_exact(HEADROOM).map_err(|_| Fault::OutOfMemory)?;
+    core::hint::black_box(room); // so that it is not left out as useless; the heap keeps what it grew by
+    Ok(())
 }

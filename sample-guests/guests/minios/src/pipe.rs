@@ -13,8 +13,9 @@ use minios_abi::Error;
 /// Bytes that a pipe holds.
 const CAPACITY: usize = 16 << 10;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pipe {
+    /// With room for all that there can be, from the start: writing needs no memory.
     bytes: VecDeque<u8>,
     reader_gone: bool,
     writer_gone: bool,
@@ -30,7 +31,8 @@ pub struct Writer(Rc<RefCell<Pipe>>);
 
 /// A pipe.
 pub fn new() -> (Rc<Reader>, Rc<Writer>) {
-    let pipe = Rc::default();
+    let bytes = VecDeque::with_capacity(CAPACITY);
+    let pipe = Rc::new(RefCell::new(Pipe { bytes, reader_gone: false, writer_gone: false }));
     (Rc::new(Reader(Rc::clone(&pipe))), Rc::new(Writer(pipe)))
 }
 
