@@ -1,7 +1,7 @@
 //! The console.
 //!
 //! Writing is a hypercall. There is nothing to read yet: input comes with the console device, and this is the place to
-//! plug it in. Until then whoever reads is told that it has ended.
+//! plug it in; its event then has to wake those who wait as for a pipe. Until then whoever reads is told that it has ended.
 
 /// Writes. The host takes all.
 pub fn write(bytes: &[u8]) {

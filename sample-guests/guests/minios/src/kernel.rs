@@ -22,7 +22,7 @@ use minios_abi::{Error, KILLED};
 /// How long a process runs before it is another one's turn.
 const SLICE: Duration = Duration::from_millis(10);
 
-/// Processes that there can be, ended ones included.
+/// Processes that there can be, ended ones included. Each is a process of the host's, too.
 pub const MOST_PROCESSES: usize = 60;
 
 /// The first process, with whose end all ends.
@@ -95,17 +95,7 @@ impl Kernel {
             None => Next::Run,
         };
         while next == Next::Run {
-            next = match process.task.run(&mut process.memory.space) {
-                Trap::Syscall => self.call(&mut process),
-                Trap::PageFault { address, access } => match process.memory.fault(address, access) {
-                    Ok(()) => Next::Run,
-                    Err(Fault::Forbidden) => killed(&process, format_args!("{access:?} of {address:#x}")),
-                    Err(Fault::OutOfMemory) => killed(&process, format_args!("out of memory")),
-                },
-                Trap::Exception { vector } => killed(&process, format_args!("exception {vector}")),
-                Trap::Interrupted => Next::Yield,
-                Trap::Killed => killed(&process, format_args!("given up by the host")),
-            };
+            next = self.step(&mut process);
             if next == Next::Run && slice.is_over() {
                 next = Next::Yield;
             }
@@ -118,6 +108,21 @@ impl Kernel {
                 self.processes.insert(process.id, process);
             }
             Next::End(status) => self.end(process, status),
+        }
+    }
+
+    /// Runs a process until it comes back, and does what it came for.
+    fn step(&mut self, process: &mut Process) -> Next {
+        match process.task.run(&mut process.memory.space) {
+            Trap::Syscall => self.call(process),
+            Trap::PageFault { address, access } => match process.memory.fault(address, access) {
+                Ok(()) => Next::Run,
+                Err(Fault::Forbidden) => killed(process, format_args!("{access:?} of {address:#x}")),
+                Err(Fault::OutOfMemory) => killed(process, format_args!("out of memory")),
+            },
+            Trap::Exception { vector } => killed(process, format_args!("exception {vector}")),
+            Trap::Interrupted => Next::Yield,
+            Trap::Killed => killed(process, format_args!("given up by the host")),
         }
     }
 

@@ -123,6 +123,7 @@ impl Shell {
         {
             return;
         }
+        self.reap(); // so that those that have ended do not count among the processes
         let processes = match start(&pipeline.commands) {
             Ok(processes) => processes,
             Err(error) => {
@@ -154,7 +155,8 @@ impl Shell {
             ["exit", status] => process::exit(status.parse().unwrap_or(2)),
             ["jobs"] => {
                 self.reap();
-                self.jobs.iter().for_each(|job| os::println!("[{}] {}", job.number, job.text));
+                let running = self.jobs.iter().filter(|job| !job.processes.is_empty());
+                running.for_each(|job| os::println!("[{}] {}", job.number, job.text));
                 0
             }
             ["wait"] => {
