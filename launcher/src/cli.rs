@@ -79,6 +79,9 @@ pub(crate) struct RunOptions {
     /// The guest's memory: bytes, or a number with K, M, G or T
     #[arg(long, short, value_name = "SIZE", default_value = "64M", value_parser = units::parse_size)]
     pub(crate) memory: u64,
+    /// A file that the guest finds in its memory
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ramdisk: Option<PathBuf>,
     /// How guest code is run
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     pub(crate) engine: Engine,

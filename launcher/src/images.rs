@@ -39,6 +39,16 @@ pub(crate) fn bytes(path: &Path) -> Result<Cow<'static, [u8]>, Failure> {
     }
 }
 
+/// Reads what a guest is to find in its memory.
+///
+/// # Errors
+///
+/// It cannot be read.
+pub(crate) fn ramdisk(path: &Path) -> Result<Vec<u8>, Failure> {
+    read(path)
+        .map_err(|error| Failure::cannot(format!("the ramdisk `{}` cannot be read", path.display()), error))
+}
+
 /// An image that is there and is of no use.
 pub(crate) fn bad(path: &Path, error: impl Into<Box<dyn Error + Send + Sync>>) -> Failure {
     Failure::new(Cause::BadImage, format!("`{}` cannot run", path.display())).because(error)
@@ -65,7 +75,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(LARGEST + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > LARGEST {
-        return Err(io::Error::other(format!("it is larger than {}, which no image is", show_size(LARGEST))));
+        return Err(io::Error::other(format!("it is larger than {}, which is the most", show_size(LARGEST))));
     }
     Ok(bytes)
 }

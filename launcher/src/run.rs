@@ -27,6 +27,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         return Err(run_native(options));
     }
     let image = images::load(&options.image)?;
+    let ramdisk = options.ramdisk.as_deref().map(images::ramdisk).transpose()?.unwrap_or_default();
     let cannot_watch = |error| Failure::cannot("the host does not let hv wait for signals", error);
     let signals = Signals::catch().map_err(cannot_watch)?;
     let sink = Sink::new().map_err(cannot_watch)?;
@@ -37,6 +38,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         memory: options.memory,
         engine: options.engine.into(),
         command_line: options.args.clone(),
+        ramdisk,
         console: Box::new(Console(sink.clone())),
         ..Config::new(image)
     })

@@ -370,3 +370,32 @@ fn the_help_of_run_lists_the_exit_codes() {
         assert!(stdout(&output).contains(&format!("    {code}  ")), "{code}");
     }
 }
+
+#[test]
+fn a_ramdisk_is_what_the_guest_finds() {
+    let directory = Directory::new("ramdisk");
+    let archive = directory.path("files.tar");
+    std::fs::write(&archive, tar("greet", b"echo hello; echo from a ramdisk\n")).expect("a file");
+    let output = run(&["run", "minios", "--ramdisk", &archive, "--", "greet"]);
+    assert_told(&output, 0, &[]);
+    assert_eq!(stdout(&output), "hello\nfrom a ramdisk\n");
+    let output = run(&["run", "minios", "--ramdisk", &directory.path("none")]);
+    assert_told(&output, 125, &["the ramdisk `", "/none` cannot be read", "No such file"]);
+}
+
+/// An archive of one file, in tar's format: a block that begins with its name, says its length, and has a sum of all its
+/// bytes, which counts itself as blanks; then the file in whole blocks, then two empty ones.
+fn tar(name: &str, bytes: &[u8]) -> Vec<u8> {
+    let mut header = [0_u8; 512];
+    let mut put = |at: usize, text: &str| header[at..][..text.len()].copy_from_slice(text.as_bytes());
+    put(0, name);
+    put(100, "0000644\0");
+    put(124, &format!("{:011o}\0", bytes.len()));
+    put(148, "        0"); // the sum to be, and the type: a file
+    put(257, "ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut archive = [&header, bytes].concat();
+    archive.resize(archive.len().next_multiple_of(512) + 1024, 0);
+    archive
+}

@@ -1,0 +1,203 @@
+//! What minios and its programs agree on: the numbers of system calls, their errors, and the structures that cross.
+//!
+//! A call has a number and up to four arguments, and gives one signed number: a negative one is an [`Error`]. Text is
+//! passed as an address and a length, and is UTF-8.
+//!
+//! Start at [`call`].
+
+#![no_std]
+#![forbid(unsafe_code)]
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Numbers of system calls, with their arguments and what they give.
+pub mod call {
+    /// `(code)`: ends the process. Does not return.
+    pub const EXIT: u64 = 1;
+    /// `()`: makes a copy of the process. Gives the child's id to the parent, 0 to the child.
+    pub const FORK: u64 = 2;
+    /// `(path, length, arguments, length)`: becomes another program. The arguments are joined by zero bytes; the first
+    /// is the program's name. Returns only on an error.
+    pub const EXEC: u64 = 3;
+    /// `(process, status, flags)`: waits until a child has ended, any of them if `process` is 0. Gives its id and writes
+    /// its status, an `i32`, if the address is not 0. With [`WAIT_POLL`](crate::WAIT_POLL) it does not wait: gives 0.
+    pub const WAIT: u64 = 4;
+    /// `(process)`: ends a process, with the status [`KILLED`](crate::KILLED).
+    pub const KILL: u64 = 5;
+    /// `()`: gives the process's own id.
+    pub const PROCESS: u64 = 6;
+    /// `(path, length)`: gives a file descriptor for a file.
+    pub const OPEN: u64 = 7;
+    /// `(descriptor)`: gives it back.
+    pub const CLOSE: u64 = 8;
+    /// `(descriptor, bytes, length)`: gives how many bytes were read; 0 is the end.
+    pub const READ: u64 = 9;
+    /// `(descriptor, bytes, length)`: gives how many bytes were written.
+    pub const WRITE: u64 = 10;
+    /// `(descriptor, other)`: makes `other` mean the same as `descriptor`.
+    pub const DUPLICATE: u64 = 11;
+    /// `(descriptors)`: makes a pipe, and writes two `u32`: the end to read, the end to write.
+    pub const PIPE: u64 = 12;
+    /// `(length)`: gives the address of fresh memory, all zero.
+    pub const MAP: u64 = 13;
+    /// `(nanoseconds)`: waits.
+    pub const SLEEP: u64 = 14;
+    /// `(index, entry)`: writes the [`FileInfo`](crate::FileInfo) of a file. Gives 1, or 0 if there are no more.
+    pub const LIST_FILES: u64 = 15;
+    /// `(process, entry)`: writes the [`ProcessInfo`](crate::ProcessInfo) of the first process whose id is that or more.
+    /// Gives 1, or 0 if there is none.
+    pub const LIST_PROCESSES: u64 = 16;
+    /// `(entry)`: writes [`SystemInfo`](crate::SystemInfo).
+    pub const SYSTEM: u64 = 17;
+    /// `()`: lets other processes run.
+    pub const YIELD: u64 = 18;
+}
+
+/// Flag of [`call::WAIT`].
+pub const WAIT_POLL: u64 = 1;
+
+/// Status of a process that was killed, by [`call::KILL`] or by the kernel because of what it did.
+pub const KILLED: i32 = 137;
+
+/// Descriptors that a process starts with.
+pub mod descriptor {
+    /// Where it reads.
+    pub const INPUT: u32 = 0;
+    /// Where it writes.
+    pub const OUTPUT: u32 = 1;
+    /// Where it complains.
+    pub const ERRORS: u32 = 2;
+}
+
+/// What a process finds at its first instruction: RDI is the address of this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Start {
+    /// Address of its arguments, joined by zero bytes; the first is the program's name.
+    pub arguments: u64,
+    /// Their length.
+    pub length: u64,
+}
+
+macro_rules! errors {
+    ($($name:ident = $number:literal, $text:literal;)*) => {
+        /// Why a system call failed.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Error {
+            $(#[doc = $text] $name = $number,)*
+        }
+
+        impl Error {
+            /// The error that a call's negative result means.
+            pub fn from_result(result: i64) -> Self {
+                match result.wrapping_neg() { $($number => Self::$name,)* _ => Self::Invalid }
+            }
+
+            /// What to tell people.
+            pub fn text(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+        }
+    };
+}
+
+errors! {
+    NotFound = 1, "no such file";
+    NoProcess = 2, "no such process";
+    NoChild = 3, "no such child";
+    OutOfMemory = 4, "out of memory";
+    TooManyProcesses = 5, "too many processes";
+    TooManyFiles = 6, "too many open files";
+    BadDescriptor = 7, "bad file descriptor";
+    BadAddress = 8, "bad address";
+    BrokenPipe = 9, "nobody reads the pipe";
+    NotExecutable = 10, "not a program";
+    Unknown = 11, "no such system call";
+    Invalid = 12, "invalid argument";
+}
+
+impl Error {
+    /// How a system call gives it.
+    pub fn result(self) -> i64 {
+        -(self as i64)
+    }
+}
+
+impl core::fmt::Display for Error {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(self.text())
+    }
+}
+
+/// A name, padded with zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(transparent)]
+pub struct Name([u8; 64]);
+
+impl Name {
+    /// The name, or the start of it that fits.
+    pub fn new(text: &str) -> Self {
+        let mut bytes = [0; 64];
+        let length = text.floor_char_boundary(64);
+        bytes[..length].copy_from_slice(&text.as_bytes()[..length]);
+        Self(bytes)
+    }
+
+    /// As text.
+    pub fn as_str(&self) -> &str {
+        let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
+        core::str::from_utf8(&self.0[..end]).unwrap_or("?")
+    }
+}
+
+/// A file, as [`call::LIST_FILES`] tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FileInfo {
+    /// Its length in bytes.
+    pub size: u64,
+    /// Its name.
+    pub name: Name,
+}
+
+/// A process, as [`call::LIST_PROCESSES`] tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ProcessInfo {
+    /// Its id.
+    pub process: u32,
+    /// The id of its parent; 0 if it has none.
+    pub parent: u32,
+    /// One of [`state`].
+    pub state: u32,
+    /// Pages of memory that it can see, those that it shares included.
+    pub pages: u32,
+    /// How long it has run.
+    pub run_nanoseconds: u64,
+    /// Its program.
+    pub name: Name,
+}
+
+/// What a process is doing.
+pub mod state {
+    /// It runs, or would if it were its turn.
+    pub const READY: u32 = 0;
+    /// It waits for something.
+    pub const WAITING: u32 = 1;
+    /// It has ended, and its parent has not looked yet.
+    pub const ENDED: u32 = 2;
+}
+
+/// The system, as [`call::SYSTEM`] tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SystemInfo {
+    /// Pages of memory.
+    pub pages: u64,
+    /// Pages that are free.
+    pub free_pages: u64,
+    /// Nanoseconds since it was started.
+    pub up_nanoseconds: u64,
+    /// Processes that there are.
+    pub processes: u64,
+}

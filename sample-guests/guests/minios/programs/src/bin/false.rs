@@ -1,0 +1,10 @@
+//! `false`: fails.
+
+#![no_std]
+#![no_main]
+
+os::entry!(main);
+
+fn main() -> i32 {
+    1
+}

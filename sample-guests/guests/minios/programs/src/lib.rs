@@ -1,0 +1,57 @@
+//! What the programs of minios are written with: a thin layer over its system calls.
+//!
+//! ```ignore
+//! #![no_std]
+//! #![no_main]
+//! os::entry!(main);
+//! fn main() -> i32 {
+//!     os::println!("hello from {}", os::process::own());
+//!     0
+//! }
+//! ```
+//!
+//! - [`process`]: fork, exec, wait, exit
+//! - [`io`]: descriptors, files, pipes, lines, `println!`
+//! - [`heap`]: the allocator, on memory that the kernel hands out in larger pieces
+//! - [`edit`], [`parse`], [`pattern`]: what the shell and `grep` do, without system calls, so that `cargo test` tests it
+
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod edit;
+pub mod heap;
+pub mod io;
+pub mod parse;
+pub mod pattern;
+pub mod process;
+#[doc(hidden)]
+pub mod start;
+mod system;
+
+pub use minios_abi as abi;
+pub use minios_abi::Error;
+
+/// The result of most things here.
+pub type Result<T> = core::result::Result<T, Error>;
+
+/// Makes `main` the program: writes its first instructions, the panic handler and the allocator. Once for each program.
+/// `main` takes nothing and gives the exit status.
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        #[global_allocator]
+        static OS_HEAP: $crate::heap::Heap = $crate::heap::new();
+
+        $crate::__guest_user::entry!(os_main, $crate::start::Minios);
+
+        fn os_main(start: u64) {
+            $crate::process::exit($crate::start::run(start, $main))
+        }
+    };
+}
+
+pub use start::arguments;
+
+#[doc(hidden)]
+pub use guest_user as __guest_user;
