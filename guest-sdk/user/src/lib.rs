@@ -8,6 +8,7 @@ mod memory;
 
 use core::fmt;
 use core::marker::PhantomData;
+use hv_abi::user::GATE;
 
 /// What this crate needs of the kernel's system calls.
 pub trait System {
@@ -27,11 +28,12 @@ pub trait System {
 pub unsafe fn syscall(number: u64, arguments: [u64; 6]) -> u64 {
     let [a, b, c, d, e, f] = arguments;
     let result;
-    // SAFETY: SYSCALL changes RAX, RCX and R11, and what the kernel changes, for which the caller answers; it does not use the
-    // stack.
+    // SAFETY: a call of the gate is a system call (docs/abi.md, "User mode"): it changes RAX, and what the kernel changes,
+    // for which the caller answers. It pushes a return address, which a block without `nostack` may.
     unsafe {
         core::arch::asm!(
-            "syscall",
+            "call {gate}",
+            gate = in(reg) GATE,
             inlateout("rax") number => result,
             in("rdi") a,
             in("rsi") b,
@@ -41,7 +43,6 @@ pub unsafe fn syscall(number: u64, arguments: [u64; 6]) -> u64 {
             in("r9") f,
             lateout("rcx") _,
             lateout("r11") _,
-            options(nostack),
         );
     }
     result
