@@ -21,7 +21,7 @@ fn output(command: &str) -> String {
 
 /// The primes up to `limit`, one a line, as minios's program writes them.
 fn primes(limit: usize) -> String {
-    let is_prime = |n: &usize| (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0);
+    let is_prime = |n: &usize| (2..).take_while(|d| d * d <= *n).all(|d| !n.is_multiple_of(d));
     (2..=limit).filter(is_prime).map(|n| format!("{n}\n")).collect()
 }
 
