@@ -13,7 +13,7 @@
 //! repeated, or follows the sandbox's death, when it must arrive.
 //!
 //! The protocol is written once, over [`Atomics`], and model-checked with loom (`handover_model`). The
-//! caller's half that really runs is assembly (`stub.s`), which follows [`Caller`] step by step.
+//! caller's half that really runs is assembly (`stub/`), which follows [`Caller`] step by step.
 
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
@@ -144,7 +144,7 @@ pub(crate) fn kick<A: Atomics>(host_sleeps: &A::Word) {
     A::wake(host_sleeps);
 }
 
-/// The vCPU thread's half: the model of what `stub.s` does at `hv_stub_call` and `hv_stub_publish_trap`.
+/// The vCPU thread's half: the model of what the stub does at `hv_stub_call` and `hv_stub_publish_trap`.
 #[cfg(test)]
 pub(crate) struct Caller<'a, A: Atomics>(pub Words<'a, A>);
 

@@ -19,7 +19,11 @@ const SPIN_LOOK_MASK: u32 = 63;
 const LOOK_AGAIN_NS: u32 = 20_000_000;
 
 core::arch::global_asm!(
-    include_str!("stub.s"),
+    // In this order: where a signal finds a thread is told by the order of labels.
+    include_str!("stub/calls.s"),
+    include_str!("stub/user.s"),
+    include_str!("stub/signals.s"),
+    include_str!("stub/mapping.s"),
     ENTRY_BLOCK = const hv_abi::address::entry::BLOCK,
     ENTRY_UPCALL_RETURN = const hv_abi::address::entry::UPCALL_RETURN,
     ENTRY_ENTER_USER = const hv_abi::address::entry::ENTER_USER,
@@ -180,7 +184,7 @@ pub(super) fn code() -> &'static [u8] {
     let begin = &raw const hv_stub_begin;
     let length = (&raw const hv_stub_end).addr() - begin.addr();
     // SAFETY: `from_raw_parts` needs initialised memory that lives and is not written. Both symbols are in one
-    // read-only section of this program, in this order (stub.s), and so are the bytes between them.
+    // read-only section of this program, in this order (stub/calls.s, stub/mapping.s), and so are the bytes between them.
     unsafe { core::slice::from_raw_parts(begin, length) }
 }
 

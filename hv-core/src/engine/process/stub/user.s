@@ -1,0 +1,246 @@
+// User mode: the guest kernel's side, which enters a program, and a program's side of the gate.
+//
+// They meet at the program's hand-over page, which both sandboxes have. Either may find the other asleep, or its own
+// processor taken by it; the steps are those of handover.rs, with the guest kernel in the monitor's place.
+
+// (root, context) -> (rax status, rdx trap). The monitor says which program may be entered without it; that one's
+// sandbox has its hand-over page in here, too, and its system calls are taken from there.
+hv_stub_enter_user:
+    cmp     rdi, gs:[{HANDOVER} + {H_FAST_ROOT}]
+    jne     hv_stub_enter_by_monitor
+    cmp     rsi, gs:[{HANDOVER} + {H_FAST_CONTEXT}]
+    jne     hv_stub_enter_by_monitor
+    movabs  r8, {DIRECT_MAP}                    // r8 context
+    add     r8, rsi
+    cmp     dword ptr [r8 + {C_XSTATE_VALID}], 0
+    jne     hv_stub_enter_by_monitor
+    mov     rax, gs:[{HANDOVER} + {H_FAST_XSTATE}]
+    cmp     rax, [r8 + {C_XSTATE}]
+    jne     hv_stub_enter_by_monitor
+    mov     rax, [r8 + {C_RIP}]                 // what the monitor would refuse is left to it
+    sub     rax, {LOWEST_USER}
+    movabs  rcx, {USER_LENGTH}
+    cmp     rax, rcx
+    jae     hv_stub_enter_by_monitor
+    test    qword ptr [r8 + {C_RFLAGS}], {USER_FLAGS}
+    jnz     hv_stub_enter_by_monitor
+    mov     rax, [r8 + {C_FS_BASE}]
+    shl     rax, 16
+    sar     rax, 16
+    cmp     rax, [r8 + {C_FS_BASE}]
+    jne     hv_stub_enter_by_monitor
+    xor     eax, eax
+    .irp    i, 0, 1, 2, 3, 4, 5, 6, 7, 8
+    or      rax, [r8 + {C_RESERVED} + \i * 8]
+    .endr
+    jnz     hv_stub_enter_by_monitor
+    mov     r9, gs:[{HANDOVER} + {H_FAST_LINK}] // r9 the program's hand-over page
+    mov     eax, 1
+    xchg    gs:[{HANDOVER} + {H_DIRECT}], eax   // a full fence: whoever wants this vCPU looks here after saying so
+    test    dword ptr gs:[{V_UPCALL}], {UPCALL_PENDING}
+    jnz     9f
+    cmp     dword ptr gs:[{HANDOVER} + {H_STOP}], 0
+    jne     9f
+    mov     gs:[{HANDOVER} + {H_RSP}], rsp
+    mov     gs:[{HANDOVER} + {H_RBP}], rbp
+    .irp    i, 0, 2, 4, 6, 8, 10, 12, 14, 16
+    movups  xmm0, [r8 + \i * 8]
+    movups  [r9 + {H_USER} + \i * 8], xmm0
+    .endr
+    mov     rax, [r8 + {C_FS_BASE}]
+    mov     [r9 + {H_FS_BASE}], rax
+    or      qword ptr [r9 + {H_USER} + {C_RFLAGS}], {FIXED_FLAGS}
+    xor     eax, eax                            // the turn is the program's
+    xchg    [r9 + {H_TURN}], eax
+    cmp     dword ptr [r9 + {H_CALLER_SLEEPS}], 0
+    je      1f
+    lea     rdi, [r9 + {H_TURN}]
+    mov     esi, {FUTEX_WAKE}
+    mov     edx, {WAKE_ALL}
+    mov     eax, {SYS_FUTEX}
+    syscall
+    .globl hv_stub_futex_6
+hv_stub_futex_6:
+1:                                              // spin
+    mov     ecx, gs:[{HANDOVER} + {H_SPIN}]
+2:
+    mov     eax, [r9 + {H_TURN}]
+    test    eax, eax
+    jnz     6f
+    sub     ecx, 1
+    jc      3f
+    pause
+    test    ecx, {SPIN_LOOK}
+    jnz     2b
+    mov     r10d, ecx                           // not if the program is on this very processor
+    rdtscp
+    and     ecx, 0xfff
+    mov     gs:[{HANDOVER} + {H_CPU}], ecx
+    mov     [r9 + {H_HOST_CPU}], ecx
+    cmp     ecx, [r9 + {H_CPU}]
+    mov     ecx, r10d
+    jne     2b
+3:                                              // sleep, as the monitor does
+    mov     eax, 1
+    xchg    [r9 + {H_HOST_SLEEPS}], eax
+    mov     eax, [r9 + {H_TURN}]
+    test    eax, eax
+    jnz     5f
+    mov     qword ptr gs:[{HANDOVER} + {H_TIMEOUT}], 0
+    mov     qword ptr gs:[{HANDOVER} + {H_TIMEOUT} + 8], {LOOK_AGAIN_NS}
+    rdgsbase r10
+    add     r10, {HANDOVER} + {H_TIMEOUT}
+    lea     rdi, [r9 + {H_HOST_SLEEPS}]
+    mov     esi, {FUTEX_WAIT}
+    mov     edx, 1
+    mov     eax, {SYS_FUTEX}
+    syscall
+    .globl hv_stub_futex_7
+hv_stub_futex_7:
+    jmp     3b
+5:
+    mov     dword ptr [r9 + {H_HOST_SLEEPS}], 0
+6:
+    mov     dword ptr gs:[{HANDOVER} + {H_DIRECT}], 0
+    cmp     eax, {TURN_SYSCALL}
+    jne     7f
+    .irp    i, 0, 2, 4, 6, 8, 10, 12, 14, 16
+    movups  xmm0, [r9 + {H_USER} + \i * 8]
+    movups  [r8 + \i * 8], xmm0
+    .endr
+    and     qword ptr [r8 + {C_RFLAGS}], {ALL_FLAGS}
+    or      qword ptr [r8 + {C_RFLAGS}], {FIXED_FLAGS}
+    mov     rax, [r9 + {H_FS_BASE}]
+    mov     [r8 + {C_FS_BASE}], rax
+    movabs  rax, {USER_SYSCALL_HIGH}
+    mov     [r8 + {C_XSTATE_VALID}], rax        // and the trap
+    xor     eax, eax
+    mov     edx, {USER_SYSCALL}
+    jmp     hv_stub_finish
+7:                                              // a fault, or its end: the monitor sees to it
+    mov     r9d, {TURN_USER_TRAP}
+    jmp     hv_stub_publish
+9:
+    mov     dword ptr gs:[{HANDOVER} + {H_DIRECT}], 0
+hv_stub_enter_by_monitor:                       // as a call, with a turn of its own
+    mov     gs:[{HANDOVER} + {H_ARGUMENTS}], rdi
+    mov     gs:[{HANDOVER} + {H_ARGUMENTS} + 8], rsi
+    mov     gs:[{HANDOVER} + {H_RSP}], rsp
+    mov     gs:[{HANDOVER} + {H_RBP}], rbp
+    mov     r9d, {TURN_ENTER_USER}
+    jmp     hv_stub_publish
+
+// Called by a user program, through the page at GATE: a system call without a signal. All registers go to the hand-over
+// page, and all come from there; H_FRAME is 0 meanwhile, for extended state stays in the processor.
+    .globl hv_stub_gate
+hv_stub_gate:
+    mov     gs:[{HANDOVER} + {H_USER}], rax
+    mov     gs:[{HANDOVER} + {H_USER} + 8], rbx
+    mov     gs:[{HANDOVER} + {H_USER} + 16], rcx
+    mov     gs:[{HANDOVER} + {H_USER} + 24], rdx
+    mov     gs:[{HANDOVER} + {H_USER} + 32], rsi
+    mov     gs:[{HANDOVER} + {H_USER} + 40], rdi
+    mov     gs:[{HANDOVER} + {H_USER} + 48], rbp
+    mov     gs:[{HANDOVER} + {H_USER} + 64], r8
+    mov     gs:[{HANDOVER} + {H_USER} + 72], r9
+    mov     gs:[{HANDOVER} + {H_USER} + 80], r10
+    mov     gs:[{HANDOVER} + {H_USER} + 88], r11
+    mov     gs:[{HANDOVER} + {H_USER} + 96], r12
+    mov     gs:[{HANDOVER} + {H_USER} + 104], r13
+    mov     gs:[{HANDOVER} + {H_USER} + 112], r14
+    mov     gs:[{HANDOVER} + {H_USER} + 120], r15
+    pushfq
+    pop     qword ptr gs:[{HANDOVER} + {H_USER} + {C_RFLAGS}]
+    cld
+    pop     qword ptr gs:[{HANDOVER} + {H_USER} + {C_RIP}]
+    mov     gs:[{HANDOVER} + {H_USER} + 56], rsp
+    rdfsbase rax
+    mov     gs:[{HANDOVER} + {H_FS_BASE}], rax
+    mov     qword ptr gs:[{HANDOVER} + {H_FRAME}], 0
+    mov     eax, {TURN_SYSCALL}
+    xchg    gs:[{HANDOVER} + {H_TURN}], eax
+hv_stub_gate_wait:                              // a signal from here to its end: waits on in hv_stub_wait
+    cmp     dword ptr gs:[{HANDOVER} + {H_HOST_SLEEPS}], 0
+    je      1f
+    mov     dword ptr gs:[{HANDOVER} + {H_HOST_SLEEPS}], 0
+    rdgsbase rdi
+    add     rdi, {HANDOVER} + {H_HOST_SLEEPS}
+    mov     esi, {FUTEX_WAKE}
+    mov     edx, {WAKE_ALL}
+    mov     eax, {SYS_FUTEX}
+    syscall
+    .globl hv_stub_futex_8
+hv_stub_futex_8:
+1:
+    mov     ecx, gs:[{HANDOVER} + {H_SPIN}]
+2:
+    cmp     dword ptr gs:[{HANDOVER} + {H_TURN}], {TURN_SYSCALL}
+    jne     hv_stub_gate_return
+    sub     ecx, 1
+    jc      3f
+    pause
+    test    ecx, {SPIN_LOOK}
+    jnz     2b
+    mov     r8d, ecx
+    rdtscp
+    and     ecx, 0xfff
+    mov     gs:[{HANDOVER} + {H_CPU}], ecx
+    cmp     ecx, gs:[{HANDOVER} + {H_HOST_CPU}]
+    mov     ecx, r8d
+    jne     2b
+3:
+    mov     eax, 1
+    xchg    gs:[{HANDOVER} + {H_CALLER_SLEEPS}], eax
+4:
+    cmp     dword ptr gs:[{HANDOVER} + {H_TURN}], {TURN_SYSCALL}
+    jne     5f
+    rdgsbase rdi
+    add     rdi, {HANDOVER} + {H_TURN}
+    mov     esi, {FUTEX_WAIT}
+    mov     edx, {TURN_SYSCALL}
+    xor     r10d, r10d
+    mov     eax, {SYS_FUTEX}
+    syscall
+    .globl hv_stub_futex_9
+hv_stub_futex_9:
+    jmp     4b
+5:
+    mov     dword ptr gs:[{HANDOVER} + {H_CALLER_SLEEPS}], 0
+hv_stub_gate_return:                            // a signal from here to its end: as if it were done
+    cmp     qword ptr gs:[{HANDOVER} + {H_FRAME}], 0
+    jne     7f                                  // it goes on as another
+    cmp     dword ptr gs:[{HANDOVER} + {H_STOP}], 0
+    jne     7f
+    test    dword ptr gs:[{HANDOVER} + {H_USER} + {C_RFLAGS}], {FLAG_TF} | {FLAG_AC}
+    jnz     7f
+    mov     rax, gs:[{HANDOVER} + {H_FS_BASE}]
+    wrfsbase rax
+    rdgsbase rsp
+    add     rsp, {HANDOVER} + {H_USER} + {C_RFLAGS}
+    popfq
+    mov     rax, gs:[{HANDOVER} + {H_USER}]
+    mov     rbx, gs:[{HANDOVER} + {H_USER} + 8]
+    mov     rcx, gs:[{HANDOVER} + {H_USER} + 16]
+    mov     rdx, gs:[{HANDOVER} + {H_USER} + 24]
+    mov     rsi, gs:[{HANDOVER} + {H_USER} + 32]
+    mov     rdi, gs:[{HANDOVER} + {H_USER} + 40]
+    mov     rbp, gs:[{HANDOVER} + {H_USER} + 48]
+    mov     rsp, gs:[{HANDOVER} + {H_USER} + 56]
+    mov     r8,  gs:[{HANDOVER} + {H_USER} + 64]
+    mov     r9,  gs:[{HANDOVER} + {H_USER} + 72]
+    mov     r10, gs:[{HANDOVER} + {H_USER} + 80]
+    mov     r11, gs:[{HANDOVER} + {H_USER} + 88]
+    mov     r12, gs:[{HANDOVER} + {H_USER} + 96]
+    mov     r13, gs:[{HANDOVER} + {H_USER} + 104]
+    mov     r14, gs:[{HANDOVER} + {H_USER} + 112]
+    mov     r15, gs:[{HANDOVER} + {H_USER} + 120]
+    jmp     qword ptr gs:[{HANDOVER} + {H_USER} + {C_RIP}]
+7:                                              // as another, whose context is there, or by a signal's
+    cmp     qword ptr gs:[{HANDOVER} + {H_FRAME}], 0
+    je      hv_stub_gate_trap
+    rdgsbase rsp
+    add     rsp, {STACK} + {STACK_SIZE} - 256
+    jmp     hv_stub_resume
+hv_stub_gate_trap:
+    ud2
+hv_stub_gate_end:
