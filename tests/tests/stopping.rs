@@ -12,8 +12,8 @@ const SLOT_255: u64 = hv_abi::address::SLOT_255;
 
 /// Pauses a guest again and again, wherever it is, and lets it finish. Tells how often it was in its own code, and not
 /// in a call.
-fn pause_often(arguments: &[&str], breakpoints: Breakpoints) -> u32 {
-    let (mut config, console) = config("bench", arguments);
+fn pause_often(guest: &str, arguments: &[&str], breakpoints: Breakpoints) -> u32 {
+    let (mut config, console) = config(guest, arguments);
     config.breakpoints = breakpoints;
     let mut vm = Vm::start(config).unwrap();
     let mut in_guest = 0;
@@ -40,27 +40,32 @@ fn pause_often(arguments: &[&str], breakpoints: Breakpoints) -> u32 {
 
 #[test]
 fn while_it_makes_hypercalls() {
-    pause_often(&["null", "20"], Breakpoints::Crash);
+    pause_often("bench", &["null", "20"], Breakpoints::Crash);
 }
 
 #[test]
 fn while_it_handles_upcalls() {
-    pause_often(&["self", "2000"], Breakpoints::Crash);
+    pause_often("bench", &["self", "2000"], Breakpoints::Crash);
 }
 
 #[test]
 fn while_it_traps() {
-    pause_often(&["trap", "50"], Breakpoints::Continue);
+    pause_often("bench", &["trap", "50"], Breakpoints::Continue);
 }
 
 #[test]
 fn while_it_sleeps_and_wakes() {
-    pause_often(&["sleep", "100"], Breakpoints::Crash);
+    pause_often("bench", &["sleep", "100"], Breakpoints::Crash);
 }
 
 #[test]
 fn while_it_computes() {
-    assert!(pause_often(&["clock", "50"], Breakpoints::Crash) > 0);
+    assert!(pause_often("bench", &["clock", "50"], Breakpoints::Crash) > 0);
+}
+
+#[test]
+fn while_it_runs_programs() {
+    pause_often("minios", &["-c", "primes 20000 | wc; forks 20"], Breakpoints::Crash);
 }
 
 #[test]
