@@ -118,12 +118,16 @@ impl Sandbox {
     /// Has the mapping thread make these commands, and waits until they are made.
     pub(super) fn command(&self, commands: &[Command]) -> Result<(), EngineError> {
         let mut mapper = self.mapper.lock().expect("no thread panics with the lock held");
+        let done = |mapper: &Mapper| {
+            let waited = mapper.wait(|| self.shared.dead.load(Acquire), PATIENCE);
+            if waited { Ok(()) } else { Err(EngineError::SandboxDied { how: self.shared.death() }) }
+        };
+        // The first batch makes the thread that `start` waits for, and is reported only after that: a batch that is posted
+        // in between would be taken for done.
+        done(&mapper)?;
         for batch in commands.chunks(layout::MAX_COMMANDS) {
             mapper.post(batch);
-            let waited = mapper.wait(|| self.shared.dead.load(Acquire), PATIENCE);
-            if !waited {
-                return Err(EngineError::SandboxDied { how: self.shared.death() });
-            }
+            done(&mapper)?;
             if let Some(error) = mapper.failure(batch.len()) {
                 return Err(error);
             }
