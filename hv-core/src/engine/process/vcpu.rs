@@ -160,7 +160,10 @@ impl Vcpu {
     fn run_kernel(&mut self, deadline: u64) -> Option<Exit> {
         let exit = match self.wait(self.patience(deadline)) {
             Wait::Published(turn) => {
-                self.came_back();
+                // A trap of the program's may be mended, and then it is still wanted.
+                if turn != TURN_USER_TRAP {
+                    self.came_back();
+                }
                 self.published(turn)?
             }
             _ if self.process.kernel.shared.is_dead() => Exit::Died(self.process.kernel.shared.death()),

@@ -16,9 +16,12 @@ use guest_sdk::space::{AddressSpace, Rights};
 use guest_sdk::time::Duration;
 use guest_sdk::user::{Task, Trap};
 
+/// Odd, so that successive seeds come to all bytes, and far from each other.
+const SPREAD: u64 = 2731;
+
 /// What a program attacks with, by number; it is given a seed.
 const WAYS: [fn(u64); 7] = [
-    |seed| jump::anywhere([seed, seed % jump::STUB_BYTES as u64, 0]),
+    |seed| jump::anywhere([seed, seed * SPREAD % jump::STUB_BYTES as u64, 0]),
     |seed| jump::gadget([seed, seed % 16, seed / 16]),
     |seed| system_calls::make([seed % 4, seed / 4, 0]),
     |seed| state::trap([seed, seed, 0]),
