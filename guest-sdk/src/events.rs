@@ -53,6 +53,11 @@ impl Channel {
         self.unmask();
     }
 
+    /// When it fires it stays pending until it is taken.
+    pub(crate) fn without_handler(self) {
+        HANDLERS[self.0 as usize].store(core::ptr::null_mut(), Ordering::Release);
+    }
+
     /// Fires the channel.
     ///
     /// # Errors
@@ -71,7 +76,7 @@ impl Channel {
         // Masked, so that no handler takes the channel again before its old handler is forgotten.
         without_upcalls(|| {
             crate::hypercall::event_close(self.0)?;
-            HANDLERS[self.0 as usize].store(core::ptr::null_mut(), Ordering::Release);
+            self.without_handler();
             Ok(())
         })
     }
@@ -98,6 +103,12 @@ impl Channel {
     pub fn take(self) -> bool {
         let (word, bit) = self.place();
         raw::vcpu_page().pending[word].fetch_and(!bit, Ordering::SeqCst) & bit != 0
+    }
+
+    /// Whether the channel has fired and nobody has taken that.
+    pub(crate) fn is_pending(self) -> bool {
+        let (word, bit) = self.place();
+        raw::vcpu_page().pending[word].load(Ordering::Relaxed) & bit != 0
     }
 
     /// Gives the CPU back until the channel fires; unmasks it. For a channel without a handler: one with a handler is

@@ -6,25 +6,25 @@
 //!
 //! There is one timer. A kernel that waits for moments of its own uses slices that are not longer than until the next one.
 
+use crate::events::without_upcalls;
 use crate::space::AddressSpace;
 use crate::time::{Duration, Instant, timer};
 use crate::user::{Task, Trap};
 
 /// A time slice. Dropped, it is forgotten.
 #[derive(Debug)]
-pub struct Slice(Instant);
+pub struct Slice(());
 
 impl Slice {
     /// One that begins now. The vCPU's timer is set to its end; a timer that was set before is forgotten.
     pub fn start(duration: Duration) -> Self {
-        let end = Instant::now() + duration;
-        timer::set(end, |_| ()); // the upcall itself is what interrupts the program
-        Self(end)
+        timer::arm(Instant::now() + duration);
+        Self(())
     }
 
     /// Whether it is over.
     pub fn is_over(&self) -> bool {
-        Instant::now() >= self.0
+        timer::has_come()
     }
 }
 
@@ -35,13 +35,24 @@ impl Drop for Slice {
 }
 
 impl Task {
-    /// As [`run`](Self::run), and after `duration` it is interrupted. It may be so before, by any event.
+    /// As [`run`](Self::run), and at the end of `slice` it is interrupted, before its first instruction if that was already.
+    /// It may be so before, by any event.
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    pub fn run_within(&mut self, space: &mut AddressSpace, slice: &Slice) -> Trap {
+        // Masked, so that the end of the slice is not handled between the look and the entry: an event that is pending then
+        // makes the entry return at once.
+        without_upcalls(|| if slice.is_over() { Trap::Interrupted } else { self.run(space) })
+    }
+
+    /// As [`run_within`](Self::run_within), in a slice of its own.
     ///
     /// # Panics
     ///
     /// As [`run`](Self::run).
     pub fn run_for(&mut self, space: &mut AddressSpace, duration: Duration) -> Trap {
-        let _slice = Slice::start(duration);
-        self.run(space)
+        self.run_within(space, &Slice::start(duration))
     }
 }

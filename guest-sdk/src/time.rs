@@ -91,16 +91,35 @@ pub mod timer {
     /// Makes `handler` run once `deadline` has come. A timer that was set before is forgotten.
     pub fn set(deadline: Instant, handler: Handler) {
         without_upcalls(|| {
-            hypercall::timer_set(deadline.0);
-            // Pending: the timer before has fired unseen, or this one has already. Which, cannot be told, so both are
-            // forgotten; if it was this one, it fires again at once.
-            if Channel::TIMER.take() {
-                hypercall::timer_set(NEVER);
-                Channel::TIMER.take();
-                hypercall::timer_set(deadline.0);
-            }
+            begin(deadline);
             Channel::TIMER.on_event(handler);
         });
+    }
+
+    /// As [`set`], without a handler: [`has_come`] tells.
+    pub(crate) fn arm(deadline: Instant) {
+        without_upcalls(|| {
+            Channel::TIMER.without_handler();
+            begin(deadline);
+            Channel::TIMER.unmask();
+        });
+    }
+
+    /// Whether the deadline that was armed has come.
+    pub(crate) fn has_come() -> bool {
+        Channel::TIMER.is_pending()
+    }
+
+    /// With upcalls masked.
+    fn begin(deadline: Instant) {
+        hypercall::timer_set(deadline.0);
+        // Pending: the timer before has fired unseen, or this one has already. Which, cannot be told, so both are
+        // forgotten; if it was this one, it fires again at once.
+        if Channel::TIMER.take() {
+            hypercall::timer_set(NEVER);
+            Channel::TIMER.take();
+            hypercall::timer_set(deadline.0);
+        }
     }
 
     /// Forgets the timer.

@@ -463,10 +463,12 @@ mod tests {
         });
         let (mut task, mut space) = (Task::new(ENTRY, 0), space());
         let slice = crate::preempt::Slice::start(Duration::from_millis(5));
-        task.run(&mut space);
+        task.run_within(&mut space, &slice);
         assert!(!slice.is_over());
-        task.run(&mut space);
+        task.run_within(&mut space, &slice);
         assert!(slice.is_over());
+        fake::set_program(|_| panic!("it runs though its slice is over"));
+        assert_eq!(task.run_within(&mut space, &slice), Trap::Interrupted);
         drop(slice);
         assert_eq!(task.run_for(&mut space, Duration::ZERO), Trap::Interrupted);
         fake::finish();

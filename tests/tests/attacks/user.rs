@@ -4,7 +4,7 @@ use crate::arena::{Arena, Attack, factor};
 use crate::common::PATIENCE;
 use hv_core::End;
 
-/// Programs that one VM runs, one after the other. One that hides is given up after a second.
+/// Programs that one VM runs, one after the other.
 const EACH: u64 = 16;
 
 /// Sends `programs` programs of one way of attack. The guest kernel looks after each whether it, and a good program beside
@@ -20,7 +20,6 @@ fn send(way: u64, programs: u64) {
 }
 
 #[test]
-#[ignore = "fails now and then on a loaded host: ARCHITECTURE.md, known limits"]
 fn a_program_that_jumps_to_any_byte_of_the_stub_harms_itself_alone() {
     // A byte in sixteen, in an order that is spread over all; HV_ATTACKS=16 comes to each.
     send(0, 0x200);
@@ -52,7 +51,6 @@ fn a_program_that_publishes_untrue_states_harms_itself_alone() {
 }
 
 #[test]
-#[ignore = "fails now and then on a loaded host: ARCHITECTURE.md, known limits"]
 fn a_program_cannot_hide_from_its_kernels_timer() {
     send(6, 32);
 }

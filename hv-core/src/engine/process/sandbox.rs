@@ -295,9 +295,20 @@ impl Shared {
 
     /// Processor time, in nanoseconds, that a vCPU's thread has had; `None` when it is gone.
     pub(super) fn cpu_time(&self, vcpu: u32) -> Option<u64> {
+        self.of_thread(vcpu, "schedstat")?.split(' ').next()?.parse().ok()
+    }
+
+    /// Whether a vCPU's thread sleeps and is not about to wake.
+    pub(super) fn sleeps(&self, vcpu: u32) -> bool {
+        // Its name comes before the state, in parentheses.
+        let stat = self.of_thread(vcpu, "stat");
+        stat.is_some_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S')))
+    }
+
+    /// What the host says of a vCPU's thread.
+    fn of_thread(&self, vcpu: u32, file: &str) -> Option<String> {
         let (pid, thread) = (self.pid.load(Relaxed), self.threads[vcpu as usize].load(Relaxed));
-        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")).ok()?;
-        text.split(' ').next()?.parse().ok()
+        std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/{file}")).ok()
     }
 }
 

@@ -4,7 +4,7 @@
 
 use super::layout::*;
 use crate::engine::process::handover::{
-    Handover, TURN_CALL, TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, USER_WORDS,
+    Handover, TURN_CALL, TURN_DEAD, TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, USER_WORDS,
 };
 use core::mem::offset_of;
 use hv_abi::address::{DIRECT_MAP, SLOT_255};
@@ -88,6 +88,7 @@ core::arch::global_asm!(
     TURN_TRAP = const TURN_TRAP,
     TURN_ENTER_USER = const TURN_ENTER_USER,
     TURN_SYSCALL = const TURN_SYSCALL,
+    TURN_DEAD = const TURN_DEAD,
     TURN_USER_TRAP = const TURN_USER_TRAP,
     V_UPCALL = const offset_of!(VcpuPage, upcall),
     V_UPCALL_ENTRY = const offset_of!(VcpuPage, upcall_entry),

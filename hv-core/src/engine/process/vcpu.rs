@@ -4,8 +4,8 @@
 
 use super::frame::UserFault;
 use super::handover::{
-    Handover, Machine, Server, TURN_CALL, TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, Wait,
-    Words,
+    Handover, Machine, Server, TURN_CALL, TURN_ENTER_USER, TURN_GUEST, TURN_SYSCALL, TURN_TRAP,
+    TURN_USER_TRAP, Wait, Words,
 };
 use super::layout::*;
 use super::sandbox::Shared;
@@ -21,13 +21,24 @@ use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
-/// A program that used so much processor time, or so long, after it was called back will not come.
+/// A program that used so much processor time, or so long, after it was called back will not come; nor one that sleeps,
+/// though it has published nothing, each time that it is looked at after a signal.
 const PATIENCE_CPU: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE_ASLEEP: u32 = 10;
 /// How often a program is called back.
 const CALL_AGAIN: u64 = 1_000_000;
 /// How often one that is waited for is looked at, at the least, in nanoseconds.
 const LOOK_AGAIN: u64 = 20_000_000;
+
+/// A program that has been called back and has not come.
+struct CalledBack {
+    since: Instant,
+    /// Its processor time then, in nanoseconds.
+    used: u64,
+    /// How often in a row it was found asleep.
+    asleep: u32,
+}
 
 pub(super) struct Vcpu {
     process: Arc<Process>,
@@ -39,8 +50,7 @@ pub(super) struct Vcpu {
     entered: Option<Arc<InUser>>,
     /// This thread waits for that program, and not for the guest kernel.
     in_user: bool,
-    /// Since when, and at which of its processor times, the program has been called back.
-    called_back: Option<(Instant, u64)>,
+    called_back: Option<CalledBack>,
     counters: Counters,
 }
 
@@ -223,7 +233,7 @@ impl Vcpu {
     /// While a program has been called back, it is looked after often; while it is waited for, now and then, for one that
     /// has damaged its hand-over page may not wake this thread.
     fn patience(&self, deadline: u64) -> u64 {
-        match (self.called_back, self.in_user) {
+        match (&self.called_back, self.in_user) {
             (Some(_), _) => deadline.min(monotonic_ns() + CALL_AGAIN),
             (None, true) => deadline.min(monotonic_ns() + LOOK_AGAIN),
             (None, false) => deadline,
@@ -238,8 +248,13 @@ impl Vcpu {
         };
         let shared = &user.sandbox.shared;
         let used = shared.cpu_time(self.vcpu).unwrap_or(u64::MAX);
-        let (since, then) = *self.called_back.get_or_insert((Instant::now(), used));
-        if used.saturating_sub(then) > PATIENCE_CPU.as_nanos() as u64 || since.elapsed() > PATIENCE {
+        let hides = shared.sleeps(self.vcpu) && shared.handover(self.vcpu).turn.load(SeqCst) == TURN_GUEST;
+        let called = self.called_back.get_or_insert(CalledBack { since: Instant::now(), used, asleep: 0 });
+        called.asleep = if hides { called.asleep + 1 } else { 0 };
+        if used.saturating_sub(called.used) > PATIENCE_CPU.as_nanos() as u64
+            || called.since.elapsed() > PATIENCE
+            || called.asleep > PATIENCE_ASLEEP
+        {
             self.process.users.kill(user.root);
         } else {
             shared.request_stop(self.vcpu);

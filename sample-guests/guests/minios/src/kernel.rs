@@ -95,10 +95,7 @@ impl Kernel {
             None => Next::Run,
         };
         while next == Next::Run {
-            next = self.step(&mut process);
-            if next == Next::Run && slice.is_over() {
-                next = Next::Yield;
-            }
+            next = self.step(&mut process, &slice);
         }
         process.run += start.elapsed();
         match next {
@@ -112,8 +109,8 @@ impl Kernel {
     }
 
     /// Runs a process until it comes back, and does what it came for.
-    fn step(&mut self, process: &mut Process) -> Next {
-        match process.task.run(&mut process.memory.space) {
+    fn step(&mut self, process: &mut Process, slice: &Slice) -> Next {
+        match process.task.run_within(&mut process.memory.space, slice) {
             Trap::Syscall => self.call(process),
             Trap::PageFault { address, access } => match process.memory.fault(address, access) {
                 Ok(()) => Next::Run,

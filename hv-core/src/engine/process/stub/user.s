@@ -52,6 +52,8 @@ hv_stub_enter_user:
     or      qword ptr [r9 + {H_USER} + {C_RFLAGS}], {FIXED_FLAGS}
     xor     eax, eax                            // the turn is the program's
     xchg    [r9 + {H_TURN}], eax
+    cmp     eax, {TURN_DEAD}                    // unless it is dead, which is said once
+    je      4f
     cmp     dword ptr [r9 + {H_CALLER_SLEEPS}], 0
     je      1f
     lea     rdi, [r9 + {H_TURN}]
@@ -98,6 +100,8 @@ hv_stub_futex_6:
     .globl hv_stub_futex_7
 hv_stub_futex_7:
     jmp     3b
+4:
+    mov     [r9 + {H_TURN}], eax
 5:
     mov     dword ptr [r9 + {H_HOST_SLEEPS}], 0
 6:
