@@ -70,7 +70,7 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
         r15,
         rip,
         rflags,
-        fs_base: handover.user[USER_WORDS - 1].load(Relaxed),
+        fs_base: handover.registers()[USER_WORDS - 1],
     };
     let registers = if handover.is_user.load(Relaxed) == 0 { registers } else { user_registers(handover) };
     // A stop has no siginfo of its own; whatever is there is not looked at.
@@ -204,7 +204,7 @@ fn write_registers(exchange: &SharedFile, offset: u64, registers: &Registers) {
 /// The registers that a program has published.
 pub(super) fn user_registers(handover: &Handover) -> Registers {
     let [rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags, fs_base] =
-        core::array::from_fn(|i| handover.user[i].load(Relaxed));
+        handover.registers();
     Registers {
         rax,
         rbx,
@@ -231,11 +231,10 @@ pub(super) fn user_registers(handover: &Handover) -> Registers {
 /// Sets the registers that a program goes on with.
 fn set_user_registers(handover: &Handover, registers: &Registers) {
     let r = registers;
-    let in_order: [u64; USER_WORDS] = [
+    handover.set_registers([
         r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13,
         r.r14, r.r15, r.rip, r.rflags, r.fs_base,
-    ];
-    handover.user.iter().zip(in_order).for_each(|(word, value)| word.store(value, Relaxed));
+    ]);
 }
 
 /// The contexts of user programs: the one that a sandbox's vCPU thread goes on with.

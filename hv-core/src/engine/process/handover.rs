@@ -37,6 +37,14 @@ pub(crate) const TURN_DEAD: u32 = 6;
 /// Words of a program's registers in a hand-over page: the first of a `UserContext`, up to its FS base.
 pub(crate) const USER_WORDS: usize = 19;
 
+/// Where in a `UserContext`, in words, each of them comes from: first those that most system calls change, which go in the
+/// line of the turn.
+const ORDER: [usize; USER_WORDS] = [0, 1, 3, 4, 5, 16, 17, 2, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 18];
+
+/// Where in [`Handover::WORDS`] a call's answer is, behind its arguments.
+pub(crate) const CALL_VALUE: usize = 5;
+pub(crate) const CALL_STATUS: usize = 6;
+
 /// The operations that the protocol is made of, so that a model checker can stand in for the machine.
 pub(crate) trait Atomics {
     /// A 32-bit word that both sides see.
@@ -181,15 +189,12 @@ impl<A: Atomics> Caller<'_, A> {
 #[derive(Debug, zerocopy::FromBytes)]
 #[repr(C, align(4096))]
 pub(crate) struct Handover {
-    // One cache line that moves with every call.
-    pub turn: AtomicU32,
-    pub number: AtomicU32,
-    pub arguments: [AtomicU64; 5],
-    pub status: AtomicU32,
     /// 1: the call published is a `block` that gives way to a stop.
     pub in_block: AtomicU32,
-    pub value: AtomicU64,
-    // One that both sides only read while they spin.
+    /// A guest kernel's: how often it may still find its program on its own processor before it comes to the monitor with it.
+    pub together_left: AtomicU32,
+    reserved1: [u64; 7],
+    // One line that both sides only read while they spin.
     pub host_sleeps: AtomicU32,
     pub caller_sleeps: AtomicU32,
     /// How often the caller spins before it sleeps. The monitor sets it.
@@ -198,8 +203,9 @@ pub(crate) struct Handover {
     pub stop: AtomicU32,
     /// Processor on which the monitor's thread last ran.
     pub host_cpu: AtomicU32,
-    reserved1: u32,
-    reserved: [u64; 5],
+    /// Not 0: the sandbox is gone. The monitor sets it.
+    pub is_dead: AtomicU32,
+    reserved3: [u64; 5],
     // The caller's own.
     /// Stack and frame pointer of the guest at its last call, for backtraces.
     pub rsp: AtomicU64,
@@ -229,29 +235,65 @@ pub(crate) struct Handover {
     pub fast_link: AtomicU64,
     /// 1 while it waits for a program that it entered so.
     pub direct: AtomicU32,
-    reserved3: u32,
-    reserved4: [u64; 2],
-    /// The registers at the trap that is published, and those to go on with, as in a `UserContext`. A guest kernel's
-    /// own has FS base only.
-    pub user: [AtomicU64; USER_WORDS],
-    reserved5: [u64; 13],
-    reserved6: [[u64; 32]; 14],
+    reserved4: u32,
+    reserved5: [u64; 2],
+    // One line that moves with every call; of a program's registers, those that most system calls change are in it.
+    pub turn: AtomicU32,
+    pub number: AtomicU32,
+    /// A program's registers, in [`ORDER`]: at the trap that is published, and to go on with. They are stored only when they
+    /// have changed, so that the other lines stay where they are. A guest kernel has its call here, and FS base.
+    words: [AtomicU64; USER_WORDS],
+    reserved6: [u64; 12],
+    reserved7: [[u64; 32]; 14],
 }
 const _: () = assert!(size_of::<Handover>() == 4096);
 const _: () = assert!(core::mem::offset_of!(Handover, host_sleeps) == 64);
 const _: () = assert!(core::mem::offset_of!(Handover, rsp) == 128);
-const _: () = assert!(core::mem::offset_of!(Handover, user) == 256);
+const _: () = assert!(core::mem::offset_of!(Handover, turn) == 256);
 
 impl Handover {
+    /// Offset of the words that go with a turn.
+    pub(crate) const WORDS: usize = core::mem::offset_of!(Self, words);
+
     /// As for a new sandbox: nothing published, nothing asked for.
     pub(crate) fn reset(&self) {
-        let words =
-            [&self.turn, &self.in_block, &self.host_sleeps, &self.caller_sleeps, &self.stop, &self.direct];
+        let words = [
+            &self.turn,
+            &self.in_block,
+            &self.host_sleeps,
+            &self.caller_sleeps,
+            &self.stop,
+            &self.is_dead,
+            &self.direct,
+        ];
         words.into_iter().for_each(|word| word.store(0, Relaxed));
         self.signal.store(0, Relaxed);
         self.frame.store(0, Relaxed);
-        self.user.iter().for_each(|word| word.store(0, Relaxed));
+        self.words.iter().for_each(|word| word.store(0, Relaxed));
         self.forbid_fast();
+    }
+
+    /// Arguments of the call that is published.
+    pub(crate) fn arguments(&self) -> [u64; 5] {
+        core::array::from_fn(|i| self.words[i].load(Relaxed))
+    }
+
+    /// Stores the answer to the call that is published.
+    pub(crate) fn set_answer(&self, status: u32, value: u64) {
+        self.words[CALL_VALUE].store(value, Relaxed);
+        self.words[CALL_STATUS].store(status.into(), Relaxed);
+    }
+
+    /// A program's registers, in the order of a `UserContext`.
+    pub(crate) fn registers(&self) -> [u64; USER_WORDS] {
+        let mut registers = [0; USER_WORDS];
+        self.words.iter().zip(ORDER).for_each(|(word, i)| registers[i] = word.load(Relaxed));
+        registers
+    }
+
+    /// Sets what a program goes on with, in the order of a `UserContext`.
+    pub(crate) fn set_registers(&self, registers: [u64; USER_WORDS]) {
+        self.words.iter().zip(ORDER).for_each(|(word, i)| word.store(registers[i], Relaxed));
     }
 
     /// The guest kernel is to come to the monitor with its next program.

@@ -3,7 +3,6 @@
 //! The stub's assembly is given every offset from here, so that there is one definition.
 
 use crate::engine::process::handover::Handover;
-use core::mem::offset_of;
 use hv_abi::address::{CLOCK_PAGE, MAX_VCPUS, SLOT_255, VCPU_PAGES, VCPU_STRIDE};
 
 /// Where the stub is mapped; its first page is the hypercall page.
@@ -191,7 +190,7 @@ pub(super) mod ucontext {
 }
 
 /// Offset of the hand-over page's fields, for the stub.
-pub(super) const H_ARGUMENTS: usize = offset_of!(Handover, arguments);
+pub(super) const H_ARGUMENTS: usize = Handover::WORDS;
 
 /// The one code selector and the one stack selector of 64-bit user mode.
 pub(super) const USER_CS: u64 = 0x33;

@@ -175,7 +175,8 @@ impl Shared {
         self.dead.store(true, SeqCst);
         for vcpu in 0..self.threads.len() as u32 {
             if self.kind != Kind::Kernel {
-                // Its guest kernel may wait for it, too.
+                // Its guest kernel may wait for it, or be about to, and looks in the other order.
+                self.handover(vcpu).is_dead.store(1, SeqCst);
                 self.handover(vcpu).turn.store(handover::TURN_DEAD, SeqCst);
             }
             self.look(vcpu);
@@ -280,6 +281,11 @@ impl Shared {
     /// Takes the request back.
     pub(super) fn cancel_stop(&self, vcpu: u32) {
         self.handover(vcpu).stop.store(0, SeqCst);
+    }
+
+    /// A vCPU's thread, as the host knows it.
+    pub(super) fn thread(&self, vcpu: u32) -> Option<rustix::thread::Pid> {
+        rustix::thread::Pid::from_raw(self.threads[vcpu as usize].load(Relaxed))
     }
 
     /// Interrupts a vCPU's thread.

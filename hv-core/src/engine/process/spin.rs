@@ -7,10 +7,12 @@
 //!
 //! Spinning on the very processor that the other side needs is the worst case, and a scheduler that woke both
 //! there has no reason to part them. So each side tells where it runs; when they meet, the monitor's thread does
-//! not spin but moves away.
+//! not spin but moves away; and a guest kernel that often meets a program of its own asks the monitor to part them.
 
-use rustix::thread::{sched_getaffinity, sched_setaffinity};
+use super::handover::Handover;
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use std::sync::OnceLock;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 /// The longest spin of the monitor for a request, in nanoseconds: about what a wake-up across cores costs.
@@ -56,7 +58,9 @@ pub(super) fn start_limit() -> u32 {
 
 /// How often a vCPU may spin for an answer.
 pub(super) fn guest_limit() -> u32 {
-    if spare_core() { turns(GUEST_NS) } else { 0 }
+    // It looks where the other is whenever a multiple of so many is left, and not at the beginning.
+    const LOOK: u32 = super::stub::SPIN_LOOK_MASK + 1;
+    if spare_core() { turns(GUEST_NS).next_multiple_of(LOOK) } else { 0 }
 }
 
 /// The monitor's own limit for one vCPU.
@@ -81,6 +85,51 @@ fn move_away() -> rustix::io::Result<()> {
         sched_setaffinity(None, &allowed)?;
     }
     Ok(())
+}
+
+/// How often a guest kernel finds its program on its own processor before it asks for another.
+const TOGETHER: u32 = 256;
+/// If it took less than this, spinning on two processors would have been cheaper than taking turns on one.
+const TOGETHER_TIME: Duration = Duration::from_nanos(HOST_NS * TOGETHER as u64);
+
+/// Keeps a guest kernel and the programs that it enters by itself on two processors, if they trap often.
+#[derive(Debug)]
+pub(super) struct Parting {
+    since: Instant,
+    /// The program's thread that is kept from its guest kernel's processor, and where it may run otherwise.
+    parted: Option<(Pid, CpuSet)>,
+}
+
+impl Parting {
+    pub(super) fn new(kernel: &Handover) -> Self {
+        kernel.together_left.store(TOGETHER, Relaxed);
+        Self { since: Instant::now(), parted: None }
+    }
+
+    /// The guest kernel enters the program of `thread`, which waits. If they met too often, it goes on elsewhere.
+    pub(super) fn entering(&mut self, kernel: &Handover, thread: Option<Pid>) {
+        let left = kernel.together_left.swap(TOGETHER, Relaxed) as i32;
+        if left > 0 {
+            return;
+        }
+        let often = self.since.elapsed() < TOGETHER_TIME;
+        self.since = Instant::now();
+        let Some((thread, allowed)) = thread.filter(|_| often).zip(sched_getaffinity(thread).ok()) else {
+            return;
+        };
+        let mut others = allowed;
+        others.unset(kernel.cpu.load(Relaxed) as usize);
+        if others.count() > 0 && sched_setaffinity(Some(thread), &others).is_ok() {
+            self.parted = Some((thread, allowed));
+        }
+    }
+
+    /// The program has run, and has trapped: it is where it should be, and may be moved again as any other.
+    pub(super) fn trapped(&mut self) {
+        if let Some((thread, allowed)) = self.parted.take() {
+            let _ = sched_setaffinity(Some(thread), &allowed); // it may be dead
+        }
+    }
 }
 
 impl Spin {

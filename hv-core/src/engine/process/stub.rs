@@ -4,7 +4,8 @@
 
 use super::layout::*;
 use crate::engine::process::handover::{
-    Handover, TURN_CALL, TURN_DEAD, TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, USER_WORDS,
+    CALL_STATUS, CALL_VALUE, Handover, TURN_CALL, TURN_DEAD, TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP,
+    TURN_USER_TRAP, USER_WORDS,
 };
 use core::mem::offset_of;
 use hv_abi::address::{DIRECT_MAP, SLOT_255};
@@ -13,7 +14,7 @@ use hv_abi::user::{LOWEST_USER, RFLAGS, RFLAGS_FIXED, UserContext, trap};
 use hv_abi::vcpu::{VcpuPage, run_state, upcall};
 
 /// A spinning vCPU looks at its processor whenever the turns left are a multiple of 64.
-const SPIN_LOOK_MASK: u32 = 63;
+pub(super) const SPIN_LOOK_MASK: u32 = 63;
 
 /// How long a guest kernel sleeps for a program at most: one that has damaged its hand-over page may not wake it.
 const LOOK_AGAIN_NS: u32 = 20_000_000;
@@ -39,25 +40,27 @@ core::arch::global_asm!(
     H_TURN = const offset_of!(Handover, turn),
     H_NUMBER = const offset_of!(Handover, number),
     H_ARGUMENTS = const H_ARGUMENTS,
-    H_STATUS = const offset_of!(Handover, status),
-    H_VALUE = const offset_of!(Handover, value),
+    H_STATUS = const H_ARGUMENTS + CALL_STATUS * 8,
+    H_VALUE = const H_ARGUMENTS + CALL_VALUE * 8,
     H_HOST_SLEEPS = const offset_of!(Handover, host_sleeps),
     H_CALLER_SLEEPS = const offset_of!(Handover, caller_sleeps),
     H_SPIN = const offset_of!(Handover, spin),
     H_STOP = const offset_of!(Handover, stop),
+    H_IS_DEAD = const offset_of!(Handover, is_dead),
     H_IN_BLOCK = const offset_of!(Handover, in_block),
     H_RSP = const offset_of!(Handover, rsp),
     H_RBP = const offset_of!(Handover, rbp),
     H_FRAME = const offset_of!(Handover, frame),
     H_SIGINFO = const offset_of!(Handover, siginfo),
     H_SIGNAL = const offset_of!(Handover, signal),
-    H_FS_BASE = const offset_of!(Handover, user) + (USER_WORDS - 1) * 8,
-    H_USER = const offset_of!(Handover, user),
+    H_FS_BASE = const Handover::WORDS + (USER_WORDS - 1) * 8,
+    H_USER = const Handover::WORDS,
     H_IS_USER = const offset_of!(Handover, is_user),
     H_FAST_ROOT = const offset_of!(Handover, fast_root),
     H_FAST_CONTEXT = const offset_of!(Handover, fast_context),
     H_FAST_XSTATE = const offset_of!(Handover, fast_xstate),
     H_FAST_LINK = const offset_of!(Handover, fast_link),
+    H_TOGETHER_LEFT = const offset_of!(Handover, together_left),
     H_DIRECT = const offset_of!(Handover, direct),
     C_RIP = const offset_of!(UserContext, rip),
     C_RFLAGS = const offset_of!(UserContext, rflags),

@@ -9,7 +9,7 @@ use super::handover::{
 };
 use super::layout::*;
 use super::sandbox::Shared;
-use super::spin::{self, Spin};
+use super::spin::{self, Parting, Spin};
 use super::users;
 use super::{InUser, Process, frame, stub};
 use crate::clock::monotonic_ns;
@@ -44,6 +44,7 @@ pub(super) struct Vcpu {
     process: Arc<Process>,
     vcpu: u32,
     spin: Spin,
+    parting: Parting,
     /// What the vCPU asked for is answered: it is to be given the turn.
     answered: bool,
     /// The program that it entered last.
@@ -57,6 +58,7 @@ pub(super) struct Vcpu {
 impl Vcpu {
     pub(super) fn new(process: Arc<Process>, vcpu: u32) -> Self {
         Self {
+            parting: Parting::new(process.kernel.shared.handover(vcpu)),
             process,
             vcpu,
             spin: Spin::new(),
@@ -136,11 +138,12 @@ impl Vcpu {
 
     fn hypercall(&mut self) -> Exit {
         let handover = self.handover();
-        if handover.in_block.swap(0, Relaxed) != 0 {
+        if handover.in_block.load(Relaxed) != 0 {
+            handover.in_block.store(0, Relaxed);
             return Exit::StoppedInBlock;
         }
         let number = handover.number.load(Relaxed);
-        let arguments = core::array::from_fn(|i| handover.arguments[i].load(Relaxed));
+        let arguments = handover.arguments();
         self.counters.hypercalls += 1;
         Exit::Hypercall { number, arguments }
     }
@@ -193,7 +196,7 @@ impl Vcpu {
             TURN_CALL => self.hypercall(),
             TURN_TRAP => self.trap(),
             TURN_ENTER_USER => {
-                let [root, context] = core::array::from_fn(|i| self.handover().arguments[i].load(Relaxed));
+                let [root, context, ..] = self.handover().arguments();
                 self.counters.hypercalls += 1;
                 Exit::EnterUser { root, context }
             }
@@ -323,6 +326,7 @@ impl Vcpu {
 
     fn leave_user(&mut self, user: &Arc<InUser>) {
         user.by_monitor.store(false, SeqCst);
+        self.parting.trapped();
         self.came_back();
         self.in_user = false;
         self.answered = false;
@@ -346,8 +350,7 @@ impl VcpuRunner for Vcpu {
     }
 
     fn answer(&mut self, status: Status, value: u64) {
-        self.handover().status.store(status.0, Relaxed);
-        self.handover().value.store(value, Relaxed);
+        self.handover().set_answer(status.0, value);
         self.answered = true;
     }
 
@@ -358,6 +361,8 @@ impl VcpuRunner for Vcpu {
     fn enter_user(&mut self, root: u64, context: u64, user: &UserContext) -> Result<(), EnterError> {
         let (sandbox, slot) = self.process.users.enter(self.vcpu, root, context, user)?;
         let (by_monitor, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
+        self.parting
+            .entering(self.process.kernel.shared.handover(self.vcpu), sandbox.shared.thread(self.vcpu));
         let xstate = user.xstate.0;
         let entered = Arc::new(InUser { root, context, xstate, slot, sandbox, by_monitor, wanted });
         *self.process.in_user(self.vcpu) = Some(entered.clone());

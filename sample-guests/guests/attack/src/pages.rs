@@ -19,7 +19,7 @@ const WRITABLE: [(u64, u64); 3] =
 
 /// Offsets in the hand-over page of words that mean something, and in the vCPU page.
 const HANDOVER: u64 = VCPU_PAGES + 0x2000;
-const TURN: u64 = HANDOVER;
+const TURN: u64 = HANDOVER + 256;
 const HOST_SLEEPS: u64 = HANDOVER + 64;
 const STOP: u64 = HANDOVER + 76;
 const FRAME: u64 = HANDOVER + 144;
@@ -115,9 +115,9 @@ pub fn forge([seed, ..]: Numbers) {
                 store32(TURN, 2);
             }
             _ => {
-                store32(HANDOVER + 4, random.u32(..30)); // a call's number
-                store64(HANDOVER + 8 + random.u64(..5) * 8, hurtful(&mut random));
-                store32(HANDOVER + 52, random.u32(..2)); // in `block`
+                store32(TURN + 4, random.u32(..30)); // a call's number
+                store64(TURN + 8 + random.u64(..5) * 8, hurtful(&mut random));
+                store32(HANDOVER, random.u32(..2)); // in `block`
                 store32(TURN, 1);
             }
         }

@@ -16,6 +16,12 @@
 // Stopping points: a signal that finds RIP in the stub is resolved by where it is (see hv_stub_kick), so that
 // no address of the stub is ever left in a guest context.
 
+// Orders the stores before it with the loads after it, on a word that nobody else looks at: done on the word that was
+// stored, it would have to get that back from whoever looks there.
+.macro fence word
+    lock or dword ptr \word, 0
+.endm
+
     .section .rodata.hv_stub, "a", @progbits
     .balign 4096
     .globl hv_stub_begin
@@ -44,8 +50,8 @@ hv_stub_call:
 hv_stub_publish_call:
     mov     r9d, {TURN_CALL}
 hv_stub_publish:                                // publish the turn in r9d
-    mov     eax, r9d
-    xchg    gs:[{HANDOVER} + {H_TURN}], eax     // a full fence: store before load
+    mov     gs:[{HANDOVER} + {H_TURN}], r9d
+    fence   "gs:[{HANDOVER} + {H_RSP}]"
     cmp     dword ptr gs:[{HANDOVER} + {H_HOST_SLEEPS}], 0
     jne     6f
 3:                                              // spin

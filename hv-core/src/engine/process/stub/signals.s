@@ -38,13 +38,13 @@
 
 // Copies the registers of the context at rdx into a program's hand-over page at rbx, or back. Loses rax.
 .macro user_words copy
-    .irp    pair, "0, 104", "1, 88", "2, 112", "3, 96", "4, 72", "5, 64", "6, 80", "7, 120", "8, 0", "9, 8", "10, 16", "11, 24", "12, 32", "13, 40", "14, 48", "15, 56", "16, 128", "17, 136"
+    .irp    pair, "7, 112", "8, 80", "9, 120", "10, 0", "11, 8", "12, 16", "13, 24", "14, 32", "15, 40", "16, 48", "17, 56", "0, 104", "1, 88", "2, 96", "3, 72", "4, 64", "5, 128", "6, 136"
     \copy  \pair
     .endr
 .endm
 .macro to_handover word, register
     mov     rax, [rdx + {UC_R8} + \register]
-    mov     [rbx + {H_USER} + \word * 8], rax
+    store_changed rax, "[rbx + {H_USER} + \word * 8]"
 .endm
 .macro to_context word, register
     mov     rax, [rbx + {H_USER} + \word * 8]
@@ -69,7 +69,7 @@ hv_stub_trap:
     mov     [rbx + {H_FRAME}], rdx
     mov     [rbx + {H_SIGINFO}], rsi
     rdfsbase rax
-    mov     [rbx + {H_FS_BASE}], rax
+    store_changed rax, "[rbx + {H_FS_BASE}]"
     cmp     dword ptr [rbx + {H_IS_USER}], 0
     je      hv_stub_publish_trap
     save_user
@@ -89,8 +89,8 @@ hv_stub_publish_trap:
     mov     r12d, {TURN_TRAP}
 hv_stub_publish_user:                           // publish the turn in r12d
     mov     [rbx + {H_SIGNAL}], edi
-    mov     eax, r12d
-    xchg    [rbx + {H_TURN}], eax
+    mov     [rbx + {H_TURN}], r12d
+    fence   "[rbx + {H_RSP}]"
     cmp     dword ptr [rbx + {H_HOST_SLEEPS}], 0
     je      2f
     mov     dword ptr [rbx + {H_HOST_SLEEPS}], 0
@@ -223,7 +223,7 @@ hv_stub_kick:
 1:
     mov     [rbx + {H_FRAME}], rdx
     rdfsbase rax
-    mov     [rbx + {H_FS_BASE}], rax
+    store_changed rax, "[rbx + {H_FS_BASE}]"
     cmp     dword ptr [rbx + {H_IS_USER}], 0
     je      hv_stub_resume
     save_user

@@ -3,6 +3,29 @@
 // They meet at the program's hand-over page, which both sandboxes have. Either may find the other asleep, or its own
 // processor taken by it; the steps are those of handover.rs, with the guest kernel in the monitor's place.
 
+// Stores a register unless that is there already: a line of the processor's cache that nobody writes need not move.
+.macro store_changed register, word
+    cmp     \word, \register
+    je      88f
+    mov     \word, \register
+88:
+.endm
+
+// Copies words between a UserContext at r8 and a program's hand-over page at r9, where they are in another order
+// (handover::ORDER). Loses rax.
+.macro to_program word, register
+    mov     rax, [r8 + \register * 8]
+    store_changed rax, "[r9 + {H_USER} + \word * 8]"
+.endm
+.macro to_program_always word, register
+    mov     rax, [r8 + \register * 8]
+    mov     [r9 + {H_USER} + \word * 8], rax
+.endm
+.macro from_program word, register
+    mov     rax, [r9 + {H_USER} + \word * 8]
+    mov     [r8 + \register * 8], rax
+.endm
+
 // (root, context) -> (rax status, rdx trap). The monitor says which program may be entered without it; that one's
 // sandbox has its hand-over page in here, too, and its system calls are taken from there.
 hv_stub_enter_user:
@@ -10,6 +33,8 @@ hv_stub_enter_user:
     jne     hv_stub_enter_by_monitor
     cmp     rsi, gs:[{HANDOVER} + {H_FAST_CONTEXT}]
     jne     hv_stub_enter_by_monitor
+    cmp     dword ptr gs:[{HANDOVER} + {H_TOGETHER_LEFT}], 0
+    jle     hv_stub_enter_by_monitor            // which parts the two
     movabs  r8, {DIRECT_MAP}                    // r8 context
     add     r8, rsi
     cmp     dword ptr [r8 + {C_XSTATE_VALID}], 0
@@ -43,17 +68,21 @@ hv_stub_enter_user:
     jne     9f
     mov     gs:[{HANDOVER} + {H_RSP}], rsp
     mov     gs:[{HANDOVER} + {H_RBP}], rbp
-    .irp    i, 0, 2, 4, 6, 8, 10, 12, 14, 16
-    movups  xmm0, [r8 + \i * 8]
-    movups  [r9 + {H_USER} + \i * 8], xmm0
+    .irp    pair, "7, 2", "8, 6", "9, 7", "10, 8", "11, 9", "12, 10", "13, 11", "14, 12", "15, 13", "16, 14", "17, 15", "18, 18"
+    to_program \pair
     .endr
-    mov     rax, [r8 + {C_FS_BASE}]
-    mov     [r9 + {H_FS_BASE}], rax
-    or      qword ptr [r9 + {H_USER} + {C_RFLAGS}], {FIXED_FLAGS}
-    xor     eax, eax                            // the turn is the program's
-    xchg    [r9 + {H_TURN}], eax
-    cmp     eax, {TURN_DEAD}                    // unless it is dead, which is said once
-    je      4f
+    mov     rcx, [r8 + {C_RFLAGS}]              // those beside the turn last: the program looks there all the time
+    or      rcx, {FIXED_FLAGS}
+    mov     rdx, [r8 + {C_RIP}]
+    .irp    pair, "0, 0", "1, 1", "2, 3", "3, 4", "4, 5"
+    to_program_always \pair
+    .endr
+    mov     [r9 + {H_USER} + 40], rdx
+    mov     [r9 + {H_USER} + 48], rcx
+    mov     dword ptr [r9 + {H_TURN}], 0        // the turn is the program's
+    fence   "gs:[{HANDOVER} + {H_RSP}]"
+    cmp     dword ptr [r9 + {H_IS_DEAD}], 0     // unless it is dead, which is said once: this before the turn
+    jne     4f
     cmp     dword ptr [r9 + {H_CALLER_SLEEPS}], 0
     je      1f
     lea     rdi, [r9 + {H_TURN}]
@@ -78,10 +107,11 @@ hv_stub_futex_6:
     rdtscp
     and     ecx, 0xfff
     mov     gs:[{HANDOVER} + {H_CPU}], ecx
-    mov     [r9 + {H_HOST_CPU}], ecx
+    store_changed ecx, "[r9 + {H_HOST_CPU}]"
     cmp     ecx, [r9 + {H_CPU}]
     mov     ecx, r10d
     jne     2b
+    dec     dword ptr gs:[{HANDOVER} + {H_TOGETHER_LEFT}]
 3:                                              // sleep, as the monitor does
     mov     eax, 1
     xchg    [r9 + {H_HOST_SLEEPS}], eax
@@ -101,6 +131,7 @@ hv_stub_futex_6:
 hv_stub_futex_7:
     jmp     3b
 4:
+    mov     eax, {TURN_DEAD}
     mov     [r9 + {H_TURN}], eax
 5:
     mov     dword ptr [r9 + {H_HOST_SLEEPS}], 0
@@ -108,14 +139,13 @@ hv_stub_futex_7:
     mov     dword ptr gs:[{HANDOVER} + {H_DIRECT}], 0
     cmp     eax, {TURN_SYSCALL}
     jne     7f
-    .irp    i, 0, 2, 4, 6, 8, 10, 12, 14, 16
-    movups  xmm0, [r9 + {H_USER} + \i * 8]
-    movups  [r8 + \i * 8], xmm0
+    .irp    pair, "0, 0", "1, 1", "2, 3", "3, 4", "4, 5", "5, 16", "7, 2", "8, 6", "9, 7", "10, 8", "11, 9", "12, 10", "13, 11", "14, 12", "15, 13", "16, 14", "17, 15", "18, 18"
+    from_program \pair
     .endr
-    and     qword ptr [r8 + {C_RFLAGS}], {ALL_FLAGS}
-    or      qword ptr [r8 + {C_RFLAGS}], {FIXED_FLAGS}
-    mov     rax, [r9 + {H_FS_BASE}]
-    mov     [r8 + {C_FS_BASE}], rax
+    mov     rax, [r9 + {H_USER} + 48]
+    and     rax, {ALL_FLAGS}
+    or      rax, {FIXED_FLAGS}
+    mov     [r8 + {C_RFLAGS}], rax
     movabs  rax, {USER_SYSCALL_HIGH}
     mov     [r8 + {C_XSTATE_VALID}], rax        // and the trap
     xor     eax, eax
@@ -138,31 +168,33 @@ hv_stub_enter_by_monitor:                       // as a call, with a turn of its
 // page, and all come from there; H_FRAME is 0 meanwhile, for extended state stays in the processor.
     .globl hv_stub_gate
 hv_stub_gate:
-    mov     gs:[{HANDOVER} + {H_USER}], rax
-    mov     gs:[{HANDOVER} + {H_USER} + 8], rbx
-    mov     gs:[{HANDOVER} + {H_USER} + 16], rcx
-    mov     gs:[{HANDOVER} + {H_USER} + 24], rdx
-    mov     gs:[{HANDOVER} + {H_USER} + 32], rsi
-    mov     gs:[{HANDOVER} + {H_USER} + 40], rdi
-    mov     gs:[{HANDOVER} + {H_USER} + 48], rbp
-    mov     gs:[{HANDOVER} + {H_USER} + 64], r8
-    mov     gs:[{HANDOVER} + {H_USER} + 72], r9
-    mov     gs:[{HANDOVER} + {H_USER} + 80], r10
-    mov     gs:[{HANDOVER} + {H_USER} + 88], r11
-    mov     gs:[{HANDOVER} + {H_USER} + 96], r12
-    mov     gs:[{HANDOVER} + {H_USER} + 104], r13
-    mov     gs:[{HANDOVER} + {H_USER} + 112], r14
-    mov     gs:[{HANDOVER} + {H_USER} + 120], r15
     pushfq
-    pop     qword ptr gs:[{HANDOVER} + {H_USER} + {C_RFLAGS}]
     cld
-    pop     qword ptr gs:[{HANDOVER} + {H_USER} + {C_RIP}]
-    mov     gs:[{HANDOVER} + {H_USER} + 56], rsp
-    rdfsbase rax
-    mov     gs:[{HANDOVER} + {H_FS_BASE}], rax
+    store_changed rcx, "gs:[{HANDOVER} + {H_USER} + 56]"
+    store_changed rbp, "gs:[{HANDOVER} + {H_USER} + 64]"
+    store_changed r8, "gs:[{HANDOVER} + {H_USER} + 80]"
+    store_changed r9, "gs:[{HANDOVER} + {H_USER} + 88]"
+    store_changed r10, "gs:[{HANDOVER} + {H_USER} + 96]"
+    store_changed r11, "gs:[{HANDOVER} + {H_USER} + 104]"
+    store_changed r12, "gs:[{HANDOVER} + {H_USER} + 112]"
+    store_changed r13, "gs:[{HANDOVER} + {H_USER} + 120]"
+    store_changed r14, "gs:[{HANDOVER} + {H_USER} + 128]"
+    store_changed r15, "gs:[{HANDOVER} + {H_USER} + 136]"
+    rdfsbase rcx
+    store_changed rcx, "gs:[{HANDOVER} + {H_USER} + 144]"
     mov     qword ptr gs:[{HANDOVER} + {H_FRAME}], 0
-    mov     eax, {TURN_SYSCALL}
-    xchg    gs:[{HANDOVER} + {H_TURN}], eax
+    pop     r11                                 // flags
+    pop     rcx                                 // RIP
+    store_changed rsp, "gs:[{HANDOVER} + {H_USER} + 72]"
+    mov     gs:[{HANDOVER} + {H_USER} + 0], rax
+    mov     gs:[{HANDOVER} + {H_USER} + 8], rbx
+    mov     gs:[{HANDOVER} + {H_USER} + 16], rdx
+    mov     gs:[{HANDOVER} + {H_USER} + 24], rsi
+    mov     gs:[{HANDOVER} + {H_USER} + 32], rdi
+    mov     gs:[{HANDOVER} + {H_USER} + 40], rcx
+    mov     gs:[{HANDOVER} + {H_USER} + 48], r11
+    mov     dword ptr gs:[{HANDOVER} + {H_TURN}], {TURN_SYSCALL}
+    fence   "gs:[{HANDOVER} + {H_RSP}]"
 hv_stub_gate_wait:                              // a signal from here to its end: waits on in hv_stub_wait
     cmp     dword ptr gs:[{HANDOVER} + {H_HOST_SLEEPS}], 0
     je      1f
@@ -215,30 +247,30 @@ hv_stub_gate_return:                            // a signal from here to its end
     jne     7f                                  // it goes on as another
     cmp     dword ptr gs:[{HANDOVER} + {H_STOP}], 0
     jne     7f
-    test    dword ptr gs:[{HANDOVER} + {H_USER} + {C_RFLAGS}], {FLAG_TF} | {FLAG_AC}
+    test    dword ptr gs:[{HANDOVER} + {H_USER} + 48], {FLAG_TF} | {FLAG_AC}
     jnz     7f
     mov     rax, gs:[{HANDOVER} + {H_FS_BASE}]
     wrfsbase rax
     rdgsbase rsp
-    add     rsp, {HANDOVER} + {H_USER} + {C_RFLAGS}
+    add     rsp, {HANDOVER} + {H_USER} + 48
     popfq
-    mov     rax, gs:[{HANDOVER} + {H_USER}]
+    mov     rax, gs:[{HANDOVER} + {H_USER} + 0]
     mov     rbx, gs:[{HANDOVER} + {H_USER} + 8]
-    mov     rcx, gs:[{HANDOVER} + {H_USER} + 16]
-    mov     rdx, gs:[{HANDOVER} + {H_USER} + 24]
-    mov     rsi, gs:[{HANDOVER} + {H_USER} + 32]
-    mov     rdi, gs:[{HANDOVER} + {H_USER} + 40]
-    mov     rbp, gs:[{HANDOVER} + {H_USER} + 48]
-    mov     rsp, gs:[{HANDOVER} + {H_USER} + 56]
-    mov     r8,  gs:[{HANDOVER} + {H_USER} + 64]
-    mov     r9,  gs:[{HANDOVER} + {H_USER} + 72]
-    mov     r10, gs:[{HANDOVER} + {H_USER} + 80]
-    mov     r11, gs:[{HANDOVER} + {H_USER} + 88]
-    mov     r12, gs:[{HANDOVER} + {H_USER} + 96]
-    mov     r13, gs:[{HANDOVER} + {H_USER} + 104]
-    mov     r14, gs:[{HANDOVER} + {H_USER} + 112]
-    mov     r15, gs:[{HANDOVER} + {H_USER} + 120]
-    jmp     qword ptr gs:[{HANDOVER} + {H_USER} + {C_RIP}]
+    mov     rdx, gs:[{HANDOVER} + {H_USER} + 16]
+    mov     rsi, gs:[{HANDOVER} + {H_USER} + 24]
+    mov     rdi, gs:[{HANDOVER} + {H_USER} + 32]
+    mov     rcx, gs:[{HANDOVER} + {H_USER} + 56]
+    mov     rbp, gs:[{HANDOVER} + {H_USER} + 64]
+    mov     rsp, gs:[{HANDOVER} + {H_USER} + 72]
+    mov     r8, gs:[{HANDOVER} + {H_USER} + 80]
+    mov     r9, gs:[{HANDOVER} + {H_USER} + 88]
+    mov     r10, gs:[{HANDOVER} + {H_USER} + 96]
+    mov     r11, gs:[{HANDOVER} + {H_USER} + 104]
+    mov     r12, gs:[{HANDOVER} + {H_USER} + 112]
+    mov     r13, gs:[{HANDOVER} + {H_USER} + 120]
+    mov     r14, gs:[{HANDOVER} + {H_USER} + 128]
+    mov     r15, gs:[{HANDOVER} + {H_USER} + 136]
+    jmp     qword ptr gs:[{HANDOVER} + {H_USER} + 40]
 7:                                              // as another, whose context is there, or by a signal's
     cmp     qword ptr gs:[{HANDOVER} + {H_FRAME}], 0
     je      hv_stub_gate_trap
