@@ -16,8 +16,9 @@ use crate::events::VcpuPages;
 use crate::memory::GuestMemory;
 use crate::shared::SharedFile;
 use rustix::fd::{AsFd, AsRawFd};
+use rustix::thread::{CpuSet, Pid, sched_setaffinity};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicI32};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -49,6 +50,8 @@ pub(super) struct Sandbox {
     pub shared: Arc<Shared>,
     child: Child,
     mapper: Mutex<Mapper>,
+    /// The only processor that the mapping thread may run on; at first, any.
+    mapper_cpu: AtomicUsize,
 }
 
 /// What the monitor's threads share about one sandbox, the one that sees it die included.
@@ -112,7 +115,7 @@ impl Sandbox {
         };
         let child = spawn::spawn(descriptors, notice).map_err(host("starting a sandbox process"))?;
         shared.wait_for_vcpu_thread(0, child.pid, || mapper.failure(commands.len()))?;
-        Ok(Self { shared, child, mapper: Mutex::new(mapper) })
+        Ok(Self { shared, child, mapper: Mutex::new(mapper), mapper_cpu: AtomicUsize::new(usize::MAX) })
     }
 
     /// Has the mapping thread make these commands, and waits until they are made.
@@ -125,6 +128,7 @@ impl Sandbox {
         // The first batch makes the thread that `start` waits for, and is reported only after that: a batch that is posted
         // in between would be taken for done.
         done(&mapper)?;
+        self.bring_mapper();
         for batch in commands.chunks(layout::MAX_COMMANDS) {
             mapper.post(batch);
             done(&mapper)?;
@@ -133,6 +137,18 @@ impl Sandbox {
             }
         }
         Ok(())
+    }
+
+    /// Keeps the mapping thread on this thread's processor. This one sleeps while that one works, and to wake it there costs a
+    /// tenth of what it costs elsewhere.
+    fn bring_mapper(&self) {
+        let here = rustix::thread::sched_getcpu();
+        if self.mapper_cpu.swap(here, Relaxed) != here {
+            let mut only = CpuSet::new();
+            only.set(here);
+            // If the host does not let us, it takes longer.
+            let _ = sched_setaffinity(Pid::from_raw(self.child.pid), &only);
+        }
     }
 
     pub(super) fn kill(&self) {
@@ -284,8 +300,8 @@ impl Shared {
     }
 
     /// A vCPU's thread, as the host knows it.
-    pub(super) fn thread(&self, vcpu: u32) -> Option<rustix::thread::Pid> {
-        rustix::thread::Pid::from_raw(self.threads[vcpu as usize].load(Relaxed))
+    pub(super) fn thread(&self, vcpu: u32) -> Option<Pid> {
+        Pid::from_raw(self.threads[vcpu as usize].load(Relaxed))
     }
 
     /// Interrupts a vCPU's thread.
