@@ -11,9 +11,9 @@
 
 use super::frame::UserFrame;
 use super::layout::{Command, MOST_SPACES};
-use super::sandbox::{Files, Kind, Sandbox};
+use super::sandbox::{Files, Kind, Sandbox, Starting};
 use super::shadow::Shadow;
-use crate::engine::{Access, EnterError, Registers};
+use crate::engine::{Access, EngineError, EnterError, Registers};
 use crate::memory::GuestMemory;
 use crate::mmu::{self, ENTRIES, Leaf, Rights, Step, span};
 use core::mem::offset_of;
@@ -44,6 +44,8 @@ struct Inner {
     tables: HashMap<u64, Vec<Use>>,
     /// Sandboxes that were killed and may not be gone yet; until then nobody gets their slots.
     leaving: Vec<(u32, Arc<Sandbox>)>,
+    /// One that is made ahead for the next space, and its slot.
+    spare: Option<(u32, Starting)>,
     /// Counts entries, to find the space that was not used for longest.
     now: u64,
 }
@@ -119,10 +121,9 @@ impl Users {
             if !from_memory {
                 return Err(EnterError::NoExtendedState);
             }
-            let slot = inner.free_slot(&self.files.memory);
-            let sandbox =
-                Sandbox::start(Kind::User { slot }, &self.files, &[]).map_err(EnterError::Engine)?;
+            let (slot, sandbox) = inner.sandbox(&self.files).map_err(EnterError::Engine)?;
             inner.spaces.insert(root, Space::new(sandbox, slot));
+            inner.prepare(&self.files);
         }
         inner.now += 1;
         let space = inner.spaces.get_mut(&root).expect("it is there, or was made");
@@ -222,15 +223,24 @@ impl Users {
     }
 
     pub(super) fn kill_all(&self) {
-        self.lock().spaces.values().for_each(|space| space.sandbox.kill());
+        let mut inner = self.lock();
+        if let Some((slot, spare)) = inner.spare.take()
+            && let Ok(sandbox) = spare.process()
+        {
+            inner.leaving.push((slot, Arc::new(sandbox)));
+        }
+        self::sandboxes(&inner).for_each(|sandbox| sandbox.kill());
     }
 
     /// All sandboxes, and those that are on their way out.
     pub(super) fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
-        let inner = self.lock();
-        let spaces = inner.spaces.values().map(|space| &space.sandbox);
-        spaces.chain(inner.leaving.iter().map(|(_, sandbox)| sandbox)).cloned().collect()
+        sandboxes(&self.lock()).cloned().collect()
     }
+}
+
+fn sandboxes(inner: &Inner) -> impl Iterator<Item = &Arc<Sandbox>> {
+    let spaces = inner.spaces.values().map(|space| &space.sandbox);
+    spaces.chain(inner.leaving.iter().map(|(_, sandbox)| sandbox))
 }
 
 impl Inner {
@@ -298,10 +308,30 @@ impl Inner {
     }
 
     /// Has the sandbox make what its shadow says.
-    fn update(&mut self, root: u64) -> Result<(), crate::engine::EngineError> {
+    fn update(&mut self, root: u64) -> Result<(), EngineError> {
         let Some(space) = self.spaces.get_mut(&root) else { return Ok(()) };
         let commands: Vec<Command> = space.shadow.take_commands();
         if commands.is_empty() { Ok(()) } else { space.sandbox.command(&commands) }
+    }
+
+    /// A sandbox for another space, and its slot: the spare one, if there is one.
+    fn sandbox(&mut self, files: &Files) -> Result<(u32, Sandbox), EngineError> {
+        let (slot, starting) = match self.spare.take() {
+            Some(spare) => spare,
+            None => {
+                let slot = self.free_slot(&files.memory);
+                (slot, Starting::new(Kind::User { slot }, files, &[])?)
+            }
+        };
+        Ok((slot, starting.finish()?))
+    }
+
+    /// Has a spare sandbox made, if there is room for one: who makes one address space soon makes another.
+    fn prepare(&mut self, files: &Files) {
+        if let Some(slot) = self.unused_slot() {
+            // If it fails now, it is for the next space to tell.
+            self.spare = Starting::new(Kind::User { slot }, files, &[]).ok().map(|starting| (slot, starting));
+        }
     }
 
     /// A slot for another space. If there are too many, gives up the one that was not used for longest.
@@ -312,14 +342,18 @@ impl Inner {
             self.give_up(memory, root);
         }
         loop {
-            self.leaving.retain(|(_, sandbox)| !sandbox.shared.is_gone());
-            let leaving = self.leaving.iter().map(|(slot, _)| *slot);
-            let taken: BTreeSet<_> = self.spaces.values().map(|space| space.slot).chain(leaving).collect();
-            if let Some(slot) = (0..MOST_SPACES).find(|slot| !taken.contains(slot)) {
+            if let Some(slot) = self.unused_slot() {
                 return slot;
             }
             self.leaving[0].1.shared.wait_until_gone();
         }
+    }
+
+    fn unused_slot(&mut self) -> Option<u32> {
+        self.leaving.retain(|(_, sandbox)| !sandbox.shared.is_gone());
+        let leaving = self.leaving.iter().map(|(slot, _)| *slot);
+        let taken: BTreeSet<_> = self.spaces.values().map(|space| space.slot).chain(leaving).collect();
+        (0..MOST_SPACES).find(|slot| !taken.contains(slot))
     }
 
     /// Takes a space away whose programs go on in another sandbox, when they are next entered.
