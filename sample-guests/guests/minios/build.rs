@@ -25,7 +25,7 @@ fn main() {
     }
     archive.into_inner().expect("the archive can be written");
     for path in
-        ["build.rs", "files", "programs", "abi", "../../../guest-sdk/user", "../Cargo.lock", "../Cargo.toml"]
+        ["build.rs", "files", "programs", "abi", "../bench/lat", "../../../guest-sdk/user", "../Cargo.lock", "../Cargo.toml"]
     {
         println!("cargo::rerun-if-changed={path}");
     }
