@@ -24,7 +24,10 @@ fn assert_rows(suite: &str, names: &[&str]) {
         assert_eq!(found, names, "{phase}");
         for row in &rows {
             let [least, median, most] = ["min", "median", "max"].map(|key| row[key].as_f64().expect(key));
-            assert!(0.0 < least && least <= median && median <= most && most.is_finite(), "{row}");
+            assert!(
+                0.0 <= least && 0.0 < median && least <= median && median <= most && most.is_finite(),
+                "{row}"
+            );
             assert_eq!(row["compared_with"].is_null(), row["ratio"].is_null(), "{row}");
             assert_eq!(row["aim"].is_null(), row["met"].is_null(), "{row}");
             if let Some(other) = row["compared_with"].as_str() {

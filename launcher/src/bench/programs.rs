@@ -28,7 +28,7 @@ pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec
     let signal = host_signal::round_trip(phase);
     let futex = host::futex_ping_pong(phase);
     // Samples of each row a turn, and microseconds that each takes at least.
-    let effort = if quick { ["2", "200"] } else { ["7", "5000"] };
+    let effort = if quick { ["5", "200"] } else { ["7", "5000"] };
     let (mut here, mut there) = (Samples::new(), Samples::new());
     for _ in 0..turns(quick) {
         progress.next("programs of the host");

@@ -59,9 +59,9 @@ mod tests {
         let words = |figure: &Figure| row(figure).split_whitespace().collect::<Vec<_>>().join(" ");
         assert_eq!(words(&host), "host: thing 10 10 10 ns");
         let guest = guest.against(&host);
-        assert_eq!(words(&guest.clone().ratio_at_most(3.0)), "thing 25 20 400 ns~ 2.50 3.00");
-        assert_eq!(words(&guest.clone().ratio_at_most(2.0)), "thing 25 20 400 ns~ 2.50 2.00!");
-        assert_eq!(words(&guest.at_most(8.0)), "thing 25 20 400 ns~ 2.50 8.00 ns!");
+        assert_eq!(words(&guest.clone().ratio_at_most(3.0)), "thing 25 20 400 ns ~ 2.50 3.00");
+        assert_eq!(words(&guest.clone().ratio_at_most(2.0)), "thing 25 20 400 ns ~ 2.50 2.00!");
+        assert_eq!(words(&guest.at_most(8.0)), "thing 25 20 400 ns ~ 2.50 8.00 ns!");
     }
 
     #[test]
