@@ -92,6 +92,8 @@ impl AddressSpaces for NoSpaces {
 
     fn flush(&self) {}
 
+    fn flush_kernel(&self) {}
+
     fn forget_root(&self, _: u64) -> bool {
         true
     }

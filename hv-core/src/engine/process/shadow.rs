@@ -1,4 +1,4 @@
-//! Shadow mappings of one guest user address space: which parts of its sandbox mirror which entries of its page tables.
+//! Shadow mappings of one guest address space: which parts of its sandbox mirror which entries of its page tables.
 //!
 //! It is a cache, like a TLB. A fault or a new entry adds to it, a changed entry takes away, and when it holds too much
 //! it is emptied: the host's mappings and page tables for a guest stay bounded. Changes are gathered and made in the
@@ -7,8 +7,6 @@
 use super::layout::{Command, descriptor};
 use super::mapper;
 use crate::mmu::{LARGE_PAGE, Rights, Translation};
-use hv_abi::address::SLOT_255;
-use hv_abi::user::LOWEST_USER;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -33,8 +31,10 @@ enum Change {
 }
 
 /// The shadow of one address space.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shadow {
+    /// The V that page tables translate here; the rest of the sandbox is not touched.
+    range: Range<u64>,
     runs: BTreeMap<u64, Run>,
     /// Regions of 2 MiB in which something is, or was since it was last emptied: as many page tables.
     regions: BTreeSet<u64>,
@@ -53,6 +53,16 @@ fn protection(rights: Rights) -> i32 {
 }
 
 impl Shadow {
+    /// Nothing is mirrored in `range` yet.
+    pub(super) fn new(range: Range<u64>) -> Self {
+        Self { range, runs: BTreeMap::new(), regions: BTreeSet::new(), changes: Vec::new() }
+    }
+
+    /// The V that page tables translate here.
+    pub(super) fn range(&self) -> &Range<u64> {
+        &self.range
+    }
+
     /// Where a V is shadowed, and how: P and protection.
     fn get(&self, virt: u64) -> Option<(u64, i32)> {
         let (start, run) = self.runs.range(..=virt).next_back()?;
@@ -65,9 +75,9 @@ impl Shadow {
         self.get(virt) == Some((phys, protection(translation.rights)))
     }
 
-    /// Mirrors a page, or a run of them, of user mode.
+    /// Mirrors a page, or a run of them.
     pub(super) fn map(&mut self, virt: u64, length: u64, phys: u64, rights: Rights) {
-        debug_assert!((LOWEST_USER..SLOT_255).contains(&virt) && virt + length <= SLOT_255);
+        debug_assert!(self.range.contains(&virt) && virt + length <= self.range.end);
         if self.runs.len() >= MOST_RUNS || self.regions.len() >= MOST_TABLES {
             self.empty();
         }
@@ -114,7 +124,7 @@ impl Shadow {
 
     /// The translations of a range have changed.
     pub(super) fn invalidate(&mut self, range: Range<u64>) {
-        let range = range.start.max(LOWEST_USER)..range.end.min(SLOT_255);
+        let range = range.start.max(self.range.start)..range.end.min(self.range.end);
         if range.is_empty() || !self.cut(range.clone()) {
             return;
         }
@@ -128,7 +138,7 @@ impl Shadow {
     pub(super) fn empty(&mut self) {
         self.runs.clear();
         self.regions.clear();
-        self.changes = vec![Change::Unmap(LOWEST_USER..SLOT_255)];
+        self.changes = vec![Change::Unmap(self.range.clone())];
     }
 
     /// What the sandbox has to do now.
@@ -147,6 +157,12 @@ impl Shadow {
 mod tests {
     use super::*;
     use hv_abi::PAGE_SIZE;
+    use hv_abi::address::SLOT_255;
+    use hv_abi::user::LOWEST_USER;
+
+    fn shadow() -> Shadow {
+        Shadow::new(LOWEST_USER..SLOT_255)
+    }
 
     const RW: Rights = Rights { write: true, execute: false, user: true };
     const RO: Rights = Rights { write: false, execute: false, user: true };
@@ -167,7 +183,7 @@ mod tests {
     #[test]
     fn the_sandbox_has_what_the_shadow_says_whatever_was_changed() {
         let mut random = fastrand::Rng::with_seed(1);
-        let (mut shadow, mut pages) = (Shadow::default(), BTreeMap::new());
+        let (mut shadow, mut pages) = (shadow(), BTreeMap::new());
         for _ in 0..5000 {
             let virt = BASE + random.u64(..32) * PAGE_SIZE;
             let length = random.u64(1..5) * PAGE_SIZE;
@@ -197,7 +213,7 @@ mod tests {
 
     #[test]
     fn neighbours_are_one_run_and_too_many_are_none() {
-        let mut shadow = Shadow::default();
+        let mut shadow = shadow();
         (0..10).for_each(|i| shadow.map(BASE + i * PAGE_SIZE, PAGE_SIZE, i * PAGE_SIZE, RW));
         assert_eq!(shadow.runs.len(), 1);
         for i in 0..4 * MOST_TABLES as u64 {
@@ -209,7 +225,7 @@ mod tests {
 
     #[test]
     fn what_was_not_shadowed_need_not_be_unmapped() {
-        let mut shadow = Shadow::default();
+        let mut shadow = shadow();
         shadow.invalidate(BASE..BASE + PAGE_SIZE);
         assert!(shadow.take_commands().is_empty());
     }

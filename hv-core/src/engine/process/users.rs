@@ -1,8 +1,11 @@
-//! The user address spaces of a VM that have a sandbox at the moment: a bounded cache of roots.
+//! The address spaces of a VM that have a sandbox at the moment: the guest kernel's, and a bounded cache of user roots.
 //!
 //! A root costs nothing until a program is entered under it; then it gets a sandbox of its own, and when there are too
 //! many, the one that was not used for longest goes. No sandbox ever serves a second root: a program that pretends to
 //! wait could still run in it.
+//!
+//! Of the guest kernel's sandbox, only the V that its own root translates are this module's: a space like others, but that
+//! it is never given up.
 //!
 //! Which entries of page tables a shadow depends on is noted by the walks that filled it (`Tables`): a change of an
 //! entry takes away what was shadowed through it, and nothing else.
@@ -15,7 +18,7 @@ use super::sandbox::{Files, Kind, Sandbox};
 use super::shadow::Shadow;
 use crate::engine::{Access, EnterError, Registers};
 use crate::memory::GuestMemory;
-use crate::mmu::{self, ENTRIES, Leaf, Rights, Step, span};
+use crate::mmu::{self, ENTRIES, KERNEL, Leaf, Rights, Step, span};
 use core::mem::offset_of;
 use hv_abi::address::SLOT_255;
 use hv_abi::mmu::Entry;
@@ -34,6 +37,8 @@ const MOST_WANTED: usize = 512;
 
 pub(super) struct Users {
     files: Files,
+    /// The guest kernel's own root.
+    kernel: Option<u64>,
     inner: Mutex<Inner>,
 }
 
@@ -59,7 +64,8 @@ struct Use {
 
 struct Space {
     sandbox: Arc<Sandbox>,
-    slot: u32,
+    /// Which of the links is its sandbox's. None is the guest kernel's.
+    slot: Option<u32>,
     shadow: Shadow,
     /// The tables in `Inner::tables` that name this root, by level and base.
     tables: BTreeMap<(u32, u64), u64>,
@@ -89,8 +95,12 @@ pub(super) enum Fault {
 }
 
 impl Users {
-    pub(super) fn new(files: Files) -> Self {
-        Self { files, inner: Mutex::default() }
+    /// No user space yet; and the guest kernel's own root, if it has one, with its sandbox.
+    pub(super) fn new(files: Files, kernel: Option<(u64, Arc<Sandbox>)>) -> Self {
+        let mut inner = Inner::default();
+        let root = kernel.as_ref().map(|(root, _)| *root);
+        inner.spaces.extend(kernel.map(|(root, sandbox)| (root, Space::new(sandbox, None))));
+        Self { files, kernel: root, inner: Mutex::new(inner) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -122,7 +132,7 @@ impl Users {
             let slot = inner.free_slot(&self.files.memory);
             let sandbox =
                 Sandbox::start(Kind::User { slot }, &self.files, &[]).map_err(EnterError::Engine)?;
-            inner.spaces.insert(root, Space::new(sandbox, slot));
+            inner.spaces.insert(root, Space::new(Arc::new(sandbox), Some(slot)));
         }
         inner.now += 1;
         let space = inner.spaces.get_mut(&root).expect("it is there, or was made");
@@ -146,7 +156,12 @@ impl Users {
             return Err(EnterError::Engine(error));
         }
         let space = &inner.spaces[&root];
-        Ok((space.sandbox.clone(), space.slot))
+        Ok((space.sandbox.clone(), space.slot.expect("no program is entered under the guest kernel's root")))
+    }
+
+    /// The guest kernel used an address that its own page tables may translate, and its sandbox does not have.
+    pub(super) fn kernel_fault(&self, address: u64, access: Access) -> Fault {
+        self.kernel.map_or(Fault::Guest, |root| self.fault(root, address, access))
     }
 
     /// A program under `root` used an address that its sandbox does not have.
@@ -162,7 +177,7 @@ impl Users {
         };
         match (allowed, inner.update(root)) {
             (_, Err(error)) => {
-                tracing::warn!(%error, root, "a user address space is given up");
+                tracing::warn!(%error, root, "an address space is given up");
                 Fault::Lost
             }
             (true, Ok(())) => Fault::Mended,
@@ -196,12 +211,12 @@ impl Users {
         })
     }
 
-    /// An entry of a table, at P `at`, has changed. Whether a sandbox has something to do for that.
+    /// An entry of a table, at P `at`, has changed. Whether a program's sandbox has something to do for that.
     pub(super) fn entry_changed(&self, at: u64) -> bool {
         let mut inner = self.lock();
         let (table, index) = (at - at % PAGE_SIZE, at % PAGE_SIZE / 8);
         let uses = inner.tables.get(&table).cloned().unwrap_or_default();
-        let used = !uses.is_empty();
+        let used = uses.iter().any(|of| Some(of.root) != self.kernel);
         for of in uses {
             let start = of.base + index * span(of.level);
             inner.changed(of, start..start + span(of.level));
@@ -214,41 +229,47 @@ impl Users {
         let mut inner = self.lock();
         let roots: Vec<_> = inner.spaces.keys().copied().collect();
         for root in roots {
-            if let Err(error) = inner.update(root) {
-                tracing::warn!(%error, root, "a user address space is given up");
-                inner.give_up(&self.files.memory, root);
-            }
+            inner.update_or_give_up(&self.files.memory, root);
         }
+    }
+
+    /// Makes those that are outstanding for the guest kernel's own root. What became present is mapped at once.
+    pub(super) fn flush_kernel(&self) {
+        let Some(root) = self.kernel else { return };
+        let mut inner = self.lock();
+        let wanted = inner.spaces.get_mut(&root).map(|space| std::mem::take(&mut space.wanted));
+        for virt in wanted.into_iter().flatten() {
+            inner.shadow(&self.files.memory, root, virt, 1);
+        }
+        inner.update_or_give_up(&self.files.memory, root);
     }
 
     pub(super) fn kill_all(&self) {
         self.lock().spaces.values().for_each(|space| space.sandbox.kill());
     }
 
-    /// All sandboxes, and those that are on their way out.
+    /// All sandboxes of programs, and those that are on their way out.
     pub(super) fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
         let inner = self.lock();
-        let spaces = inner.spaces.values().map(|space| &space.sandbox);
+        let spaces = inner.spaces.values().filter(|space| !space.is_kernel()).map(|space| &space.sandbox);
         spaces.chain(inner.leaving.iter().map(|(_, sandbox)| sandbox)).cloned().collect()
     }
 }
 
 impl Inner {
-    /// Mirrors the page at `virt` and up to `most` of those around it. Gives the page's rights, if it is mapped for user
-    /// mode.
+    /// Mirrors the page at `virt` and up to `most` of those around it. Gives the page's rights, if it is mapped for whom the
+    /// space is.
     fn shadow(&mut self, memory: &GuestMemory, root: u64, virt: u64, most: u64) -> Option<Rights> {
-        if !(LOWEST_USER..SLOT_255).contains(&virt) {
-            return None;
-        }
+        self.spaces.get(&root).filter(|space| space.shadow.range().contains(&virt))?;
         let mut steps = Vec::with_capacity(4);
         let found = mmu::walk(memory, root, virt, |step| steps.push(step));
         let last = *steps.last().expect("a walk begins at the root");
         steps.into_iter().for_each(|step| self.note(root, step));
-        let found = found.filter(|found| found.rights.user)?;
         let space = self.spaces.get_mut(&root)?;
+        let found = found.filter(|found| found.rights.user || space.is_kernel())?;
         if found.size > PAGE_SIZE {
             let page = virt - virt % found.size;
-            let start = page.max(LOWEST_USER);
+            let start = page.max(space.shadow.range().start);
             space.shadow.map(start, page + found.size - start, found.phys + (start - page), found.rights);
         } else {
             space.shadow_around(memory, last, virt, most);
@@ -304,17 +325,27 @@ impl Inner {
         if commands.is_empty() { Ok(()) } else { space.sandbox.command(&commands) }
     }
 
+    /// As [`update`](Self::update). A sandbox that cannot is given up: a program goes on in another, a guest kernel ends.
+    fn update_or_give_up(&mut self, memory: &GuestMemory, root: u64) {
+        if let Err(error) = self.update(root) {
+            tracing::warn!(%error, root, "an address space is given up");
+            self.give_up(memory, root);
+        }
+    }
+
     /// A slot for another space. If there are too many, gives up the one that was not used for longest.
     fn free_slot(&mut self, memory: &GuestMemory) -> u32 {
-        if self.spaces.len() >= MOST_SPACES as usize
-            && let Some(root) = self.spaces.iter().min_by_key(|(_, space)| space.used).map(|(root, _)| *root)
+        let users = || self.spaces.iter().filter(|(_, space)| !space.is_kernel());
+        if users().count() >= MOST_SPACES as usize
+            && let Some(root) = users().min_by_key(|(_, space)| space.used).map(|(root, _)| *root)
         {
             self.give_up(memory, root);
         }
         loop {
             self.leaving.retain(|(_, sandbox)| !sandbox.shared.is_gone());
             let leaving = self.leaving.iter().map(|(slot, _)| *slot);
-            let taken: BTreeSet<_> = self.spaces.values().map(|space| space.slot).chain(leaving).collect();
+            let taken: BTreeSet<_> =
+                self.spaces.values().filter_map(|space| space.slot).chain(leaving).collect();
             if let Some(slot) = (0..MOST_SPACES).find(|slot| !taken.contains(slot)) {
                 return slot;
             }
@@ -338,7 +369,7 @@ impl Inner {
             forget_use(&mut self.tables, table, &Use { root, level, base, rights });
         }
         space.sandbox.kill();
-        self.leaving.push((space.slot, space.sandbox));
+        self.leaving.extend(space.slot.map(|slot| (slot, space.sandbox)));
     }
 }
 
@@ -356,16 +387,22 @@ fn forget_use(tables: &mut HashMap<u64, Vec<Use>>, table: u64, of: &Use) {
 }
 
 impl Space {
-    fn new(sandbox: Sandbox, slot: u32) -> Self {
+    fn new(sandbox: Arc<Sandbox>, slot: Option<u32>) -> Self {
+        let range = if slot.is_some() { LOWEST_USER..SLOT_255 } else { KERNEL };
         Self {
-            sandbox: Arc::new(sandbox),
+            sandbox,
             slot,
-            shadow: Shadow::default(),
+            shadow: Shadow::new(range),
             tables: BTreeMap::new(),
             held: None,
             wanted: Vec::new(),
             used: 0,
         }
+    }
+
+    /// Whether it is the guest kernel's, where entries need not be for user mode.
+    fn is_kernel(&self) -> bool {
+        self.slot.is_none()
     }
 
     fn holds(&self, context: u64) -> bool {
@@ -383,13 +420,14 @@ impl Space {
         if memory.read_bytes(GuestPhys(step.table), entries.as_mut_bytes()).is_err() {
             return;
         }
+        let is_kernel = self.is_kernel();
         let index = virt / PAGE_SIZE % ENTRIES;
         let first = index - index % most;
         let page = |i: u64| {
             let entry = Entry::from_bits_retain(entries[i as usize]);
             match mmu::leaf(memory, entry, 1) {
                 Leaf::Page { phys, .. } => {
-                    Some((phys, step.rights.and(entry))).filter(|(_, rights)| rights.user)
+                    Some((phys, step.rights.and(entry))).filter(|(_, rights)| rights.user || is_kernel)
                 }
                 _ => None,
             }
@@ -416,7 +454,7 @@ impl Space {
         let there = |shadow: &Shadow, i| {
             let phys = phys + i * PAGE_SIZE;
             shadow.has(virt_of(i), mmu::Translation { phys, size: PAGE_SIZE, rights })
-                || !(LOWEST_USER..SLOT_255).contains(&virt_of(i))
+                || !shadow.range().contains(&virt_of(i))
         };
         let mut i = 0;
         while i < pages {
