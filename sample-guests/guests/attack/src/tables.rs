@@ -13,6 +13,8 @@ use guest_sdk::hv_abi::{GuestPhys, PAGE_SIZE};
 use guest_sdk::hypercall::{mmu_flush, mmu_update, root_create, root_destroy};
 use guest_sdk::memory::phys_of;
 
+const ALL: Entry = Entry::PRESENT.union(Entry::WRITE);
+
 #[repr(align(4096))]
 struct Table([u64; 512]);
 
@@ -24,6 +26,16 @@ pub fn kernel([seed, count, _]: Numbers) {
         .map(|_| phys_of(&Box::leak(Box::new(Table([0; 512]))).0).expect("the heap is in guest memory"))
         .chain([info().kernel_root])
         .collect();
+    // At first everything leads somewhere: to one of them.
+    for table in &tables {
+        let entry = |i: u64| GuestPhys(table.0 + i * 8);
+        let mut lead = |i: u64| {
+            let to = tables[random.usize(..tables.len())];
+            MmuUpdate { entry: entry(i), new: Entry::new(to, ALL).bits(), ..MmuUpdate::default() }
+        };
+        let mut updates: Vec<_> = (0..512).map(&mut lead).collect(); // those of the host's slots are refused
+        let _ = mmu_update(&mut updates, 0);
+    }
     for _ in 0..count {
         let table = tables[random.usize(..tables.len())];
         let index = [random.u64(..512), 0, 31, 32, 33, 254, 255, 511][random.usize(..8)];
@@ -66,7 +78,8 @@ fn value(random: &mut Rng, tables: &[GuestPhys]) -> u64 {
 fn touch(random: &mut Rng) {
     let slot = [33, 33, 254, random.u64(33..255)][random.usize(..4)];
     let address = match random.u8(..8) {
-        0 => [0x7000, 1 << 39, KERNEL_SPACE - PAGE_SIZE, SLOT_255 - PAGE_SIZE][random.usize(..4)],
+        0 if random.u8(..16) == 0 => [0x7000, 1 << 39, KERNEL_SPACE - PAGE_SIZE][random.usize(..3)],
+        0 => SLOT_255 - PAGE_SIZE,
         _ => slot << 39 | random.u64(..1 << 27) << 12,
     };
     // SAFETY: not met, where nothing is mapped: the VM ends. Where something is, it is guest memory.
