@@ -1,19 +1,21 @@
 //! Shadow mappings of one guest address space: which parts of its sandbox mirror which entries of its page tables.
 //!
 //! It is a cache, like a TLB. A fault or a new entry adds to it, a changed entry takes away, and when it holds too much
-//! it is emptied: the host's mappings and page tables for a guest stay bounded. Changes are gathered and made in the
-//! sandbox, in one batch, before the program next runs.
+//! (`users` sees to that) it is emptied: the host's mappings and page tables for a guest stay bounded. Changes are gathered
+//! and made in the sandbox, in one batch, before the program next runs.
 
 use super::layout::{Command, descriptor};
 use super::mapper;
-use crate::mmu::{LARGE_PAGE, Rights, Translation};
+use crate::mmu::{Rights, Translation, span};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Host mappings that a sandbox may have, at the most; far below `vm.max_map_count`.
 const MOST_RUNS: usize = 16 << 10;
-/// Host page tables that it may have, at the most, 4 KiB each.
-const MOST_TABLES: usize = 1024;
+/// Bytes that the host spends on a mapping, about, in its kernel and in the monitor.
+const RUN_COST: usize = 256;
+/// Bytes of a host page table.
+const TABLE_COST: usize = 4096;
 
 /// One host mapping: consecutive pages with the same rights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,8 +38,8 @@ pub(super) struct Shadow {
     /// The V that page tables translate here; the rest of the sandbox is not touched.
     range: Range<u64>,
     runs: BTreeMap<u64, Run>,
-    /// Regions of 2 MiB in which something is, or was since it was last emptied: as many page tables.
-    regions: BTreeSet<u64>,
+    /// The host's page tables, by level and index, for what is mapped, or was since it was last emptied.
+    tables: BTreeSet<(u32, u64)>,
     changes: Vec<Change>,
 }
 
@@ -55,7 +57,17 @@ fn protection(rights: Rights) -> i32 {
 impl Shadow {
     /// Nothing is mirrored in `range` yet.
     pub(super) fn new(range: Range<u64>) -> Self {
-        Self { range, runs: BTreeMap::new(), regions: BTreeSet::new(), changes: Vec::new() }
+        Self { range, runs: BTreeMap::new(), tables: BTreeSet::new(), changes: Vec::new() }
+    }
+
+    /// Bytes that it costs the host, about.
+    pub(super) fn cost(&self) -> usize {
+        self.tables.len() * TABLE_COST + self.runs.len() * RUN_COST
+    }
+
+    /// Whether it has as many mappings as it may.
+    pub(super) fn is_full(&self) -> bool {
+        self.runs.len() >= MOST_RUNS
     }
 
     /// The V that page tables translate here.
@@ -78,13 +90,12 @@ impl Shadow {
     /// Mirrors a page, or a run of them.
     pub(super) fn map(&mut self, virt: u64, length: u64, phys: u64, rights: Rights) {
         debug_assert!(self.range.contains(&virt) && virt + length <= self.range.end);
-        if self.runs.len() >= MOST_RUNS || self.regions.len() >= MOST_TABLES {
-            self.empty();
-        }
         let run = Run { length, phys, protection: protection(rights) };
         self.cut(virt..virt + length);
-        let regions = virt / LARGE_PAGE..(virt + length).div_ceil(LARGE_PAGE);
-        self.regions.extend(regions);
+        for level in 2..=4 {
+            let indices = virt / span(level)..(virt + length).div_ceil(span(level));
+            self.tables.extend(indices.map(|index| (level, index)));
+        }
         self.changes.push(Change::Map(virt, run));
         self.insert(virt, run);
     }
@@ -137,7 +148,7 @@ impl Shadow {
     /// Forgets everything.
     pub(super) fn empty(&mut self) {
         self.runs.clear();
-        self.regions.clear();
+        self.tables.clear();
         self.changes = vec![Change::Unmap(self.range.clone())];
     }
 
@@ -212,15 +223,25 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_one_run_and_too_many_are_none() {
+    fn neighbours_are_one_run_and_far_pages_cost_their_tables() {
         let mut shadow = shadow();
         (0..10).for_each(|i| shadow.map(BASE + i * PAGE_SIZE, PAGE_SIZE, i * PAGE_SIZE, RW));
-        assert_eq!(shadow.runs.len(), 1);
-        for i in 0..4 * MOST_TABLES as u64 {
-            shadow.map(BASE + (i << 30), PAGE_SIZE, 0, RW);
-            assert!(shadow.regions.len() <= MOST_TABLES);
+        assert_eq!((shadow.runs.len(), shadow.cost()), (1, 3 * TABLE_COST + RUN_COST));
+        shadow.empty();
+        assert_eq!(shadow.cost(), 0);
+        // Ten pages in as many GiB: two tables each, and the one above.
+        (0..10).for_each(|i| shadow.map(BASE + (i << 30), PAGE_SIZE, 0, RW));
+        assert_eq!(shadow.cost(), 21 * TABLE_COST + 10 * RUN_COST);
+    }
+
+    #[test]
+    fn so_many_mappings_are_enough() {
+        let mut shadow = shadow();
+        for i in 0..MOST_RUNS as u64 {
+            assert!(!shadow.is_full());
+            shadow.map(BASE + 2 * i * PAGE_SIZE, PAGE_SIZE, 0, RW);
         }
-        assert!(shadow.runs.len() <= MOST_TABLES);
+        assert!(shadow.is_full());
     }
 
     #[test]

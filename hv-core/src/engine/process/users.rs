@@ -32,6 +32,12 @@ use zerocopy::IntoBytes;
 /// Pages that are mapped for one fault, at the most, and within the same aligned run of so many.
 const AHEAD: u64 = 64;
 
+/// Bytes that the host may spend on what it maps of one space, about, and of all spaces of a VM.
+const MOST_COST: usize = 4 << 20;
+const MOST_COST_OF_ALL: usize = 12 << 20;
+/// What noting a table counts for: in bytes it is less, but a change of a table looks at all of its notes.
+const NOTE_COST: usize = 512;
+
 /// Pages that a batch of new entries maps before the program goes on, at the most.
 const MOST_WANTED: usize = 512;
 
@@ -134,9 +140,8 @@ impl Users {
                 Sandbox::start(Kind::User { slot }, &self.files, &[]).map_err(EnterError::Engine)?;
             inner.spaces.insert(root, Space::new(Arc::new(sandbox), Some(slot)));
         }
-        inner.now += 1;
+        inner.touch(root);
         let space = inner.spaces.get_mut(&root).expect("it is there, or was made");
-        space.used = inner.now;
         let registers = Registers::from(user);
         if space.holds(context) && !from_memory {
             space.frame(vcpu).set_registers(&registers);
@@ -151,6 +156,7 @@ impl Users {
         for virt in std::mem::take(&mut space.wanted) {
             inner.shadow(&self.files.memory, root, virt, 1);
         }
+        inner.make_room(&self.files.memory, root);
         if let Err(error) = inner.update(root) {
             inner.give_up(&self.files.memory, root);
             return Err(EnterError::Engine(error));
@@ -167,9 +173,10 @@ impl Users {
     /// A program under `root` used an address that its sandbox does not have.
     pub(super) fn fault(&self, root: u64, address: u64, access: Access) -> Fault {
         let mut inner = self.lock();
-        let Some(rights) = inner.shadow(&self.files.memory, root, address, AHEAD) else {
-            return Fault::Guest;
-        };
+        inner.touch(root);
+        let rights = inner.shadow(&self.files.memory, root, address, AHEAD);
+        inner.make_room(&self.files.memory, root);
+        let Some(rights) = rights else { return Fault::Guest };
         let allowed = match access {
             Access::Read => true,
             Access::Write => rights.write,
@@ -241,6 +248,7 @@ impl Users {
         for virt in wanted.into_iter().flatten() {
             inner.shadow(&self.files.memory, root, virt, 1);
         }
+        inner.make_room(&self.files.memory, root);
         inner.update_or_give_up(&self.files.memory, root);
     }
 
@@ -260,7 +268,10 @@ impl Inner {
     /// Mirrors the page at `virt` and up to `most` of those around it. Gives the page's rights, if it is mapped for whom the
     /// space is.
     fn shadow(&mut self, memory: &GuestMemory, root: u64, virt: u64, most: u64) -> Option<Rights> {
-        self.spaces.get(&root).filter(|space| space.shadow.range().contains(&virt))?;
+        let space = self.spaces.get(&root).filter(|space| space.shadow.range().contains(&virt))?;
+        if space.shadow.is_full() || space.cost() >= MOST_COST {
+            self.forget(root);
+        }
         let mut steps = Vec::with_capacity(4);
         let found = mmu::walk(memory, root, virt, |step| steps.push(step));
         let last = *steps.last().expect("a walk begins at the root");
@@ -277,6 +288,36 @@ impl Inner {
         Some(found.rights)
     }
 
+    /// A space is in use.
+    fn touch(&mut self, root: u64) {
+        self.now += 1;
+        if let Some(space) = self.spaces.get_mut(&root) {
+            space.used = self.now;
+        }
+    }
+
+    /// Forgets what is shadowed of a space, and what that came through.
+    fn forget(&mut self, root: u64) {
+        let Some(space) = self.spaces.get_mut(&root) else { return };
+        space.shadow.empty();
+        let tables: BTreeSet<_> = std::mem::take(&mut space.tables).into_values().collect();
+        for table in tables {
+            forget_uses(&mut self.tables, table, |of| of.root == root);
+        }
+    }
+
+    /// Has other spaces than `root` forget theirs while all together cost too much: first what was not used for longest.
+    fn make_room(&mut self, memory: &GuestMemory, root: u64) {
+        while self.spaces.values().map(Space::cost).sum::<usize>() > MOST_COST_OF_ALL {
+            let others = self.spaces.iter().filter(|(at, space)| **at != root && space.cost() > 0);
+            let Some(other) = others.min_by_key(|(_, space)| space.used).map(|(other, _)| *other) else {
+                return;
+            };
+            self.forget(other);
+            self.update_or_give_up(memory, other);
+        }
+    }
+
     /// Notes that shadows of `root` came through a table.
     fn note(&mut self, root: u64, step: Step) {
         let Some(space) = self.spaces.get_mut(&root) else { return };
@@ -288,7 +329,7 @@ impl Inner {
             }
             before => {
                 if let Some(before) = before {
-                    forget_use(&mut self.tables, before, &of);
+                    forget_uses(&mut self.tables, before, |u| same_place(u, &of));
                 }
                 self.tables.entry(step.table).or_default().push(of);
             }
@@ -313,7 +354,7 @@ impl Inner {
                 .collect();
             for ((level, base), table) in below {
                 space.tables.remove(&(level, base));
-                forget_use(&mut self.tables, table, &Use { level, base, ..of });
+                forget_uses(&mut self.tables, table, |u| same_place(u, &Use { level, base, ..of }));
             }
         }
     }
@@ -363,11 +404,8 @@ impl Inner {
 
     /// Takes a space away, with what it holds.
     fn remove(&mut self, root: u64) {
+        self.forget(root);
         let Some(space) = self.spaces.remove(&root) else { return };
-        for ((level, base), table) in space.tables {
-            let rights = Rights { write: true, execute: true, user: true };
-            forget_use(&mut self.tables, table, &Use { root, level, base, rights });
-        }
         space.sandbox.kill();
         self.leaving.extend(space.slot.map(|slot| (slot, space.sandbox)));
     }
@@ -377,9 +415,9 @@ fn same_place(one: &Use, other: &Use) -> bool {
     (one.root, one.level, one.base) == (other.root, other.level, other.base)
 }
 
-fn forget_use(tables: &mut HashMap<u64, Vec<Use>>, table: u64, of: &Use) {
+fn forget_uses(tables: &mut HashMap<u64, Vec<Use>>, table: u64, which: impl Fn(&Use) -> bool) {
     if let Some(uses) = tables.get_mut(&table) {
-        uses.retain(|u| !same_place(u, of));
+        uses.retain(|of| !which(of));
         if uses.is_empty() {
             tables.remove(&table);
         }
@@ -398,6 +436,11 @@ impl Space {
             wanted: Vec::new(),
             used: 0,
         }
+    }
+
+    /// Bytes that what is shadowed costs the host, about.
+    fn cost(&self) -> usize {
+        self.shadow.cost() + self.tables.len() * NOTE_COST
     }
 
     /// Whether it is the guest kernel's, where entries need not be for user mode.
