@@ -201,8 +201,11 @@ pub(super) fn number(u: &mut Unstructured<'_>) -> arbitrary::Result<u32> {
     Ok(if any % 4 == 0 { any } else { 16 + any % 6 })
 }
 
-/// A page of guest memory, or one behind it.
+/// A page of guest memory, or one behind it; a few come often, so that the same ones meet again.
 pub(super) fn page(u: &mut Unstructured<'_>) -> arbitrary::Result<u64> {
+    if u.ratio(3, 4)? {
+        return Ok(*u.choose(&[KERNEL_ROOT, PAGE_SIZE, 2 * PAGE_SIZE])?);
+    }
     Ok(u.int_in_range(0..=MEMORY / PAGE_SIZE)? * PAGE_SIZE)
 }
 
