@@ -16,7 +16,7 @@ use super::frame::UserFrame;
 use super::layout::{Command, MOST_SPACES};
 use super::sandbox::{Files, Kind, Sandbox};
 use super::shadow::Shadow;
-use crate::engine::{Access, EnterError, Registers};
+use crate::engine::{Access, EngineError, EnterError, Registers};
 use crate::memory::GuestMemory;
 use crate::mmu::{self, ENTRIES, KERNEL, Leaf, Rights, Step, span};
 use core::mem::offset_of;
@@ -135,9 +135,7 @@ impl Users {
             if !from_memory {
                 return Err(EnterError::NoExtendedState);
             }
-            let slot = inner.free_slot(&self.files.memory);
-            let sandbox =
-                Sandbox::start(Kind::User { slot }, &self.files, &[]).map_err(EnterError::Engine)?;
+            let (sandbox, slot) = inner.start(&self.files).map_err(EnterError::Engine)?;
             inner.spaces.insert(root, Space::new(Arc::new(sandbox), Some(slot)));
         }
         inner.touch(root);
@@ -360,7 +358,7 @@ impl Inner {
     }
 
     /// Has the sandbox make what its shadow says.
-    fn update(&mut self, root: u64) -> Result<(), crate::engine::EngineError> {
+    fn update(&mut self, root: u64) -> Result<(), EngineError> {
         let Some(space) = self.spaces.get_mut(&root) else { return Ok(()) };
         let commands: Vec<Command> = space.shadow.take_commands();
         if commands.is_empty() { Ok(()) } else { space.sandbox.command(&commands) }
@@ -374,11 +372,34 @@ impl Inner {
         }
     }
 
+    /// Starts a sandbox for another space. If the host is short of something, gives up others one by one, each of which
+    /// sets some of it free.
+    fn start(&mut self, files: &Files) -> Result<(Sandbox, u32), EngineError> {
+        loop {
+            let slot = self.free_slot(&files.memory);
+            let error = match Sandbox::start(Kind::User { slot }, files, &[]) {
+                Ok(sandbox) => return Ok((sandbox, slot)),
+                Err(error @ EngineError::SandboxDied { .. }) => return Err(error), // with fewer it would be no better
+                Err(error) => error,
+            };
+            let Some(root) = self.longest_unused() else { return Err(error) };
+            tracing::debug!(%error, root, "an address space is given up for another");
+            self.give_up(&files.memory, root);
+            self.leaving.iter().for_each(|(_, sandbox)| sandbox.shared.wait_until_gone());
+        }
+    }
+
+    /// The user space that was not used for longest.
+    fn longest_unused(&self) -> Option<u64> {
+        let users = self.spaces.iter().filter(|(_, space)| !space.is_kernel());
+        users.min_by_key(|(_, space)| space.used).map(|(root, _)| *root)
+    }
+
     /// A slot for another space. If there are too many, gives up the one that was not used for longest.
     fn free_slot(&mut self, memory: &GuestMemory) -> u32 {
-        let users = || self.spaces.iter().filter(|(_, space)| !space.is_kernel());
-        if users().count() >= MOST_SPACES as usize
-            && let Some(root) = users().min_by_key(|(_, space)| space.used).map(|(root, _)| *root)
+        let users = self.spaces.values().filter(|space| !space.is_kernel()).count();
+        if users >= MOST_SPACES as usize
+            && let Some(root) = self.longest_unused()
         {
             self.give_up(memory, root);
         }
