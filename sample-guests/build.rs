@@ -1,4 +1,4 @@
-//! Builds the guests under `guests/` and writes constants with their images.
+//! Builds the guests under `guests/` and writes constants with their images, and one with a program for the host.
 //!
 //! The guests are a workspace of their own, built by a cargo of its own: in its own target
 //! directory (cargo would wait for itself in the outer one), and without what the outer build set for itself.
@@ -9,6 +9,9 @@ use std::process::Command;
 
 /// Named in the guests' `.cargo/config.toml`, too.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// A program for the host, built as programs of guests are.
+const HOST_PROGRAM: &str = "lat-host";
 
 fn main() {
     let directory = PathBuf::from(env("CARGO_MANIFEST_DIR"));
@@ -47,7 +50,7 @@ fn build(directory: &Path, target: &Path, guests: &[String]) {
     let mut cargo = Command::new(env("CARGO"));
     cargo.current_dir(directory).args(["build", "--release", "--locked"]);
     cargo.arg("--target-dir").arg(target);
-    for guest in guests {
+    for guest in guests.iter().map(String::as_str).chain([HOST_PROGRAM]) {
         cargo.args(["--package", guest]);
     }
     for (name, _) in std::env::vars_os() {
@@ -100,5 +103,9 @@ fn images_source(guests: &[String], images: &Path, directory: &Path) -> String {
         .expect("a string takes it");
     }
     source.push_str("];\n");
+    let program = images.join(HOST_PROGRAM);
+    writeln!(source, "/// The benchmark program `lat` for the host, an ELF file; minios has it for guests.")
+        .expect("a string takes it");
+    writeln!(source, "pub const HOST_LAT: &[u8] = include_bytes!({program:?});").expect("a string takes it");
     source
 }

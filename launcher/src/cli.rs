@@ -226,19 +226,26 @@ pub(crate) struct DoctorOptions {
 
 /// `hv bench`
 #[derive(Args, Debug)]
-#[command(after_help = "\
+#[command(
+    arg_required_else_help = true,
+    after_help = "\
 Examples:
   hv bench crossing                 a table, in half a minute
+  hv bench mmu --quick              a rough one, in a few seconds
   hv bench crossing --json | jq -r '.[] | [.name, .phase, .median, .unit] | @tsv'
 
 Everything is measured twice, with a spare core and pinned to one, each beside the host's own figure of the same run.
-Other work on the machine spoils the figures: compare ratios, not times.")]
+Other work on the machine spoils the figures: compare ratios, not times."
+)]
 pub(crate) struct BenchOptions {
     /// What to measure
     pub(crate) suite: Suite,
     /// Print a JSON array
     #[arg(long)]
     pub(crate) json: bool,
+    /// Take few samples: rough figures, in a few seconds. Not for `crossing`
+    #[arg(long)]
+    pub(crate) quick: bool,
     /// One phase, in this process, as JSON: how the benchmark runs itself.
     #[arg(long, hide = true)]
     pub(crate) phase: Option<Phase>,
@@ -249,6 +256,10 @@ pub(crate) struct BenchOptions {
 pub(crate) enum Suite {
     /// Hypercalls, traps, upcalls, wake-ups, starts, and what an idle VM costs
     Crossing,
+    /// Page tables: changes of entries, faults, protection, mapping
+    Mmu,
+    /// Programs: system calls, processes, pipes, switches, fresh memory
+    Process,
 }
 
 static VERSION: LazyLock<String> =

@@ -1,4 +1,4 @@
-//! Guests, measured from inside by the sample guest `bench`, or from outside.
+//! Guests, measured from inside by the sample guests `bench` and `minios`, or from outside.
 
 use crate::bench::host::{to_ns, warmed};
 use crate::bench::{Figure, Phase};
@@ -24,8 +24,8 @@ impl Write for Lines {
     }
 }
 
-fn config(arguments: &[&str]) -> (Config, Receiver<(Instant, Vec<u8>)>) {
-    let image = sample_guests::find("bench").expect("the guest `bench` is built in").image;
+fn config(guest: &str, arguments: &[&str]) -> (Config, Receiver<(Instant, Vec<u8>)>) {
+    let image = sample_guests::find(guest).expect("a guest that is built in").image;
     let mut config = Config::new(Image::parse(image).expect("built-in images are good"));
     let (lines, output) = channel();
     config.console = Box::new(Lines(lines));
@@ -38,13 +38,29 @@ fn start(config: Config) -> Vm {
     Vm::start(config).unwrap_or_else(|error| panic!("a benchmark guest did not start: {error}"))
 }
 
-/// Runs the guest and gives the numbers that it printed, and what its crossings cost.
-fn numbers(arguments: &[&str]) -> (Vec<f64>, Counters) {
-    let (config, output) = config(arguments);
+/// Memory of a benchmark guest: enough for those that let none go.
+const MEMORY: u64 = 256 << 20;
+
+/// Runs a guest; gives what it printed, and what its crossings cost.
+fn run(guest: &str, arguments: &[&str]) -> (String, Counters) {
+    let (mut config, output) = config(guest, arguments);
+    config.memory = MEMORY;
     let report = start(config).wait();
-    assert_eq!(report.end, End::Shutdown { code: 0 }, "a benchmark guest failed");
     let text: Vec<u8> = output.iter().flat_map(|(_, bytes)| bytes).collect();
-    (parse(&text), report.counters)
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert_eq!(report.end, End::Shutdown { code: 0 }, "the guest `{guest}` failed, and said: {text}");
+    (text, report.counters)
+}
+
+/// What a guest prints.
+pub(super) fn console(guest: &str, arguments: &[&str]) -> String {
+    run(guest, arguments).0
+}
+
+/// Runs the guest `bench` and gives the numbers that it printed, and what its crossings cost.
+fn numbers(arguments: &[&str]) -> (Vec<f64>, Counters) {
+    let (text, counters) = run("bench", arguments);
+    (parse(text.as_bytes()), counters)
 }
 
 fn parse(text: &[u8]) -> Vec<f64> {
@@ -53,7 +69,16 @@ fn parse(text: &[u8]) -> Vec<f64> {
 
 /// A row that the guest measures in picoseconds per operation.
 pub(super) fn picoseconds(name: &str, phase: Phase, what: &str) -> (Figure, Counters) {
-    let (samples, counters) = numbers(&[what, "21"]);
+    of_picoseconds(name, phase, &[what, "21"])
+}
+
+/// A row of page tables.
+pub(super) fn pages(name: &str, phase: Phase, arguments: &[&str]) -> Figure {
+    of_picoseconds(name, phase, arguments).0
+}
+
+fn of_picoseconds(name: &str, phase: Phase, arguments: &[&str]) -> (Figure, Counters) {
+    let (samples, counters) = numbers(arguments);
     let ns = samples.iter().map(|ps| ps / 1000.0).collect();
     (Figure::new(name, "ns", phase, ns), counters)
 }
@@ -66,7 +91,7 @@ pub(super) fn nanoseconds(name: &str, phase: Phase, what: &str) -> Figure {
 
 /// From raising an event on the host until the guest's handler runs.
 pub(super) fn upcall(name: &str, phase: Phase, mode: &str, samples: usize) -> Figure {
-    let (config, output) = config(&[mode, &samples.to_string()]);
+    let (config, output) = config("bench", &[mode, &samples.to_string()]);
     let vm = start(config);
     let (_, line) = output.recv().expect("the guest tells its channel");
     let numbers = parse(&line);
@@ -91,7 +116,7 @@ pub(super) fn upcall(name: &str, phase: Phase, mode: &str, samples: usize) -> Fi
 /// From `Vm::start` until the monitor has served the guest's first call.
 pub(super) fn start_to_first_call(phase: Phase) -> Figure {
     let once = || {
-        let (config, output) = config(&["first"]);
+        let (config, output) = config("bench", &["first"]);
         let begun = Instant::now();
         let vm = start(config);
         let (first, _) = output.recv().expect("the guest writes a line");

@@ -24,9 +24,16 @@ fn main() {
         add(&mut archive, &programs.join(name), name);
     }
     archive.into_inner().expect("the archive can be written");
-    for path in
-        ["build.rs", "files", "programs", "abi", "../../../guest-sdk/user", "../Cargo.lock", "../Cargo.toml"]
-    {
+    for path in [
+        "build.rs",
+        "files",
+        "programs",
+        "abi",
+        "../bench/lat",
+        "../../../guest-sdk/user",
+        "../Cargo.lock",
+        "../Cargo.toml",
+    ] {
         println!("cargo::rerun-if-changed={path}");
     }
 }

@@ -32,7 +32,7 @@ use crate::shared::SharedFile;
 use handover::{Atomics, Machine, TURN_GUEST};
 use hv_abi::vcpu::{run_state, upcall};
 use layout::descriptor;
-use sandbox::{Files, Kind, Sandbox};
+use sandbox::{Files, Kind, Sandbox, Starting};
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -55,7 +55,7 @@ impl Engine for ProcessEngine {
         let files =
             Files { memory: setup.memory.clone(), pages: setup.pages.clone(), links: Arc::new(links) };
         let mappings: Vec<_> = setup.mappings.iter().map(guest_mapping).collect();
-        let kernel = Arc::new(Sandbox::start(Kind::Kernel, &files, &mappings)?);
+        let kernel = Arc::new(Starting::new(Kind::Kernel, &files, &mappings)?.finish()?);
         let first =
             Registers { rip: setup.entry, rdi: setup.argument, rflags: FIRST_FLAGS, ..Registers::default() };
         kernel.shared.write_first_context(0, &first);

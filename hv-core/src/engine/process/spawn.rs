@@ -75,8 +75,19 @@ struct Spawner {
     doorbell: OwnedFd,
 }
 
-/// Starts a sandbox process with these files as its descriptors 3 to 7, and nothing else of the monitor's.
-pub(super) fn spawn(descriptors: [RawFd; 5], notice: Notice) -> io::Result<Child> {
+/// A child that the spawner has been asked for. Dropped, it is killed once it is there.
+pub(super) struct Spawning(Receiver<io::Result<Child>>);
+
+impl Spawning {
+    /// Waits until it is there.
+    pub(super) fn wait(self) -> io::Result<Child> {
+        self.0.recv().expect("the spawner answers each request")
+    }
+}
+
+/// Starts a sandbox process with these files as its descriptors 3 to 7, and nothing else of the monitor's. The files are to
+/// stay open until it is there.
+pub(super) fn spawn(descriptors: [RawFd; 5], notice: Notice) -> io::Result<Spawning> {
     let (reply, answer) = crossbeam_channel::bounded(1);
     let request = Request { descriptors, notice, reply };
     {
@@ -90,7 +101,7 @@ pub(super) fn spawn(descriptors: [RawFd; 5], notice: Notice) -> io::Result<Child
         spawner.requests.send(request).expect("the spawner lives as long as the process");
         rustix::io::write(&spawner.doorbell, &1_u64.to_ne_bytes())?;
     }
-    answer.recv().expect("the spawner answers each request")
+    Ok(Spawning(answer))
 }
 
 static SPAWNER: Mutex<Option<Spawner>> = Mutex::new(None);

@@ -14,7 +14,7 @@
 
 use super::frame::UserFrame;
 use super::layout::{Command, MOST_SPACES};
-use super::sandbox::{Files, Kind, Sandbox};
+use super::sandbox::{Files, Kind, Sandbox, Starting};
 use super::shadow::Shadow;
 use crate::engine::{Access, EngineError, EnterError, Registers};
 use crate::memory::GuestMemory;
@@ -55,6 +55,8 @@ struct Inner {
     tables: HashMap<u64, Vec<Use>>,
     /// Sandboxes that were killed and may not be gone yet; until then nobody gets their slots.
     leaving: Vec<(u32, Arc<Sandbox>)>,
+    /// One that is made ahead for the next space, and its slot.
+    spare: Option<(u32, Starting)>,
     /// Counts entries, to find the space that was not used for longest.
     now: u64,
 }
@@ -137,6 +139,7 @@ impl Users {
             }
             let (sandbox, slot) = inner.start(&self.files).map_err(EnterError::Engine)?;
             inner.spaces.insert(root, Space::new(Arc::new(sandbox), Some(slot)));
+            inner.prepare(&self.files);
         }
         inner.touch(root);
         let space = inner.spaces.get_mut(&root).expect("it is there, or was made");
@@ -251,15 +254,24 @@ impl Users {
     }
 
     pub(super) fn kill_all(&self) {
-        self.lock().spaces.values().for_each(|space| space.sandbox.kill());
+        let mut inner = self.lock();
+        if let Some((slot, spare)) = inner.spare.take()
+            && let Ok(sandbox) = spare.process()
+        {
+            inner.leaving.push((slot, Arc::new(sandbox)));
+        }
+        self::sandboxes(&inner).for_each(|sandbox| sandbox.kill());
     }
 
     /// All sandboxes of programs, and those that are on their way out.
     pub(super) fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
-        let inner = self.lock();
-        let spaces = inner.spaces.values().filter(|space| !space.is_kernel()).map(|space| &space.sandbox);
-        spaces.chain(inner.leaving.iter().map(|(_, sandbox)| sandbox)).cloned().collect()
+        sandboxes(&self.lock()).cloned().collect()
     }
+}
+
+fn sandboxes(inner: &Inner) -> impl Iterator<Item = &Arc<Sandbox>> {
+    let spaces = inner.spaces.values().filter(|space| !space.is_kernel()).map(|space| &space.sandbox);
+    spaces.chain(inner.leaving.iter().map(|(_, sandbox)| sandbox))
 }
 
 impl Inner {
@@ -364,6 +376,14 @@ impl Inner {
         if commands.is_empty() { Ok(()) } else { space.sandbox.command(&commands) }
     }
 
+    /// Has a spare sandbox made, if there is room for one: who makes one address space soon makes another.
+    fn prepare(&mut self, files: &Files) {
+        if let Some(slot) = self.unused_slot() {
+            // If it fails now, it is for the next space to tell.
+            self.spare = Starting::new(Kind::User { slot }, files, &[]).ok().map(|starting| (slot, starting));
+        }
+    }
+
     /// As [`update`](Self::update). A sandbox that cannot is given up: a program goes on in another, a guest kernel ends.
     fn update_or_give_up(&mut self, memory: &GuestMemory, root: u64) {
         if let Err(error) = self.update(root) {
@@ -372,12 +392,18 @@ impl Inner {
         }
     }
 
-    /// Starts a sandbox for another space. If the host is short of something, gives up others one by one, each of which
+    /// A sandbox for another space, and its slot: the spare one, if there is one. If the host is short of something, gives up others one by one, each of which
     /// sets some of it free.
     fn start(&mut self, files: &Files) -> Result<(Sandbox, u32), EngineError> {
         loop {
-            let slot = self.free_slot(&files.memory);
-            let error = match Sandbox::start(Kind::User { slot }, files, &[]) {
+            let (slot, starting) = match self.spare.take() {
+                Some((slot, starting)) => (slot, Ok(starting)),
+                None => {
+                    let slot = self.free_slot(&files.memory);
+                    (slot, Starting::new(Kind::User { slot }, files, &[]))
+                }
+            };
+            let error = match starting.and_then(Starting::finish) {
                 Ok(sandbox) => return Ok((sandbox, slot)),
                 Err(error @ EngineError::SandboxDied { .. }) => return Err(error), // with fewer it would be no better
                 Err(error) => error,
@@ -404,15 +430,18 @@ impl Inner {
             self.give_up(memory, root);
         }
         loop {
-            self.leaving.retain(|(_, sandbox)| !sandbox.shared.is_gone());
-            let leaving = self.leaving.iter().map(|(slot, _)| *slot);
-            let taken: BTreeSet<_> =
-                self.spaces.values().filter_map(|space| space.slot).chain(leaving).collect();
-            if let Some(slot) = (0..MOST_SPACES).find(|slot| !taken.contains(slot)) {
+            if let Some(slot) = self.unused_slot() {
                 return slot;
             }
             self.leaving[0].1.shared.wait_until_gone();
         }
+    }
+
+    fn unused_slot(&mut self) -> Option<u32> {
+        self.leaving.retain(|(_, sandbox)| !sandbox.shared.is_gone());
+        let leaving = self.leaving.iter().map(|(slot, _)| *slot);
+        let taken: BTreeSet<_> = self.spaces.values().filter_map(|space| space.slot).chain(leaving).collect();
+        (0..MOST_SPACES).find(|slot| !taken.contains(slot))
     }
 
     /// Takes a space away whose programs go on in another sandbox, when they are next entered.

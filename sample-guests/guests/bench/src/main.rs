@@ -6,6 +6,8 @@
 
 extern crate alloc;
 
+mod mmu;
+
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use guest_sdk::events::Channel;
@@ -35,8 +37,11 @@ fn main() -> u8 {
         "blocked" => from_host(samples, || {
             hypercall::block(NEVER);
         }),
+        _ if mmu::measure(what, samples, arguments) => {}
         _ => {
             println!("usage: bench first|idle|null|clock|trap|self|sleep|running|blocked [SAMPLES]");
+            println!("       bench stream|stream-unused|fault|protect|map [SAMPLES]");
+            println!("       bench update SAMPLES BATCH [eager] [used]");
             return 2;
         }
     }
