@@ -469,7 +469,6 @@ mod tests {
         assert!(slice.is_over());
         fake::set_program(|_| panic!("it runs though its slice is over"));
         assert_eq!(task.run_within(&mut space, &slice), Trap::Interrupted);
-        drop(slice);
         assert_eq!(task.run_for(&mut space, Duration::ZERO), Trap::Interrupted);
         fake::finish();
     }

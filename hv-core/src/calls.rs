@@ -4,7 +4,9 @@
 //! [`GuestMemory`](crate::memory::GuestMemory) before it is looked at.
 
 use crate::dispatch::{CallResult, Hypercalls, dispatch};
+use crate::ledger::{Bypass, Ledger};
 use crate::memory::BadAddress;
+use crate::memory::GuestMemory;
 use crate::report::{End, Place};
 use crate::vm::Shared;
 use hv_abi::call::{
@@ -95,7 +97,9 @@ impl Hypercalls for Calls<'_> {
     }
 
     fn root_create(&mut self, table: u64) -> CallResult {
-        self.vm.roots.create(&self.vm.memory, table).map(|()| 0)
+        self.vm.roots.create(&self.vm.memory, table)?;
+        self.check_tables(|ledger, memory| ledger.check(memory, table));
+        Ok(0)
     }
 
     fn root_destroy(&mut self, table: u64) -> CallResult {
@@ -108,6 +112,11 @@ impl Hypercalls for Calls<'_> {
         if !self.vm.spaces.forget_root(table) {
             return Err(Status::BUSY);
         }
+        self.check_tables(|ledger, memory| {
+            ledger.check(memory, table)?;
+            ledger.forget(memory, table);
+            Ok(())
+        });
         self.vm.roots.destroy(table).map(|()| 0)
     }
 
@@ -146,6 +155,10 @@ impl Hypercalls for Calls<'_> {
             return Err(Status::NOT_FOUND);
         }
         self.vm.spaces.flush();
+        self.check_tables(|ledger, memory| match root {
+            0 => ledger.check_all(memory),
+            root => ledger.check(memory, root),
+        });
         Ok(0)
     }
 
@@ -189,7 +202,7 @@ impl Calls<'_> {
     }
 
     /// Changes one entry of a page table.
-    fn update_entry(&self, update: &MmuUpdate) -> CallResult {
+    fn update_entry(&mut self, update: &MmuUpdate) -> CallResult {
         if update.reserved != 0 {
             return Err(Status::BAD_ARGUMENT);
         }
@@ -197,7 +210,17 @@ impl Calls<'_> {
         if old != update.new {
             self.vm.spaces.entry_changed(update.entry.0);
         }
+        self.check_tables(|ledger, memory| ledger.exchanged(memory, update.entry, old, update.new));
         Ok(old)
+    }
+
+    /// Looks for a store that bypassed `MMU_UPDATE`, if that is wanted; it ends the VM.
+    fn check_tables(&mut self, check: impl FnOnce(&Ledger, &GuestMemory) -> Result<(), Bypass>) {
+        if let Some(ledger) = &self.vm.ledger
+            && let Err(bypass) = check(ledger, &self.vm.memory)
+        {
+            self.end = Some(End::TableBypass(bypass));
+        }
     }
 
     /// Copies an array out of guest memory. `count` has been checked against a limit.

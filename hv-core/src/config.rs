@@ -34,6 +34,9 @@ pub struct Config {
     pub console: Box<dyn Write + Send>,
     /// What becomes of an `int3`.
     pub breakpoints: Breakpoints,
+    /// Whether live page tables are compared with what `MMU_UPDATE` made them; a store that bypassed it ends the VM. For
+    /// finding mistakes of a guest kernel: it makes its calls slower, the more tables it has.
+    pub check_tables: bool,
 }
 
 impl Config {
@@ -47,6 +50,7 @@ impl Config {
             ramdisk: Vec::new(),
             console: Box::new(std::io::stdout()),
             breakpoints: Breakpoints::Crash,
+            check_tables: false,
         }
     }
 }

@@ -13,6 +13,7 @@ mod events;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod image;
+mod ledger;
 pub mod memory;
 mod mmu;
 pub mod report;

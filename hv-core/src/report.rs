@@ -2,6 +2,7 @@
 
 use crate::backtrace::StackFrame;
 use crate::engine::{Counters, Fault, Registers};
+use crate::ledger::Bypass;
 use core::fmt;
 use serde::Serialize;
 
@@ -39,6 +40,8 @@ pub enum End {
         /// What that probably was, if there is a telling sign.
         hint: Option<&'static str>,
     },
+    /// A live page table was changed by a plain store: what [`Config::check_tables`](crate::Config::check_tables) looks for.
+    TableBypass(Bypass),
     /// The host ended it from outside, at a stopping point.
     Stopped,
     /// The host wanted to stop it, and it came to no stopping point.
@@ -60,6 +63,7 @@ impl fmt::Display for End {
             }
             Self::Crash { fault, hint: None } => write!(f, "guest crash: {fault}"),
             Self::Crash { fault, hint: Some(hint) } => write!(f, "guest crash: {fault}: {hint}"),
+            Self::TableBypass(bypass) => bypass.fmt(f),
             Self::Stopped => f.write_str("the guest was stopped from outside"),
             Self::Unanswered => {
                 f.write_str("the vCPU did not answer when it was asked to stop, and was ended")

@@ -112,7 +112,7 @@ impl VcpuThread {
                 self.runner.answer(Status::SUCCESS, woken_by::EVENT);
                 return end.unwrap_or(Then::Run);
             }
-            Exit::EnterUser { root, context } => self.enter_user(root, context),
+            Exit::EnterUser { root, context } => return self.enter_user(root, context),
             Exit::User(exit) => return self.user_exit(&exit),
             Exit::Deadline => {} // the time is looked at after every exit
             Exit::Died(reason) => return Then::End(End::Died { reason }, Registers::default()),
@@ -137,14 +137,26 @@ impl VcpuThread {
     }
 
     /// The guest kernel wants to run a program.
-    fn enter_user(&mut self, root: u64, context: u64) {
-        if !self.vm.features.contains(Features::MMU) {
-            return self.runner.answer(Status::UNKNOWN_CALL, 0);
-        }
-        let program = match user::check(&self.vm.memory, &self.vm.roots, root, context) {
-            Ok(program) => program,
-            Err(status) => return self.runner.answer(status, 0),
+    fn enter_user(&mut self, root: u64, context: u64) -> Then {
+        let checked = if self.vm.features.contains(Features::MMU) {
+            user::check(&self.vm.memory, &self.vm.roots, root, context)
+        } else {
+            Err(Status::UNKNOWN_CALL)
         };
+        let program = match checked {
+            Ok(program) => program,
+            Err(status) => {
+                self.runner.answer(status, 0);
+                return Then::Run;
+            }
+        };
+        let tables = [Some(root), self.vm.roots.kernel()].into_iter().flatten();
+        let ledger = self.vm.ledger.iter();
+        let mut checks =
+            ledger.flat_map(|ledger| tables.clone().map(|root| ledger.check(&self.vm.memory, root)));
+        if let Some(Err(bypass)) = checks.find(Result::is_err) {
+            return Then::End(End::TableBypass(bypass), self.runner.registers_in_call());
+        }
         match self.runner.enter_user(root, context, &program) {
             Ok(()) => {}
             Err(EnterError::NoExtendedState) => self.runner.answer(Status::BAD_ARGUMENT, 0),
@@ -153,6 +165,7 @@ impl VcpuThread {
                 self.runner.answer(Status::BUSY, 0);
             }
         }
+        Then::Run
     }
 
     /// A program has come back: its guest kernel goes on.

@@ -13,6 +13,7 @@ use crate::engine::process::ProcessEngine;
 use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
 use crate::events::{Events, Notify, VcpuPages};
 use crate::image::Image;
+use crate::ledger::Ledger;
 use crate::memory::GuestMemory;
 use crate::mmu::Roots;
 use crate::report::{End, Report};
@@ -37,6 +38,8 @@ pub(crate) struct Shared {
     pub pages: Arc<VcpuPages>,
     pub events: Events,
     pub roots: Roots,
+    /// What live page tables should hold, if somebody wants to know.
+    pub ledger: Option<Ledger>,
     /// What the engine keeps of page tables and user programs.
     pub spaces: Arc<dyn AddressSpaces>,
     pub features: Features,
@@ -60,6 +63,7 @@ impl Shared {
             memory,
             events: Events::new(pages.clone(), notify),
             roots: Roots::new(boot::kernel_root(features)),
+            ledger: None,
             spaces,
             features,
             breakpoints,
@@ -147,7 +151,7 @@ impl Vm {
         };
         let mut running = engine.start(&setup)?;
         let control = running.control;
-        let shared = Arc::new(Shared::new(
+        let mut shared = Shared::new(
             memory,
             pages,
             control.clone(),
@@ -155,7 +159,9 @@ impl Vm {
             features,
             config.breakpoints,
             config.console,
-        ));
+        );
+        shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
+        let shared = Arc::new(shared);
         let ((messages_in, messages), (orders, orders_out)) = (unbounded(), bounded(1));
         let thread = VcpuThread {
             vm: shared.clone(),

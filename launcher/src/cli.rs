@@ -88,6 +88,9 @@ pub(crate) struct RunOptions {
     /// Stop the guest if it runs longer than this, such as 500ms, 10s, 2m or 1h
     #[arg(long, short, value_name = "TIME", value_parser = units::parse_duration)]
     pub(crate) timeout: Option<Duration>,
+    /// Look for page tables that the guest kernel changed other than by MMU_UPDATE, and end it there: for finding its mistakes
+    #[arg(long)]
+    pub(crate) check_tables: bool,
     /// Run IMAGE as a program of this host's if it is one, and no guest: for cargo's runner, whose `cargo test` builds such
     #[arg(long)]
     pub(crate) or_native: bool,

@@ -40,6 +40,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         command_line: options.args.clone(),
         ramdisk,
         console: Box::new(Console(sink.clone())),
+        check_tables: options.check_tables,
         ..Config::new(image)
     })
     .map_err(|error| Failure::cannot("the VM could not be started", error))?;
@@ -87,7 +88,7 @@ fn cause(end: &End, stopped: Option<&Cause>, sink: &Sink) -> Cause {
         End::Shutdown { .. } if sink.has_dropped() => stopped.copied().unwrap_or(Cause::Shutdown),
         End::Shutdown { .. } => Cause::Shutdown,
         End::Panic { .. } => Cause::Panic,
-        End::Crash { .. } => Cause::Crash,
+        End::Crash { .. } | End::TableBypass(_) => Cause::Crash,
         End::Unanswered => Cause::Unanswered,
         End::Died { .. } => Cause::Died,
         End::Stopped => stopped.copied().unwrap_or(Cause::Terminated),

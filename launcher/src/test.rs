@@ -33,7 +33,7 @@ pub(crate) fn run(options: &TestOptions) -> Result<u8, Failure> {
         .map_err(|error| Failure::cannot("the file of --junit could not be made", error))?;
     lockdown::apply()
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
-    match runner.run(&suite, &Process, junit, &mut io::stdout().lock()) {
+    match runner.run(&suite, &Process::default(), junit, &mut io::stdout().lock()) {
         Ok(true) => Ok(0),
         Ok(false) => Ok(NOT_ALL_PASSED),
         Err(RunError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(Cause::ReaderGone.code()),

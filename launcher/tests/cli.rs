@@ -139,6 +139,12 @@ fn a_wrong_command_line_is_2() {
     assert_told(&run(&["run"]), 2, &["<IMAGE>"]);
 }
 
+#[test]
+fn a_store_to_a_live_table_is_told_with_its_place() {
+    let output = run(&["run", "--check-tables", "crash", "table"]);
+    assert_told(&output, 134, &["page-table entry at P 0x", "level 1", "MMU_UPDATE", "AddressSpace"]);
+}
+
 /// A host that has not enough for another address space gets some back from those that are not in use.
 #[test]
 fn programs_run_though_the_host_has_few_descriptors() {

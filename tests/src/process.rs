@@ -8,7 +8,10 @@ use std::time::{Duration, Instant};
 
 /// hv's process engine.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Process;
+pub struct Process {
+    /// See [`Config::check_tables`].
+    pub check_tables: bool,
+}
 
 impl Hypervisor for Process {
     fn name(&self) -> &str {
@@ -24,6 +27,7 @@ impl Hypervisor for Process {
                 command_line: arguments,
                 ramdisk,
                 console,
+                check_tables: self.check_tables,
                 ..Config::new(image)
             };
             Vm::start(config).map_err(|error| error.to_string())

@@ -6,10 +6,28 @@ use std::time::Duration;
 #[test]
 fn the_process_engine_conforms() {
     let suite = Suite::conformance().expect("the suite lists its tests");
-    let verdicts = run(&suite, &Process, 4, Duration::from_secs(60), |_| true, |_| {});
+    let verdicts = run(&suite, &Process::default(), 4, Duration::from_secs(60), |_| true, |_| {});
     let failed: Vec<_> = verdicts.iter().filter(|verdict| !verdict.passed()).map(report::line).collect();
     assert!(failed.is_empty(), "{}", failed.join("\n"));
     assert!(verdicts.len() > 100, "only {} tests were found", verdicts.len());
+}
+
+/// Tests that store to a live table on purpose: to see that what they store means nothing.
+const BYPASS: [&str; 2] =
+    ["image_and_direct_map_stay_whatever_the_root_says", "the_hosts_slots_are_not_in_the_kernels_tables"];
+
+#[test]
+fn the_suite_changes_live_tables_by_calls_alone() {
+    let suite = Suite::conformance().expect("the suite lists its tests");
+    let of_tables = |case: &conformance::Case| {
+        case.clauses.iter().any(|clause| clause.contains("MMU") || clause.contains("USER"))
+    };
+    let checked = Process { check_tables: true };
+    let verdicts = run(&suite, &checked, 4, Duration::from_secs(60), of_tables, |_| {});
+    let told = |verdict: &&Verdict| !verdict.passed();
+    let mut failed: Vec<_> = verdicts.iter().filter(told).map(|verdict| verdict.case.name.as_str()).collect();
+    failed.sort_unstable();
+    assert_eq!(failed, BYPASS);
 }
 
 /// Images that are no suite, and a suite's verdicts other than "passed".
@@ -21,6 +39,7 @@ fn what_is_no_test_is_told() {
     let mut no_such_test = Suite::conformance().unwrap();
     no_such_test.cases.truncate(1);
     no_such_test.cases[0].kind = Kind::Guest { index: 100_000 };
-    let verdicts: Vec<Verdict> = run(&no_such_test, &Process, 1, Duration::from_secs(60), |_| true, |_| {});
+    let verdicts: Vec<Verdict> =
+        run(&no_such_test, &Process::default(), 1, Duration::from_secs(60), |_| true, |_| {});
     assert!(matches!(verdicts[0].outcome, conformance::Outcome::Failed { .. }), "{verdicts:?}");
 }

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use hv_core::engine::{Access, Fault};
-use hv_core::{End, Report};
+use hv_core::{End, Report, Vm};
 
 /// Runs the `crash` guest and checks what every report must have.
 fn die(way: &str, function: &str) -> Report {
@@ -71,6 +71,20 @@ fn stack_overflow_hits_the_guard_page() {
         let (Fault::PageFault { .. }, hint) = crash(&report) else { panic!("{:?}", report.end) };
         assert_eq!(hint, Some("the stack has overflowed into its guard page"), "{way}");
     }
+}
+
+#[test]
+fn a_store_to_a_live_table_is_told_if_that_is_wanted() {
+    let end = |check_tables| {
+        let (mut config, _) = config("crash", &["table"]);
+        config.check_tables = check_tables;
+        wait(Vm::start(config).expect("the VM starts")).end
+    };
+    assert_eq!(end(false), End::Shutdown { code: 2 });
+    let End::TableBypass(bypass) = end(true) else { panic!("it was not told") };
+    assert_eq!((bypass.level, bypass.found), (1, 0));
+    assert_eq!(bypass.expected & 0xfff, 3, "{bypass}");
+    assert!(bypass.virt >= hv_abi::address::KERNEL_SPACE, "{bypass}");
 }
 
 #[test]

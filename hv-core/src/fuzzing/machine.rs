@@ -198,7 +198,7 @@ pub(super) fn number(u: &mut Unstructured<'_>) -> arbitrary::Result<u32> {
         return u.int_in_range(0..=14);
     }
     let any: u32 = u.arbitrary()?;
-    Ok(if any % 4 == 0 { any } else { 16 + any % 6 })
+    Ok(if any.is_multiple_of(4) { any } else { 16 + any % 6 })
 }
 
 /// A page of guest memory, or one behind it; a few come often, so that the same ones meet again.

@@ -17,7 +17,7 @@ pub(super) struct Tables {
 
 impl Model {
     pub(super) fn root_create(&mut self, table: u64) -> Expected {
-        let no_page = table == 0 || table % PAGE != 0 || outside(table, PAGE);
+        let no_page = table == 0 || !table.is_multiple_of(PAGE) || outside(table, PAGE);
         unless(&[(no_page, Status::BAD_ADDRESS)])?;
         unless(&[
             ((255..512).any(|entry| self.word(table + entry * 8) != 0), Status::BAD_ARGUMENT),
@@ -38,7 +38,7 @@ impl Model {
         let length = count.saturating_mul(32);
         unless(&[
             (count > 512, Status::OUT_OF_RANGE),
-            (updates % 8 != 0 || outside(updates, length), Status::BAD_ADDRESS),
+            (!updates.is_multiple_of(8) || outside(updates, length), Status::BAD_ADDRESS),
             (flags > 1, Status::BAD_ARGUMENT),
         ])?;
         let copied = self.bytes(updates, length);
@@ -75,7 +75,7 @@ impl Model {
             table => self.tables.roots.contains(&table) && index >= 255,
         };
         let wrong = [
-            (entry % 8 != 0 || outside(entry, 8), Status::BAD_ADDRESS),
+            (!entry.is_multiple_of(8) || outside(entry, 8), Status::BAD_ADDRESS),
             (present && outside(phys, size), Status::BAD_ADDRESS),
             (present && new & must_be_zero != 0, Status::BAD_ARGUMENT),
             (hosts, Status::BAD_ARGUMENT),
@@ -86,7 +86,10 @@ impl Model {
     pub(super) fn mmu_flush(&self, root: u64, start: u64, length: u64) -> Expected {
         let end = u128::from(start) + u128::from(length);
         unless(&[
-            (start % PAGE != 0 || length % PAGE != 0 || end > 1 << 47, Status::BAD_ARGUMENT),
+            (
+                !start.is_multiple_of(PAGE) || !length.is_multiple_of(PAGE) || end > 1 << 47,
+                Status::BAD_ARGUMENT,
+            ),
             (root == 0 && (start, length) != (0, 0), Status::BAD_ARGUMENT),
             (root != 0 && root != KERNEL_ROOT && !self.tables.roots.contains(&root), Status::NOT_FOUND),
         ])?;
@@ -95,7 +98,7 @@ impl Model {
 
     /// No context is held, since no program was entered.
     pub(super) fn user_xstate(&self, context: u64) -> Expected {
-        unless(&[(context % 64 != 0 || outside(context, 256), Status::BAD_ADDRESS)])?;
+        unless(&[(!context.is_multiple_of(64) || outside(context, 256), Status::BAD_ADDRESS)])?;
         let valid = self.word(context + 160) as u32;
         unless(&[(valid != 1, Status::BAD_ARGUMENT)])?;
         Ok(0)

@@ -229,7 +229,8 @@ guest_sdk::tests! {
         set(GuestPhys(root.0 + 200 * 8), Entry::new(root, TABLE), 0).unwrap();
         let itself = 200_u64 << 39 | 200 << 30 | 200 << 21 | 200 << 12;
         assert_eq!(load(itself + 200 * 8), word(GuestPhys(root.0 + 200 * 8)));
-        assert_eq!(load(200_u64 << 39 | 200 << 30 | 200 << 21 | (SPOT >> 39) << 12 | (SPOT >> 30 & 511) * 8), word(space.entry_at(SPOT, 3)));
+        let third = 200_u64 << 39 | 200 << 30 | 200 << 21 | (SPOT >> 39) << 12;
+        assert_eq!(load(third + (SPOT >> 30 & 511) * 8), word(space.entry_at(SPOT, 3)));
         // A table that a program's root reaches, too.
         let mut prober = crate::mmu::Prober::new();
         let below = prober.program.space.entry_at(SPOT, 4);

@@ -6,7 +6,7 @@
 
 use core::arch::asm;
 use core::hint::black_box;
-use guest_sdk::area::Stack;
+use guest_sdk::area::{Area, Stack};
 use guest_sdk::hv_abi::address::{HYPERCALL_PAGE, VCPU_PAGES, entry};
 use guest_sdk::println;
 
@@ -24,6 +24,7 @@ const WAYS: &[Way] = &[
     ("illegal-instruction", "runs an instruction that does not exist", illegal_instruction),
     ("stack-overflow", "recurses until the guard page", || println!("{}", recurse(0))),
     ("own-stack", "recurses until the guard page of a stack that it has made", own_stack),
+    ("table", "changes a live page table by a plain store; needs --check-tables", table),
     ("divide", "divides by zero", divide),
     ("syscall", "makes a host system call", system_call),
     ("loop", "never ends; needs --timeout", endless),
@@ -80,6 +81,23 @@ fn illegal_instruction() {
 fn recurse(depth: u64) -> u64 {
     let ballast = black_box([depth; 64]);
     recurse(depth + 1) + ballast[0]
+}
+
+/// Maps a page for itself, and then changes the page's entry as if nobody had to know.
+fn table() {
+    let area = Area::new(0).expect("a host that has page tables, and a few pages");
+    let info = guest_sdk::boot::info();
+    let mut table = info.kernel_root.0;
+    let entry = |table: u64, level: u32| {
+        (info.direct_map + table + (area.address() >> (3 + 9 * level)) % 512 * 8) as *mut u64
+    };
+    for level in [4, 3, 2] {
+        // SAFETY: the area's tables are there, in the direct map, and nobody changes them meanwhile.
+        table = unsafe { entry(table, level).read_volatile() } & 0x000f_ffff_ffff_f000;
+    }
+    // SAFETY: not met: a live table is changed by MMU_UPDATE, which is the point.
+    unsafe { entry(table, 1).write_volatile(0) };
+    drop(area);
 }
 
 fn own_stack() {
