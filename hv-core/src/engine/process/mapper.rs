@@ -250,6 +250,13 @@ pub(super) fn unmap(address: u64, length: u64) -> Command {
     Command::new(libc::SYS_munmap, [address, length, 0, 0, 0, 0])
 }
 
+/// A command that maps, which also has the host find the pages, so that the first touch is no fault.
+pub(super) fn filled(map: Command) -> Command {
+    let [address, length, protection, flags, file, offset] = map.arguments;
+    let flags = flags | libc::MAP_POPULATE as u64;
+    Command { arguments: [address, length, protection, flags, file, offset], ..map }
+}
+
 /// The command that maps a part of one of the sandbox's files.
 pub(super) fn map(address: u64, length: u64, file: i32, offset: u64, protection: i32) -> Command {
     let flags = libc::MAP_SHARED | libc::MAP_FIXED;

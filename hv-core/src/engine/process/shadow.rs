@@ -7,6 +7,7 @@
 use super::layout::{Command, descriptor};
 use super::mapper;
 use crate::mmu::{Rights, Translation, span};
+use hv_abi::PAGE_SIZE;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
@@ -157,17 +158,21 @@ impl Shadow {
         let command = |change| match change {
             Change::Unmap(range) => mapper::unmap(range.start, range.end - range.start),
             Change::Map(virt, Run { length, phys, protection }) => {
-                mapper::map(virt, length, descriptor::GUEST_MEMORY, phys, protection)
+                let map = mapper::map(virt, length, descriptor::GUEST_MEMORY, phys, protection);
+                if length <= FILLED { mapper::filled(map) } else { map }
             }
         };
         std::mem::take(&mut self.changes).into_iter().map(command).collect()
     }
 }
 
+/// Bytes of a mapping, at the most, that the host fills at once: a program that got so much for a fault soon touches it, and
+/// each page would be a fault of the host's own. Of more, much may never be touched.
+const FILLED: u64 = 16 * PAGE_SIZE;
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hv_abi::PAGE_SIZE;
     use hv_abi::address::SLOT_255;
     use hv_abi::user::LOWEST_USER;
 

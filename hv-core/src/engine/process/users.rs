@@ -162,9 +162,8 @@ impl Users {
         } else {
             return Err(EnterError::NoExtendedState);
         }
-        for virt in std::mem::take(&mut space.wanted) {
-            inner.shadow(&self.files.memory, root, virt, 1);
-        }
+        let wanted = std::mem::take(&mut space.wanted);
+        inner.shadow_all(&self.files.memory, root, &wanted);
         inner.make_room(&self.files.memory, root);
         if let Err(error) = inner.update(root) {
             inner.give_up(&self.files.memory, root);
@@ -249,9 +248,7 @@ impl Users {
         let Some(root) = self.kernel else { return };
         let mut inner = self.lock();
         let wanted = inner.spaces.get_mut(&root).map(|space| std::mem::take(&mut space.wanted));
-        for virt in wanted.into_iter().flatten() {
-            inner.shadow(&self.files.memory, root, virt, 1);
-        }
+        inner.shadow_all(&self.files.memory, root, &wanted.unwrap_or_default());
         inner.make_room(&self.files.memory, root);
         inner.update_or_give_up(&self.files.memory, root);
     }
@@ -299,6 +296,18 @@ impl Inner {
             space.shadow_around(memory, last, virt, most);
         }
         Some(found.rights)
+    }
+
+    /// Mirrors pages, and those around them.
+    fn shadow_all(&mut self, memory: &GuestMemory, root: u64, pages: &[u64]) {
+        let mut done = 0..0;
+        for virt in pages {
+            if !done.contains(virt) {
+                self.shadow(memory, root, *virt, AHEAD);
+                let start = virt - virt % (AHEAD * PAGE_SIZE);
+                done = start..start + AHEAD * PAGE_SIZE;
+            }
+        }
     }
 
     /// A space is in use.
