@@ -1,8 +1,8 @@
 //! Time slices: getting the processor back from a program that does not give it.
 //!
 //! A [`Slice`] sets the vCPU's timer, which interrupts whatever program runs when it is over. A kernel starts one when it
-//! switches to a program, and keeps it over the program's system calls: that costs two hypercalls for a slice and not for a
-//! trap. [`Task::run_for`] is for kernels that run a program to its next trap only.
+//! switches to a program, and keeps it over the program's system calls. The timer is left as it is when a slice ends early, and
+//! set anew only when it has fired: so a kernel that switches often makes no hypercall for it.
 //!
 //! There is one timer. A kernel that waits for moments of its own uses slices that are not longer than until the next one.
 
@@ -11,26 +11,21 @@ use crate::space::AddressSpace;
 use crate::time::{Duration, Instant, timer};
 use crate::user::{Task, Trap};
 
-/// A time slice. Dropped, it is forgotten.
+/// A time slice.
 #[derive(Debug)]
-pub struct Slice(());
+pub struct Slice(Instant);
 
 impl Slice {
-    /// One that begins now. The vCPU's timer is set to its end; a timer that was set before is forgotten.
+    /// One that begins now. The vCPU's timer is used for it; one that was set before is forgotten.
     pub fn start(duration: Duration) -> Self {
-        timer::arm(Instant::now() + duration);
-        Self(())
+        let end = Instant::now() + duration;
+        timer::arm(end);
+        Self(end)
     }
 
     /// Whether it is over.
     pub fn is_over(&self) -> bool {
-        timer::has_come()
-    }
-}
-
-impl Drop for Slice {
-    fn drop(&mut self) {
-        timer::clear();
+        timer::has_come(self.0)
     }
 }
 

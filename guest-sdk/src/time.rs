@@ -96,22 +96,41 @@ pub mod timer {
         });
     }
 
-    /// As [`set`], without a handler: [`has_come`] tells.
+    /// What [`arm`] has set the timer to, in nanoseconds; `NEVER` if it has not.
+    #[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
+    static ARMED: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(NEVER);
+    #[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
+    static ARMED: crate::fake::Armed = crate::fake::Armed;
+
+    /// Sees to it that the timer fires at `deadline`, or before, without a handler: [`has_come`] tells.
     pub(crate) fn arm(deadline: Instant) {
+        if Channel::TIMER.is_pending() || ARMED.load(Ordering::Relaxed) > deadline.0 {
+            begin_armed(deadline);
+        }
+    }
+
+    /// Whether `deadline`, which was armed, has come. If the timer has fired for an earlier one, it is armed anew.
+    pub(crate) fn has_come(deadline: Instant) -> bool {
+        let fired = Channel::TIMER.is_pending();
+        let come = fired && Instant::now() >= deadline;
+        if fired && !come {
+            begin_armed(deadline);
+        }
+        come
+    }
+
+    fn begin_armed(deadline: Instant) {
         without_upcalls(|| {
             Channel::TIMER.without_handler();
             begin(deadline);
+            ARMED.store(deadline.0, Ordering::Relaxed);
             Channel::TIMER.unmask();
         });
     }
 
-    /// Whether the deadline that was armed has come.
-    pub(crate) fn has_come() -> bool {
-        Channel::TIMER.is_pending()
-    }
-
     /// With upcalls masked.
     fn begin(deadline: Instant) {
+        ARMED.store(NEVER, Ordering::Relaxed);
         hypercall::timer_set(deadline.0);
         // Pending: the timer before has fired unseen, or this one has already. Which, cannot be told, so both are
         // forgotten; if it was this one, it fires again at once.
@@ -124,6 +143,7 @@ pub mod timer {
 
     /// Forgets the timer.
     pub fn clear() {
+        ARMED.store(NEVER, Ordering::Relaxed);
         hypercall::timer_set(NEVER);
         Channel::TIMER.take();
     }

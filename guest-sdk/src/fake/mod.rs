@@ -79,7 +79,7 @@ use std::vec::Vec;
 pub(crate) use boot::ensure;
 pub(crate) use lent::lend;
 pub use program::set_program;
-pub(crate) use state::{Frames, Handlers, Info};
+pub(crate) use state::{Armed, Frames, Handlers, Info};
 
 /// How code under [`run`] ended.
 #[must_use]

@@ -9,6 +9,7 @@ use core::ops::Deref;
 use core::sync::atomic::Ordering::SeqCst;
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use hv_abi::boot::BootInfo;
+use hv_abi::call::NEVER;
 use hv_abi::clock::ClockPage;
 use hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS, TIMER_CHANNEL, VcpuPage, run_state, upcall};
 use hv_abi::{Call, Features, Status};
@@ -39,6 +40,7 @@ pub(super) struct Vm {
     pub page: VcpuPage,
     pub clock: ClockPage,
     handlers: [AtomicPtr<()>; EVENT_CHANNELS as usize],
+    armed: AtomicU64,
     boot: AtomicPtr<BootInfo>,
     frames: frames::Global,
     /// Time on the guest's clock, in ns, which is also the time-stamp counter.
@@ -118,6 +120,7 @@ impl Vm {
                 ..ClockPage::default()
             },
             handlers: [const { AtomicPtr::new(core::ptr::null_mut()) }; EVENT_CHANNELS as usize],
+            armed: AtomicU64::new(NEVER),
             boot: AtomicPtr::default(),
             frames: frames::Global::new(None),
             now: Cell::new(0),
@@ -138,6 +141,7 @@ impl Vm {
         page.pending.iter().for_each(|word| word.store(0, SeqCst));
         page.masked.iter().for_each(|word| word.store(u64::MAX, SeqCst));
         self.handlers.iter().for_each(|handler| handler.store(core::ptr::null_mut(), SeqCst));
+        self.armed.store(NEVER, SeqCst);
         self.forget_boot();
         self.now.set(0);
         self.spins.set(0);
@@ -238,6 +242,16 @@ impl Vm {
 /// Word and bit of a channel.
 fn place(channel: u32) -> (usize, u64) {
     (channel as usize / 64, 1 << (channel % 64))
+}
+
+/// Stands for what the timer is armed for.
+pub(crate) struct Armed;
+
+impl Deref for Armed {
+    type Target = AtomicU64;
+    fn deref(&self) -> &AtomicU64 {
+        &vm().armed
+    }
 }
 
 /// Stands for the static table of handlers.
