@@ -2,11 +2,13 @@
 //!
 //! The host is only ever told guest-physical addresses. The image's own memory, its stack included, is mapped
 //! where it is physically, and all memory is mapped once more in the direct map, so both translations are
-//! arithmetic.
+//! arithmetic. What lies in an area is found in the page tables.
 
 #![expect(unsafe_code, reason = "symbols of the linker script, and memory of the direct map")]
 
 use hv_abi::GuestPhys;
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
+use hv_abi::address::{KERNEL_SPACE, SLOT_255};
 use hv_abi::boot::MemoryRegion;
 
 #[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
@@ -15,8 +17,8 @@ unsafe extern "C" {
     static __hv_image_end: u8;
 }
 
-/// Where `values` is in guest-physical memory, if it is in memory that the host can see: the image, its stack, or
-/// the direct map, which the heap is in.
+/// Where `values` is in guest-physical memory, if it is in memory that the host can see: the image, its stack, the
+/// direct map, which the heap is in, or an [`Area`](crate::area::Area).
 pub fn phys_of<T>(values: &[T]) -> Option<GuestPhys> {
     // Exposed, for the host reads what is there: stores before the call must be made before the call.
     translate(values.as_ptr().expose_provenance() as u64, size_of_val(values) as u64, false)
@@ -37,6 +39,9 @@ fn translate(start: u64, length: u64, _: bool) -> Option<GuestPhys> {
     let image = (&raw const __hv_image_start).addr() as u64..=(&raw const __hv_image_end).addr() as u64;
     if image.contains(&start) && image.contains(&end) {
         return Some(GuestPhys(start));
+    }
+    if (KERNEL_SPACE..SLOT_255).contains(&start) {
+        return crate::area::phys_of(start, length);
     }
     let info = crate::boot::info();
     let offset = start.checked_sub(info.direct_map)?;

@@ -51,6 +51,12 @@ pub const DIRECT_MAP: u64 = 0x1000_0000_0000;
 /// The most guest-physical memory that a VM can have, in bytes: 512 GiB.
 pub const MAX_MEMORY: u64 = 512 << 30;
 
+/// First guest-virtual address of the guest kernel's own mappings, which go up to [`SLOT_255`]: what the page tables under
+/// [`BootInfo::kernel_root`](crate::boot::BootInfo::kernel_root) translate. It is PML4 slot 33; image and direct map lie
+/// below.
+pub const KERNEL_SPACE: u64 = DIRECT_MAP + MAX_MEMORY;
+const _: () = assert!(KERNEL_SPACE == 33 << 39);
+
 /// Byte offsets of the entry points within the hypercall page. Each is called as a function of the System V
 /// calling convention and preserves what that convention preserves.
 pub mod entry {

@@ -50,7 +50,7 @@ pub struct BootInfo {
     pub memory_map: Blob,
     /// Table of devices; empty until the feature `DEVICES` is served.
     pub devices: Blob,
-    /// Root page table of the guest kernel; 0 until the feature `MMU` is served.
+    /// Root page table of the guest kernel, in a region [`region::ROOT`]; 0 if the feature `MMU` is not in force.
     pub kernel_root: GuestPhys,
     /// Instructions beyond baseline x86-64 that the guest may use.
     pub cpu_features: CpuFeatures,
@@ -94,6 +94,8 @@ pub mod region {
     pub const BOOT: u32 = 3;
     /// Holds the ramdisk.
     pub const RAMDISK: u32 = 4;
+    /// Holds the guest kernel's root page table.
+    pub const ROOT: u32 = 6;
     /// Flag: every byte is already zero; nobody need clear it again.
     pub const ZERO: u32 = 1 << 0;
 }

@@ -5,9 +5,10 @@
 
 use crate::engine::{Access, Fault, Mapping, Registers};
 use crate::memory::GuestMemory;
+use crate::mmu::{self, KERNEL, Translation};
 use crate::symbols;
 use core::fmt;
-use hv_abi::GuestPhys;
+use hv_abi::{GuestPhys, PAGE_SIZE};
 use serde::Serialize;
 
 /// Frames in a backtrace, at the most.
@@ -39,10 +40,35 @@ impl fmt::Display for StackFrame {
     }
 }
 
-/// Reads 8 bytes at a guest-virtual address of the guest kernel.
-fn read_virtual(memory: &GuestMemory, mappings: &[Mapping], address: u64) -> Option<u64> {
-    let mapping = mappings.iter().find(|m| (m.virt..m.virt + m.length).contains(&address))?;
-    memory.read(GuestPhys(mapping.phys + (address - mapping.virt))).ok()
+/// The guest kernel's address space, to look at from outside.
+pub(crate) struct View<'a> {
+    pub memory: &'a GuestMemory,
+    /// Image and direct map.
+    pub mappings: &'a [Mapping],
+    /// The guest kernel's own root, if it has one.
+    pub root: Option<u64>,
+}
+
+impl View<'_> {
+    /// The mapping that an address is in.
+    fn find(&self, address: u64) -> Option<Mapping> {
+        if let Some(root) = self.root.filter(|_| KERNEL.contains(&address)) {
+            let Translation { phys, size: length, rights } = mmu::walk(self.memory, root, address, |_| {})?;
+            let virt = address - address % length;
+            return Some(Mapping { virt, phys, length, write: rights.write, execute: rights.execute });
+        }
+        self.mappings.iter().find(|m| (m.virt..m.virt + m.length).contains(&address)).copied()
+    }
+
+    /// Reads 8 bytes.
+    fn read(&self, address: u64) -> Option<u64> {
+        let mapping = self.find(address)?;
+        self.memory.read(GuestPhys(mapping.phys + (address - mapping.virt))).ok()
+    }
+
+    fn executable(&self, address: u64) -> bool {
+        self.find(address).is_some_and(|mapping| mapping.execute)
+    }
 }
 
 /// An address on a guest's stack.
@@ -57,10 +83,9 @@ pub(crate) enum Address {
 }
 
 /// The addresses on a stack, innermost first.
-pub(crate) fn walk(memory: &GuestMemory, mappings: &[Mapping], registers: &Registers) -> Vec<Address> {
-    let executable =
-        |address: u64| mappings.iter().any(|m| m.execute && (m.virt..m.virt + m.length).contains(&address));
-    let read = |address| read_virtual(memory, mappings, address);
+pub(crate) fn walk(view: &View<'_>, registers: &Registers) -> Vec<Address> {
+    let executable = |address| view.executable(address);
+    let read = |address| view.read(address);
     let mut addresses = Vec::new();
     match registers.rip {
         0 => {}
@@ -88,14 +113,16 @@ pub(crate) fn walk(memory: &GuestMemory, mappings: &[Mapping], registers: &Regis
 }
 
 /// A telling sign about a fault.
-pub(crate) fn hint(fault: Fault, registers: &Registers, mappings: &[Mapping]) -> Option<&'static str> {
+pub(crate) fn hint(fault: Fault, registers: &Registers, view: &View<'_>) -> Option<&'static str> {
     let Fault::PageFault { address, access } = fault else { return None };
-    let mapped = |address: u64| mappings.iter().find(|m| (m.virt..m.virt + m.length).contains(&address));
-    let below_a_mapping = mappings.iter().any(|m| m.write && address < m.virt && m.virt - address <= GUARD);
-    if mapped(address).is_none() && below_a_mapping && registers.rsp.abs_diff(address) <= GUARD {
+    let mapping = view.find(address);
+    let writable = |address| view.find(address).is_some_and(|mapping| mapping.write);
+    let below_a_mapping =
+        || (PAGE_SIZE..=GUARD).step_by(PAGE_SIZE as usize).any(|up| writable(address.saturating_add(up)));
+    if mapping.is_none() && registers.rsp.abs_diff(address) <= GUARD && below_a_mapping() {
         return Some("the stack has overflowed into its guard page");
     }
-    match (mapped(address), access) {
+    match (mapping, access) {
         (None, _) if address < hv_abi::address::LOWEST_MAPPABLE => Some("a null pointer, or near one"),
         (Some(_), Access::Write) => Some("the page is read-only"),
         (Some(_), Access::Execute) => Some("the page is not executable"),

@@ -13,11 +13,13 @@ use zerocopy::IntoBytes;
 const BOOT_INFO: u64 = PAGE_SIZE;
 const MEMORY_MAP: u64 = BOOT_INFO + 512;
 const COMMAND_LINE: u64 = BOOT_INFO + 2048;
-const COMMAND_LINE_MAX: usize = (LOWEST_MAPPABLE - COMMAND_LINE) as usize;
+const COMMAND_LINE_MAX: usize = (KERNEL_ROOT - COMMAND_LINE) as usize;
+/// The guest kernel's root page table, for a guest that has page tables.
+const KERNEL_ROOT: u64 = LOWEST_MAPPABLE - PAGE_SIZE;
 
-// Used and free runs alternate at the worst: segments, boot information and ramdisk, and what is between.
+// Used and free runs alternate at the worst: segments, boot information, root and ramdisk, and what is between.
 const _: () = assert!(
-    (2 * (crate::image::MOST_SEGMENTS + 2) + 1) * size_of::<MemoryRegion>()
+    (2 * (crate::image::MOST_SEGMENTS + 3) + 1) * size_of::<MemoryRegion>()
         <= (COMMAND_LINE - MEMORY_MAP) as usize
 );
 
@@ -65,7 +67,7 @@ impl Boot<'_> {
             ramdisk: blob(ramdisk_start, self.ramdisk.len()),
             memory_map: blob(MEMORY_MAP, regions.len()),
             devices: Blob::default(),
-            kernel_root: GuestPhys(0),
+            kernel_root: GuestPhys(kernel_root(self.features).unwrap_or(0)),
             cpu_features: crate::cpu::features(),
             xstate_size,
             xstate_mask,
@@ -93,7 +95,9 @@ impl Boot<'_> {
             kind,
             flags: 0,
         };
-        let mut taken = vec![used(BOOT_INFO, LOWEST_MAPPABLE, region::BOOT)];
+        let root = kernel_root(self.features);
+        let mut taken = vec![used(BOOT_INFO, root.unwrap_or(LOWEST_MAPPABLE), region::BOOT)];
+        taken.extend(root.map(|root| used(root, root + PAGE_SIZE, region::ROOT)));
         taken.extend(self.image.segments.iter().map(|s| used(s.phys_pages(), s.phys_end(), region::IMAGE)));
         if !self.ramdisk.is_empty() {
             taken.push(used(self.image.phys_end(), end, region::RAMDISK));
@@ -115,6 +119,11 @@ impl Boot<'_> {
         }
         map
     }
+}
+
+/// P of the guest kernel's own root page table, if it has one: a page of zeros at its start.
+pub(crate) fn kernel_root(features: Features) -> Option<u64> {
+    features.contains(Features::MMU).then_some(KERNEL_ROOT)
 }
 
 /// The guest kernel's address space at start: all memory in the direct map, and the image where it is linked.

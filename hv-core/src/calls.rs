@@ -99,7 +99,10 @@ impl Hypercalls for Calls<'_> {
     }
 
     fn root_destroy(&mut self, table: u64) -> CallResult {
-        if !self.vm.roots.contains(table) {
+        if self.vm.roots.is_kernel(table) {
+            return Err(Status::BUSY);
+        }
+        if !self.vm.roots.is_user(table) {
             return Err(Status::NOT_FOUND);
         }
         if !self.vm.spaces.forget_root(table) {
@@ -121,8 +124,9 @@ impl Hypercalls for Calls<'_> {
             update.status = result.err().unwrap_or(Status::SUCCESS);
             update.old = result.unwrap_or(0);
         }
-        if flags & EAGER != 0 {
-            self.vm.spaces.flush();
+        match flags & EAGER {
+            0 => self.vm.spaces.flush_kernel(),
+            _ => self.vm.spaces.flush(),
         }
         for (i, update) in (0..).zip(&batch) {
             let at = |field: usize| GuestPhys(updates + i * size_of::<MmuUpdate>() as u64 + field as u64);
@@ -138,7 +142,7 @@ impl Hypercalls for Calls<'_> {
         if !aligned || end > LOWER_HALF_END || (root == 0 && (start, length) != (0, 0)) {
             return Err(Status::BAD_ARGUMENT);
         }
-        if root != 0 && !self.vm.roots.contains(root) {
+        if root != 0 && !self.vm.roots.is_user(root) && !self.vm.roots.is_kernel(root) {
             return Err(Status::NOT_FOUND);
         }
         self.vm.spaces.flush();

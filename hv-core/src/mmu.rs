@@ -6,9 +6,11 @@
 //! Start at [`walk`], and [`Roots`].
 
 use crate::memory::GuestMemory;
+use hv_abi::address::{KERNEL_SPACE, SLOT_255};
 use hv_abi::mmu::{Entry, ROOTS_MAX};
 use hv_abi::{GuestPhys, PAGE_SIZE, Status};
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::{Mutex, MutexGuard};
 
 /// Bytes of a large page.
@@ -17,8 +19,13 @@ pub(crate) const LARGE_PAGE: u64 = 2 << 20;
 /// Entries in a table.
 pub(crate) const ENTRIES: u64 = 512;
 
-/// First entry of a root that is not the guest's: slots 255 to 511.
-const FIRST_RESERVED_SLOT: u64 = 255;
+/// What the guest kernel's own root translates; a V elsewhere reads as absent there.
+pub(crate) const KERNEL: Range<u64> = KERNEL_SPACE..SLOT_255;
+
+/// The entries of a user root that are the guest's.
+const USER_SLOTS: Range<u64> = 0..SLOT_255 / span(4);
+/// The entries of the guest kernel's root that are.
+const KERNEL_SLOTS: Range<u64> = KERNEL.start / span(4)..KERNEL.end / span(4);
 
 /// Bytes of V that one entry of a table covers. Level 1 is the lowest.
 pub(crate) const fn span(level: u32) -> u64 {
@@ -135,11 +142,21 @@ fn check(memory: &GuestMemory, entry: Entry) -> Result<(), Status> {
 
 /// The pages that are roots.
 #[derive(Debug, Default)]
-pub(crate) struct Roots(Mutex<BTreeSet<u64>>);
+pub(crate) struct Roots {
+    /// The guest kernel's own, if it has one.
+    kernel: Option<u64>,
+    /// Those that programs are entered under.
+    users: Mutex<BTreeSet<u64>>,
+}
 
 impl Roots {
+    /// The guest kernel's own root, and no other yet.
+    pub(crate) fn new(kernel: Option<u64>) -> Self {
+        Self { kernel, ..Self::default() }
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeSet<u64>> {
-        self.0.lock().expect("no thread panics with the lock held")
+        self.users.lock().expect("no thread panics with the lock held")
     }
 
     /// Makes a page a root. P 0 is none, so that 0 can mean none.
@@ -147,11 +164,14 @@ impl Roots {
         if table == 0 || !table.is_multiple_of(PAGE_SIZE) || !memory.contains(GuestPhys(table), PAGE_SIZE) {
             return Err(Status::BAD_ADDRESS);
         }
-        for slot in FIRST_RESERVED_SLOT..ENTRIES {
+        for slot in USER_SLOTS.end..ENTRIES {
             let entry = entry(memory, table, slot).ok_or(Status::BAD_ADDRESS)?;
             if entry.bits() != 0 {
                 return Err(Status::BAD_ARGUMENT);
             }
+        }
+        if self.is_kernel(table) {
+            return Err(Status::BUSY);
         }
         let mut roots = self.lock();
         if roots.len() as u64 >= ROOTS_MAX {
@@ -165,8 +185,27 @@ impl Roots {
         if self.lock().remove(&table) { Ok(()) } else { Err(Status::NOT_FOUND) }
     }
 
-    pub(crate) fn contains(&self, table: u64) -> bool {
+    /// Whether programs can be entered under it.
+    pub(crate) fn is_user(&self, table: u64) -> bool {
         self.lock().contains(&table)
+    }
+
+    pub(crate) fn is_kernel(&self, table: u64) -> bool {
+        self.kernel == Some(table)
+    }
+
+    /// The guest kernel's own root.
+    pub(crate) fn kernel(&self) -> Option<u64> {
+        self.kernel
+    }
+
+    /// The entries that are the guest's in a table, if that is a root.
+    fn slots(&self, table: u64) -> Range<u64> {
+        match table {
+            _ if self.is_kernel(table) => KERNEL_SLOTS,
+            _ if self.is_user(table) => USER_SLOTS,
+            _ => 0..ENTRIES,
+        }
     }
 
     /// Exchanges an entry by the rules; gives the old value.
@@ -176,7 +215,7 @@ impl Roots {
         }
         check(memory, Entry::from_bits_retain(new))?;
         let slot = at.0 % PAGE_SIZE / 8;
-        if slot >= FIRST_RESERVED_SLOT && self.contains(at.0 - at.0 % PAGE_SIZE) {
+        if !self.slots(at.0 - at.0 % PAGE_SIZE).contains(&slot) {
             return Err(Status::BAD_ARGUMENT);
         }
         memory.exchange(at, new).map_err(|_| Status::BAD_ADDRESS)

@@ -30,7 +30,7 @@ impl Entered {
     ) -> Result<Self, Status> {
         let context = GuestPhys(context);
         let user: UserContext = memory.read(context)?;
-        if !roots.contains(root) {
+        if !roots.is_user(root) {
             return Err(Status::NOT_FOUND);
         }
         let rip_is_the_guests = (LOWEST_USER..SLOT_255).contains(&user.rip);

@@ -5,7 +5,7 @@
 //!
 //! Start at [`Vm::start`].
 
-use crate::backtrace;
+use crate::backtrace::{self, View};
 use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
@@ -59,7 +59,7 @@ impl Shared {
         Self {
             memory,
             events: Events::new(pages.clone(), notify),
-            roots: Roots::default(),
+            roots: Roots::new(boot::kernel_root(features)),
             spaces,
             features,
             breakpoints,
@@ -140,6 +140,7 @@ impl Vm {
             mappings: &mappings,
             entry: config.image.entry,
             argument,
+            kernel_root: boot::kernel_root(features),
         };
         let engine = match config.engine {
             EngineKind::Auto | EngineKind::Process => ProcessEngine,
@@ -320,16 +321,18 @@ impl Vm {
                 Counters::default(),
             ),
         };
+        let view =
+            View { memory: &self.shared.memory, mappings: &self.mappings, root: self.shared.roots.kernel() };
         let end = match end {
             End::Crash { fault, hint: None } => {
-                End::Crash { fault, hint: backtrace::hint(fault, &registers, &self.mappings) }
+                End::Crash { fault, hint: backtrace::hint(fault, &registers, &view) }
             }
             end => end,
         };
         let backtrace = match end {
             End::Shutdown { .. } => Vec::new(),
             _ => {
-                let addresses = backtrace::walk(&self.shared.memory, &self.mappings, &registers);
+                let addresses = backtrace::walk(&view, &registers);
                 backtrace::symbolise(&self.image.bytes, &addresses)
             }
         };

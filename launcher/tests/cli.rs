@@ -139,6 +139,16 @@ fn a_wrong_command_line_is_2() {
     assert_told(&run(&["run"]), 2, &["<IMAGE>"]);
 }
 
+/// A host that has not enough for another address space gets some back from those that are not in use.
+#[test]
+fn programs_run_though_the_host_has_few_descriptors() {
+    let hv = env!("CARGO_BIN_EXE_hv");
+    let script = format!("ulimit -n 40 && exec {hv} run attack --memory 32M -- spread 150 100 1");
+    let output = Command::new("sh").args(["-c", &script]).output().expect("a shell can be started");
+    assert_told(&output, 0, &[]);
+    assert_eq!(stdout(&output), "spread\n");
+}
+
 #[test]
 fn a_panic_is_101_with_its_message_and_place() {
     assert_told(&crash("panic"), 101, &["guest panic at", "main.rs:", "backtrace"]);

@@ -66,9 +66,11 @@ fn null_is_not_mapped() {
 
 #[test]
 fn stack_overflow_hits_the_guard_page() {
-    let report = die("stack-overflow", "recurse");
-    let (Fault::PageFault { .. }, hint) = crash(&report) else { panic!("{:?}", report.end) };
-    assert_eq!(hint, Some("the stack has overflowed into its guard page"));
+    for way in ["stack-overflow", "own-stack"] {
+        let report = die(way, "recurse");
+        let (Fault::PageFault { .. }, hint) = crash(&report) else { panic!("{:?}", report.end) };
+        assert_eq!(hint, Some("the stack has overflowed into its guard page"), "{way}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::state::vm;
 use core::sync::atomic::Ordering::SeqCst;
 use hv_abi::boot::{Blob, BootInfo, MAGIC, MemoryRegion, region};
-use hv_abi::{ABI_VERSION, CpuFeatures, GuestPhys, PAGE_SIZE};
+use hv_abi::{ABI_VERSION, CpuFeatures, Features, GuestPhys, PAGE_SIZE};
 use std::boxed::Box;
 use std::vec;
 use std::vec::Vec;
@@ -28,8 +28,9 @@ fn build() -> BootInfo {
     let settings = &host.settings;
     let ramdisk_length = settings.ramdisk.len() as u64;
     let ramdisk_pages = ramdisk_length.next_multiple_of(PAGE_SIZE);
-    let (start, memory) = pages(USABLE + ramdisk_pages);
+    let (start, memory) = pages(USABLE + ramdisk_pages + PAGE_SIZE);
     let ramdisk = start + USABLE;
+    let root = ramdisk + ramdisk_pages;
     memory[USABLE as usize..][..settings.ramdisk.len()].copy_from_slice(&settings.ramdisk);
 
     // All below what the guest may have counts as its image, so that the map has no gap.
@@ -39,12 +40,13 @@ fn build() -> BootInfo {
     if ramdisk_pages > 0 {
         map.push(region(ramdisk, ramdisk_pages, region::RAMDISK, 0));
     }
+    map.push(region(root, PAGE_SIZE, region::ROOT, 0));
     BootInfo {
         magic: MAGIC,
         abi_version: ABI_VERSION,
         size: size_of::<BootInfo>() as u32,
         features: settings.features,
-        memory_size: ramdisk + ramdisk_pages,
+        memory_size: root + PAGE_SIZE,
         direct_map: 0,
         vcpus: 1,
         reserved: 0,
@@ -52,7 +54,7 @@ fn build() -> BootInfo {
         ramdisk: if ramdisk_length > 0 { blob(ramdisk, ramdisk_length) } else { Blob::default() },
         memory_map: leak(map),
         devices: Blob::default(),
-        kernel_root: GuestPhys(0),
+        kernel_root: GuestPhys(if settings.features.contains(Features::MMU) { root } else { 0 }),
         cpu_features: CpuFeatures::empty(),
         xstate_size: 576,
         xstate_mask: 0b11,

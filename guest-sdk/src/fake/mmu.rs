@@ -17,6 +17,9 @@ type CallResult = Result<u64, Status>;
 
 const FIRST_RESERVED_SLOT: u64 = 255;
 
+/// The entries of the guest kernel's own root that it may change.
+const KERNEL_SLOTS: core::ops::Range<u64> = 33..FIRST_RESERVED_SLOT;
+
 /// What the host knows of roots.
 #[derive(Debug, Default)]
 pub(super) struct Mmu {
@@ -99,10 +102,14 @@ impl Mmu {
         if update.reserved != 0 {
             misuse!("an MmuUpdate whose `reserved` is not zero");
         }
-        if !at.is_multiple_of(8) || !is_memory(at, 8) {
+        let slot = at % PAGE_SIZE / 8;
+        if is_kernel_root(at - at % PAGE_SIZE) {
+            if !KERNEL_SLOTS.contains(&slot) {
+                misuse!("an MmuUpdate of entry {slot} of the kernel's root: it has 33 to 254");
+            }
+        } else if !at.is_multiple_of(8) || !is_memory(at, 8) {
             misuse!("an MmuUpdate of {at:#x}, which is no entry in usable memory");
         }
-        let slot = at % PAGE_SIZE / 8;
         if slot >= FIRST_RESERVED_SLOT && self.roots.contains_key(&(at - at % PAGE_SIZE)) {
             misuse!("an MmuUpdate of entry {slot} of a root: 255 and above are the host's");
         }
@@ -124,7 +131,7 @@ impl Mmu {
         if !aligned || !inside || (root == 0 && length != 0) {
             misuse!("MMU_FLUSH of {length:#x} bytes at {start:#x}: not whole pages of the lower half");
         }
-        if root != 0 {
+        if root != 0 && !is_kernel_root(root) {
             self.expect_root("MMU_FLUSH", root);
         }
         Ok(0)
@@ -192,6 +199,11 @@ unsafe fn set_valid(context: GuestPhys) {
     let at = core::ptr::with_exposed_provenance_mut::<UserContext>(context.0 as usize);
     // SAFETY: as this function's caller says.
     unsafe { (&raw mut (*at).xstate_valid).write(1) };
+}
+
+/// Whether a table is the guest kernel's own root.
+fn is_kernel_root(table: u64) -> bool {
+    table != 0 && crate::boot::info().kernel_root.0 == table
 }
 
 /// Whether a range is in memory that the map calls usable.

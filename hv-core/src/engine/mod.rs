@@ -70,6 +70,8 @@ pub(crate) struct Setup<'a> {
     /// First instruction of vCPU 0, and its RDI.
     pub entry: u64,
     pub argument: u64,
+    /// The guest kernel's own root page table, if it has one.
+    pub kernel_root: Option<u64>,
 }
 
 /// A VM that an engine has ready to run.
@@ -114,6 +116,9 @@ pub(crate) trait AddressSpaces: Send + Sync {
 
     /// Brings all translations up to date that have changed so far.
     fn flush(&self);
+
+    /// Brings those of the guest kernel's own root up to date.
+    fn flush_kernel(&self);
 
     /// A root is one no more; the engine forgets it. Not, and gives `false`, if a vCPU is in user mode under it.
     fn forget_root(&self, root: u64) -> bool;

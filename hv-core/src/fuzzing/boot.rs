@@ -116,7 +116,7 @@ impl Case {
             }
             StartError::CommandLineTooLong { length, most } => {
                 assert_eq!(*length, self.text().len());
-                assert!(length > most && *most > 0xe000, "{error}");
+                assert!(length > most && *most > 0xd000, "{error}");
             }
             StartError::ZeroInArgument { index } => assert!(self.command_line[*index].contains('\0')),
             other => panic!("nothing here should give {other}"),
@@ -134,7 +134,13 @@ impl Case {
         assert_eq!(info.features, self.features, "[BOOT-003]");
         assert_eq!(info.memory_size, self.memory as u64, "[BOOT-005]");
         assert_eq!((info.direct_map, info.vcpus, info.reserved), (0x1000_0000_0000, VCPUS, 0));
-        assert_eq!((info.devices, info.kernel_root), (Blob::default(), GuestPhys(0)));
+        assert_eq!(info.devices, Blob::default());
+        let root = info.kernel_root.0 as usize;
+        assert_eq!(root != 0, self.features.contains(Features::MMU), "[BOOT-016]");
+        assert!(
+            bytes[root..][..if root == 0 { 0 } else { PAGE }].iter().all(|byte| *byte == 0),
+            "[BOOT-016]"
+        );
         assert!(info.xstate_mask & 3 == 3 && info.xstate_size >= 576, "[BOOT-015]");
         let map = extent(info.memory_map, size_of::<MemoryRegion>());
         let command_line = extent(info.command_line, 1);
@@ -151,7 +157,10 @@ impl Case {
         for MemoryRegion { start, length, kind, flags } in &regions {
             assert_eq!(start.0, at, "[BOOT-007] {regions:x?}");
             assert!(*length > 0 && length.is_multiple_of(PAGE_SIZE), "{regions:x?}");
-            assert!((region::USABLE..=region::RAMDISK).contains(kind), "{regions:x?}");
+            assert!(
+                (region::USABLE..=region::RAMDISK).contains(kind) || *kind == region::ROOT,
+                "{regions:x?}"
+            );
             at += length;
             assert!(at <= self.memory as u64, "{regions:x?}");
             let all_zero = || bytes[start.0 as usize..at as usize].iter().all(|byte| *byte == 0);
@@ -163,6 +172,8 @@ impl Case {
         for page in (0..self.memory).step_by(PAGE) {
             let expected = if self.image.segments.iter().any(|segment| pages(segment).contains(&page)) {
                 region::IMAGE
+            } else if page != 0 && page as u64 == info.kernel_root.0 {
+                region::ROOT
             } else if (PAGE..IMAGES).contains(&page) {
                 region::BOOT
             } else if ramdisk.contains(&page) {

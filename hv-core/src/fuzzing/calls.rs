@@ -1,6 +1,6 @@
 //! Calls, one after the other, on a VM without an engine: each does what the model says, and nothing else.
 
-use super::machine::{Machine, VCPUS, arguments, edge, features, number};
+use super::machine::{Machine, VCPUS, arguments, edge, features, number, page};
 use super::model::Model;
 use crate::calls::Calls;
 use crate::dispatch::dispatch;
@@ -48,11 +48,33 @@ fn step(u: &mut Unstructured<'_>) -> arbitrary::Result<Step> {
             let words = [edge(u)?, edge(u)?, edge(u)?, edge(u)?, u.arbitrary()?];
             Step::Store(edge(u)? & !7, words.map(u64::to_le_bytes).concat())
         }
+        14 => {
+            // An update of a table, where calls look for them.
+            let words = [entry(u)?, value(u)?, u.arbitrary()?, u64::from(u.ratio(1, 16)?) << 32];
+            let at = page(u)? + 32 * u64::from(u.arbitrary::<u8>()? % 8);
+            Step::Store(at, words.map(u64::to_le_bytes).concat())
+        }
+        15 => {
+            let number = u.int_in_range(16..=20)?;
+            Step::Call(number, arguments(u, number)?)
+        }
         _ => {
             let number = number(u)?;
             Step::Call(number, arguments(u, number)?)
         }
     })
+}
+
+/// P of an entry of a table, most likely.
+fn entry(u: &mut Unstructured<'_>) -> arbitrary::Result<u64> {
+    let index = *u.choose(&[0, 1, 31, 32, 33, 254, 255, 511])?;
+    if u.ratio(7, 8)? { Ok(page(u)? + index * 8) } else { edge(u) }
+}
+
+/// A value for one: a page and some bits, most likely.
+fn value(u: &mut Unstructured<'_>) -> arbitrary::Result<u64> {
+    let bits: u64 = *u.choose(&[0, 1, 7, 1 << 63 | 7, 0x87, 1 << 8 | 1, 1 << 59 | 1, 0xfff0])?;
+    if u.ratio(7, 8)? { Ok(page(u)? | bits) } else { u.arbitrary() }
 }
 
 fn run(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
@@ -72,8 +94,9 @@ fn run(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
 fn take(step: &Step, machine: &Machine, calls: &mut Calls<'_>, model: &mut Model) {
     let mut call = |number, arguments| {
         let given = dispatch(calls, machine.vm.features, number, arguments);
-        // A multicall says in memory what each of its calls gave.
-        let after = if number == Call::MULTICALL.0 { machine.state(calls).memory } else { Vec::new() };
+        // These say in memory what each of their parts gave.
+        let in_parts = [Call::MULTICALL.0, Call::MMU_UPDATE.0].contains(&number);
+        let after = if in_parts { machine.state(calls).memory } else { Vec::new() };
         model.judge(number, arguments, given, &after);
         given
     };

@@ -15,8 +15,10 @@ use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
-/// Bytes of guest memory: a little more than the longest console write.
+/// Bytes of guest memory: a little more than the longest console write. The guest kernel's root is in it.
 pub(super) const MEMORY: u64 = 18 * PAGE_SIZE;
+/// P of the guest kernel's root, if it has one.
+pub(super) const KERNEL_ROOT: u64 = 15 * PAGE_SIZE;
 pub(super) const VCPUS: u32 = 2;
 
 /// A vCPU's page, as far as calls change it.
@@ -84,13 +86,15 @@ impl Notify for Notified {
     }
 }
 
-/// No program ever runs, so there is nothing to keep of its page tables.
+/// No program ever runs, so nothing is kept of its page tables, and no context is held.
 struct NoSpaces;
 
 impl AddressSpaces for NoSpaces {
     fn entry_changed(&self, _: u64) {}
 
     fn flush(&self) {}
+
+    fn flush_kernel(&self) {}
 
     fn forget_root(&self, _: u64) -> bool {
         true
@@ -171,6 +175,12 @@ pub(super) fn arguments(u: &mut Unstructured<'_>, number: u32) -> arbitrary::Res
         // Few channels and vCPUs, so that the same ones meet again.
         let open = u64::from(FIRST_DYNAMIC_CHANNEL) + u64::from(u.arbitrary::<u8>()? % 4);
         *argument = match (number, index) {
+            // Tables, and updates in them that a step has written.
+            (16 | 17 | 19, 0) if u.ratio(3, 4)? => page(u)?,
+            (18, 0) | (20, 0) if u.ratio(3, 4)? => page(u)? + 64 * u64::from(u.arbitrary::<u8>()? % 4),
+            (18, 1) if u.ratio(3, 4)? => u.int_in_range(0..=4)?,
+            (18, 2) if u.ratio(7, 8)? => u.int_in_range(0..=1)?,
+            (19, 1 | 2) if u.ratio(3, 4)? => PAGE_SIZE << u.int_in_range(0..=36)?,
             (10..=12, 0) if u.ratio(3, 4)? => open,
             (9, 0) | (12, 1) if u.ratio(3, 4)? => u.int_in_range(0..=u64::from(VCPUS) - 1)?,
             _ => edge(u)?,
@@ -184,13 +194,23 @@ pub(super) fn arguments(u: &mut Unstructured<'_>, number: u32) -> arbitrary::Res
 
 /// The number of a call, most likely one that there is.
 pub(super) fn number(u: &mut Unstructured<'_>) -> arbitrary::Result<u32> {
-    if u.ratio(15, 16)? { u.int_in_range(0..=14) } else { u.arbitrary() }
+    if u.ratio(15, 16)? {
+        return u.int_in_range(0..=14);
+    }
+    let any: u32 = u.arbitrary()?;
+    Ok(if any % 4 == 0 { any } else { 16 + any % 6 })
 }
 
-/// Features in force: most often all that the model knows, which has no page tables.
+/// A page of guest memory, or one behind it; a few come often, so that the same ones meet again.
+pub(super) fn page(u: &mut Unstructured<'_>) -> arbitrary::Result<u64> {
+    if u.ratio(3, 4)? {
+        return Ok(*u.choose(&[KERNEL_ROOT, PAGE_SIZE, 2 * PAGE_SIZE])?);
+    }
+    Ok(u.int_in_range(0..=MEMORY / PAGE_SIZE)? * PAGE_SIZE)
+}
+
+/// Features in force: most often all.
 pub(super) fn features(u: &mut Unstructured<'_>) -> arbitrary::Result<Features> {
     let bits = u.arbitrary::<u8>()?;
-    let features =
-        if bits < 16 { Features::from_bits_retain(bits.into()) } else { crate::offered_features() };
-    Ok(features - Features::MMU)
+    Ok(if bits < 16 { Features::from_bits_retain(bits.into()) } else { crate::offered_features() })
 }

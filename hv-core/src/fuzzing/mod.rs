@@ -11,6 +11,7 @@ mod calls;
 mod image;
 mod machine;
 mod model;
+mod model_mmu;
 mod multicall;
 mod symbols;
 

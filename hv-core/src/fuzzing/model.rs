@@ -1,9 +1,10 @@
 //! What docs/abi.md says that calls do, written down a second time and as plainly as possible.
 //!
 //! It knows nothing of how the host does it. Where the document leaves a choice (which of several errors, which free
-//! channel), the model takes what the host chose if that is allowed.
+//! channel), the model takes what the host chose if that is allowed. Page tables are in `model_mmu`.
 
 use super::machine::{MEMORY, State, VCPUS};
+use super::model_mmu::Tables;
 use crate::report::{End, Place};
 use hv_abi::{Features, Status};
 use std::collections::BTreeMap;
@@ -13,23 +14,24 @@ const FIRST_DYNAMIC: u64 = 16;
 const PENDING: u32 = 1;
 
 /// A call's value, or what it may fail with.
-type Expected = Result<u64, Vec<Status>>;
+pub(super) type Expected = Result<u64, Vec<Status>>;
 
 pub(super) struct Model {
     pub state: State,
     features: Features,
     /// Open channels and the vCPUs that they are bound to.
     open: BTreeMap<u64, usize>,
+    pub(super) tables: Tables,
 }
 
 /// `Ok` if no error applies.
-fn unless(errors: &[(bool, Status)]) -> Result<(), Vec<Status>> {
+pub(super) fn unless(errors: &[(bool, Status)]) -> Result<(), Vec<Status>> {
     let apply: Vec<_> = errors.iter().filter(|(applies, _)| *applies).map(|(_, status)| *status).collect();
     if apply.is_empty() { Ok(()) } else { Err(apply) }
 }
 
 /// Whether a range is not wholly in guest memory.
-fn outside(start: u64, length: u64) -> bool {
+pub(super) fn outside(start: u64, length: u64) -> bool {
     length > 0 && u128::from(start) + u128::from(length) > u128::from(MEMORY)
 }
 
@@ -40,7 +42,7 @@ fn no_vcpu(vcpu: u64) -> bool {
 
 impl Model {
     pub(super) fn new(state: State, features: Features) -> Self {
-        Self { state, features, open: BTreeMap::new() }
+        Self { state, features, open: BTreeMap::new(), tables: Tables::default() }
     }
 
     /// Takes note of a call that the host has made, after which memory was as in `after`.
@@ -78,6 +80,7 @@ impl Model {
         let has = match number {
             0 | 1 | 5 => 0,
             2 | 12 | 13 => 2,
+            18 | 19 => 3,
             _ => 1,
         };
         unless(&[(a[has..].iter().any(|unused| *unused != 0), Status::BAD_ARGUMENT)])?;
@@ -96,6 +99,11 @@ impl Model {
             10 => self.event_close(a[0]),
             11 => self.event_send(a[0]),
             12 => self.event_bind(a[0], a[1]),
+            16 => self.root_create(a[0]),
+            17 => self.root_destroy(a[0]),
+            18 => self.mmu_update(a[0], a[1], a[2], after),
+            19 => self.mmu_flush(a[0], a[1], a[2]),
+            20 => self.user_xstate(a[0]),
             _ => self.multicall(a[0], a[1], after),
         }
     }
@@ -106,6 +114,7 @@ impl Model {
             0..=5 => true,
             8..=12 => self.features.contains(Features::EVENTS),
             13 => self.features.contains(Features::MULTICALL),
+            16..=20 => self.features.contains(Features::MMU),
             _ => false,
         }
     }
@@ -199,7 +208,7 @@ impl Model {
             assert!(status == 0 || value == 0, "[RULE-004]");
             let refused = if !self.is_served(number) {
                 Some(Status::UNKNOWN_CALL)
-            } else if matches!(number, 3 | 4 | 5 | 13) {
+            } else if matches!(number, 3 | 4 | 5 | 13 | 20) {
                 Some(Status::NOT_IN_MULTICALL)
             } else if word(56) != 0 {
                 Some(Status::BAD_ARGUMENT)
@@ -232,12 +241,12 @@ impl Model {
         page.masked[channel as usize / 64] |= 1 << (channel % 64);
     }
 
-    fn bytes(&self, start: u64, length: u64) -> Vec<u8> {
+    pub(super) fn bytes(&self, start: u64, length: u64) -> Vec<u8> {
         let range = if length == 0 { 0..0 } else { start as usize..(start + length) as usize };
         self.state.memory[range].to_vec()
     }
 
-    fn word(&self, at: u64) -> u64 {
+    pub(super) fn word(&self, at: u64) -> u64 {
         u64::from_le_bytes(self.bytes(at, 8).try_into().unwrap())
     }
 }

@@ -4,7 +4,7 @@ use super::{Run, Stand, holds, same, scenarios};
 use crate::patch::{Patch, Segment};
 use crate::{Judgement, Machine};
 use hv_abi::PAGE_SIZE;
-use hv_abi::address::{CLOCK_PAGE, DIRECT_MAP, LOWEST_MAPPABLE, VCPU_PAGES};
+use hv_abi::address::{CLOCK_PAGE, DIRECT_MAP, KERNEL_SPACE, LOWEST_MAPPABLE, VCPU_PAGES};
 use hv_abi::mmu::ROOTS_MAX;
 use object::LittleEndian;
 
@@ -12,6 +12,9 @@ const READ: u32 = 4;
 const WRITE: u32 = 2;
 const EXECUTE: u32 = 1;
 const RET: u8 = 0xc3;
+
+/// Where the act `own-entry` maps a page.
+const OWN_SPOT: u64 = KERNEL_SPACE + (3 << 39 | 5 << 30 | 7 << 21 | 9 << 12);
 
 /// Passes if the machine, which touches `address`, ends as crashed for that.
 #[track_caller]
@@ -75,6 +78,33 @@ scenarios! {
                 machine.arguments[1] = end.to_string();
                 crashes_at(stand.boot(machine), how, end)?;
             }
+        }
+        Ok(())
+    }
+
+    "MMU-015 MMU-019 MMU-021" fn the_kernel_is_held_to_its_own_tables_at_every_level(stand) {
+        for level in ["1", "2", "3", "4"] {
+            for right in ["present", "write", "execute", "reserved"] {
+                if (level, right) == ("4", "reserved") {
+                    continue; // a root is always one
+                }
+                for how in ["read", "write", "execute"] {
+                    let what = format!("{how} without {right} at level {level}");
+                    let run = stand.run(&["own-entry", level, right, how]);
+                    match matches!(right, "write" | "execute") && right != how {
+                        true => drop(run.done()?),
+                        false => crashes_at(run, &what, OWN_SPOT)?,
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    "MMU-016 ADDRESS-005 ADDRESS-006" fn the_hosts_slots_are_not_in_the_kernels_tables(stand) {
+        let machine = stand.machine(&[]);
+        for (slot, address) in [(0, 0x7000), (1, (1 << 39) + 0x7000), (31, (31 << 39) + 0x7000), (32, DIRECT_MAP + machine.memory)] {
+            crashes_at(stand.run(&["own-slot", &slot.to_string()]), "a read", address)?;
         }
         Ok(())
     }

@@ -13,19 +13,27 @@ pub(crate) struct Attack {
     /// How long it is let run before it is stopped.
     pub(crate) limit: Duration,
     pub(crate) breakpoints: Breakpoints,
+    /// Bytes of guest memory.
+    pub(crate) memory: u64,
 }
 
 impl Attack {
     pub(crate) fn new(way: &str, numbers: &[u64]) -> Self {
         let mut arguments = vec![way.to_owned()];
         arguments.extend(numbers.iter().map(u64::to_string));
-        Self { arguments, limit: Duration::from_millis(30), breakpoints: Breakpoints::Continue }
+        Self {
+            arguments,
+            limit: Duration::from_millis(30),
+            breakpoints: Breakpoints::Continue,
+            memory: 64 << 20,
+        }
     }
 
     pub(crate) fn start(&self) -> (Vm, Console) {
         let arguments: Vec<_> = self.arguments.iter().map(String::as_str).collect();
         let (mut config, console) = common::config("attack", &arguments);
         config.breakpoints = self.breakpoints;
+        config.memory = self.memory;
         (Vm::start(config).expect("the VM starts"), console)
     }
 

@@ -16,4 +16,5 @@ mod host;
 mod pages;
 mod state;
 mod stub;
+mod tables;
 mod user;

@@ -92,6 +92,8 @@ impl Command {
     }
 }
 
+/// Batches are numbered below this, again and again: a mapping thread has so many numbers to report.
+pub(super) const BATCH_NUMBERS: u32 = 256;
 /// Commands in one batch, at the most.
 pub(super) const MAX_COMMANDS: usize = 72;
 /// Commands by which a vCPU thread sets itself up, at the most.

@@ -68,16 +68,18 @@ impl Mapper {
         }
     }
 
-    /// Makes a batch ready without waiting: for the commands that a sandbox finds at its start.
+    /// Makes a batch ready without waiting: for the commands that a sandbox finds at its start. The one before it has been
+    /// reported.
     pub(super) fn post(&mut self, commands: &[Command]) {
         assert!(commands.len() <= MAX_COMMANDS, "a batch has room for {MAX_COMMANDS} commands");
-        self.sequence += 1;
+        assert!(self.is_reported(), "the batch before, {}, is not made yet", self.sequence);
+        self.sequence = (self.sequence + 1) % BATCH_NUMBERS;
         let report: &Report = self.file.at(REPORT_OFFSET);
         report.errno.store(0, Ordering::Relaxed);
         let sequence = self.sequence;
         let control = self.control();
         // SAFETY: as in `write_constants`; the mapping thread does not read commands until `sequence` changes, and
-        // the batch before it is done, since `wait` is called before the next `post`.
+        // the batch before it is done: the thread has reported its number, as was looked at above.
         unsafe {
             (*control).count = commands.len() as u32;
             (&mut (*control).commands)[..commands.len()].copy_from_slice(commands);
@@ -86,13 +88,19 @@ impl Mapper {
         }
     }
 
+    /// Whether the last batch has been reported. The report has the number of what was made: an earlier batch, reported
+    /// late, is not taken for a later one.
+    fn is_reported(&self) -> bool {
+        self.file.at::<Report>(REPORT_OFFSET).done.load(Ordering::Acquire) == self.sequence
+    }
+
     /// Whether a command of the batch, which had so many, has failed. Without a failure this says nothing about
     /// whether the batch is done.
     pub(super) fn failure(&self, commands: usize) -> Option<EngineError> {
-        let report: &Report = self.file.at(REPORT_OFFSET);
-        if report.done.load(Ordering::Acquire) != self.sequence {
+        if !self.is_reported() {
             return None;
         }
+        let report: &Report = self.file.at(REPORT_OFFSET);
         let errno = report.errno.load(Ordering::Relaxed);
         (errno != 0).then(|| EngineError::Mapping {
             command: commands.saturating_sub(1 + report.left.load(Ordering::Relaxed) as usize),
@@ -246,4 +254,39 @@ pub(super) fn unmap(address: u64, length: u64) -> Command {
 pub(super) fn map(address: u64, length: u64, file: i32, offset: u64, protection: i32) -> Command {
     let flags = libc::MAP_SHARED | libc::MAP_FIXED;
     Command::new(libc::SYS_mmap, [address, length, protection as u64, flags as u64, file as u64, offset])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the mapping thread does when it has made a batch.
+    fn report(mapper: &Mapper, number: u32) {
+        mapper.file.at::<Report>(REPORT_OFFSET).done.store(number, Ordering::Release);
+    }
+
+    fn is_done(mapper: &Mapper) -> bool {
+        mapper.wait(|| true, Duration::ZERO)
+    }
+
+    #[test]
+    fn only_the_number_of_the_last_batch_says_that_it_is_made() {
+        let mut mapper = Mapper::new().unwrap();
+        for round in 1..3 * BATCH_NUMBERS {
+            mapper.post(&[unmap(0, 4096)]);
+            assert!(!is_done(&mapper), "batch {round}");
+            report(&mapper, (round - 1) % BATCH_NUMBERS); // the one before, once more
+            assert!(!is_done(&mapper), "batch {round}");
+            report(&mapper, round % BATCH_NUMBERS);
+            assert!(is_done(&mapper), "batch {round}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "the batch before, 1, is not made yet")]
+    fn a_batch_is_posted_only_when_the_one_before_it_was_reported() {
+        let mut mapper = Mapper::new().unwrap();
+        mapper.post(&[]);
+        mapper.post(&[]);
+    }
 }

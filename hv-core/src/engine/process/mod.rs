@@ -55,12 +55,12 @@ impl Engine for ProcessEngine {
         let files =
             Files { memory: setup.memory.clone(), pages: setup.pages.clone(), links: Arc::new(links) };
         let mappings: Vec<_> = setup.mappings.iter().map(guest_mapping).collect();
-        let kernel = Starting::new(Kind::Kernel, &files, &mappings)?.finish()?;
+        let kernel = Arc::new(Starting::new(Kind::Kernel, &files, &mappings)?.finish()?);
         let first =
             Registers { rip: setup.entry, rdi: setup.argument, rflags: FIRST_FLAGS, ..Registers::default() };
         kernel.shared.write_first_context(0, &first);
         let process = Arc::new(Process {
-            users: Users::new(files),
+            users: Users::new(files, setup.kernel_root.map(|root| (root, kernel.clone()))),
             in_user: (0..vcpus).map(|_| Mutex::new(None)).collect(),
             pages: setup.pages.clone(),
             kernel,
@@ -87,7 +87,7 @@ fn guest_mapping(mapping: &Mapping) -> layout::Command {
 /// A running VM: its guest kernel's sandbox, and its programs'.
 struct Process {
     pages: Arc<VcpuPages>,
-    kernel: Sandbox,
+    kernel: Arc<Sandbox>,
     users: Users,
     /// Per vCPU: the program that it entered last.
     in_user: Vec<Mutex<Option<Arc<InUser>>>>,
@@ -174,6 +174,10 @@ impl AddressSpaces for Process {
 
     fn flush(&self) {
         self.users.flush();
+    }
+
+    fn flush_kernel(&self) {
+        self.users.flush_kernel();
     }
 
     fn forget_root(&self, root: u64) -> bool {

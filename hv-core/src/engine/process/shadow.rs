@@ -1,21 +1,21 @@
-//! Shadow mappings of one guest user address space: which parts of its sandbox mirror which entries of its page tables.
+//! Shadow mappings of one guest address space: which parts of its sandbox mirror which entries of its page tables.
 //!
 //! It is a cache, like a TLB. A fault or a new entry adds to it, a changed entry takes away, and when it holds too much
-//! it is emptied: the host's mappings and page tables for a guest stay bounded. Changes are gathered and made in the
-//! sandbox, in one batch, before the program next runs.
+//! (`users` sees to that) it is emptied: the host's mappings and page tables for a guest stay bounded. Changes are gathered
+//! and made in the sandbox, in one batch, before the program next runs.
 
 use super::layout::{Command, descriptor};
 use super::mapper;
-use crate::mmu::{LARGE_PAGE, Rights, Translation};
-use hv_abi::address::SLOT_255;
-use hv_abi::user::LOWEST_USER;
+use crate::mmu::{Rights, Translation, span};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Host mappings that a sandbox may have, at the most; far below `vm.max_map_count`.
 const MOST_RUNS: usize = 16 << 10;
-/// Host page tables that it may have, at the most, 4 KiB each.
-const MOST_TABLES: usize = 1024;
+/// Bytes that the host spends on a mapping, about, in its kernel and in the monitor.
+const RUN_COST: usize = 256;
+/// Bytes of a host page table.
+const TABLE_COST: usize = 4096;
 
 /// One host mapping: consecutive pages with the same rights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +33,13 @@ enum Change {
 }
 
 /// The shadow of one address space.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shadow {
+    /// The V that page tables translate here; the rest of the sandbox is not touched.
+    range: Range<u64>,
     runs: BTreeMap<u64, Run>,
-    /// Regions of 2 MiB in which something is, or was since it was last emptied: as many page tables.
-    regions: BTreeSet<u64>,
+    /// The host's page tables, by level and index, for what is mapped, or was since it was last emptied.
+    tables: BTreeSet<(u32, u64)>,
     changes: Vec<Change>,
 }
 
@@ -53,6 +55,26 @@ fn protection(rights: Rights) -> i32 {
 }
 
 impl Shadow {
+    /// Nothing is mirrored in `range` yet.
+    pub(super) fn new(range: Range<u64>) -> Self {
+        Self { range, runs: BTreeMap::new(), tables: BTreeSet::new(), changes: Vec::new() }
+    }
+
+    /// Bytes that it costs the host, about.
+    pub(super) fn cost(&self) -> usize {
+        self.tables.len() * TABLE_COST + self.runs.len() * RUN_COST
+    }
+
+    /// Whether it has as many mappings as it may.
+    pub(super) fn is_full(&self) -> bool {
+        self.runs.len() >= MOST_RUNS
+    }
+
+    /// The V that page tables translate here.
+    pub(super) fn range(&self) -> &Range<u64> {
+        &self.range
+    }
+
     /// Where a V is shadowed, and how: P and protection.
     fn get(&self, virt: u64) -> Option<(u64, i32)> {
         let (start, run) = self.runs.range(..=virt).next_back()?;
@@ -65,16 +87,15 @@ impl Shadow {
         self.get(virt) == Some((phys, protection(translation.rights)))
     }
 
-    /// Mirrors a page, or a run of them, of user mode.
+    /// Mirrors a page, or a run of them.
     pub(super) fn map(&mut self, virt: u64, length: u64, phys: u64, rights: Rights) {
-        debug_assert!((LOWEST_USER..SLOT_255).contains(&virt) && virt + length <= SLOT_255);
-        if self.runs.len() >= MOST_RUNS || self.regions.len() >= MOST_TABLES {
-            self.empty();
-        }
+        debug_assert!(self.range.contains(&virt) && virt + length <= self.range.end);
         let run = Run { length, phys, protection: protection(rights) };
         self.cut(virt..virt + length);
-        let regions = virt / LARGE_PAGE..(virt + length).div_ceil(LARGE_PAGE);
-        self.regions.extend(regions);
+        for level in 2..=4 {
+            let indices = virt / span(level)..(virt + length).div_ceil(span(level));
+            self.tables.extend(indices.map(|index| (level, index)));
+        }
         self.changes.push(Change::Map(virt, run));
         self.insert(virt, run);
     }
@@ -114,7 +135,7 @@ impl Shadow {
 
     /// The translations of a range have changed.
     pub(super) fn invalidate(&mut self, range: Range<u64>) {
-        let range = range.start.max(LOWEST_USER)..range.end.min(SLOT_255);
+        let range = range.start.max(self.range.start)..range.end.min(self.range.end);
         if range.is_empty() || !self.cut(range.clone()) {
             return;
         }
@@ -127,8 +148,8 @@ impl Shadow {
     /// Forgets everything.
     pub(super) fn empty(&mut self) {
         self.runs.clear();
-        self.regions.clear();
-        self.changes = vec![Change::Unmap(LOWEST_USER..SLOT_255)];
+        self.tables.clear();
+        self.changes = vec![Change::Unmap(self.range.clone())];
     }
 
     /// What the sandbox has to do now.
@@ -147,6 +168,12 @@ impl Shadow {
 mod tests {
     use super::*;
     use hv_abi::PAGE_SIZE;
+    use hv_abi::address::SLOT_255;
+    use hv_abi::user::LOWEST_USER;
+
+    fn shadow() -> Shadow {
+        Shadow::new(LOWEST_USER..SLOT_255)
+    }
 
     const RW: Rights = Rights { write: true, execute: false, user: true };
     const RO: Rights = Rights { write: false, execute: false, user: true };
@@ -167,7 +194,7 @@ mod tests {
     #[test]
     fn the_sandbox_has_what_the_shadow_says_whatever_was_changed() {
         let mut random = fastrand::Rng::with_seed(1);
-        let (mut shadow, mut pages) = (Shadow::default(), BTreeMap::new());
+        let (mut shadow, mut pages) = (shadow(), BTreeMap::new());
         for _ in 0..5000 {
             let virt = BASE + random.u64(..32) * PAGE_SIZE;
             let length = random.u64(1..5) * PAGE_SIZE;
@@ -196,20 +223,30 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_are_one_run_and_too_many_are_none() {
-        let mut shadow = Shadow::default();
+    fn neighbours_are_one_run_and_far_pages_cost_their_tables() {
+        let mut shadow = shadow();
         (0..10).for_each(|i| shadow.map(BASE + i * PAGE_SIZE, PAGE_SIZE, i * PAGE_SIZE, RW));
-        assert_eq!(shadow.runs.len(), 1);
-        for i in 0..4 * MOST_TABLES as u64 {
-            shadow.map(BASE + (i << 30), PAGE_SIZE, 0, RW);
-            assert!(shadow.regions.len() <= MOST_TABLES);
+        assert_eq!((shadow.runs.len(), shadow.cost()), (1, 3 * TABLE_COST + RUN_COST));
+        shadow.empty();
+        assert_eq!(shadow.cost(), 0);
+        // Ten pages in as many GiB: two tables each, and the one above.
+        (0..10).for_each(|i| shadow.map(BASE + (i << 30), PAGE_SIZE, 0, RW));
+        assert_eq!(shadow.cost(), 21 * TABLE_COST + 10 * RUN_COST);
+    }
+
+    #[test]
+    fn so_many_mappings_are_enough() {
+        let mut shadow = shadow();
+        for i in 0..MOST_RUNS as u64 {
+            assert!(!shadow.is_full());
+            shadow.map(BASE + 2 * i * PAGE_SIZE, PAGE_SIZE, 0, RW);
         }
-        assert!(shadow.runs.len() <= MOST_TABLES);
+        assert!(shadow.is_full());
     }
 
     #[test]
     fn what_was_not_shadowed_need_not_be_unmapped() {
-        let mut shadow = Shadow::default();
+        let mut shadow = shadow();
         shadow.invalidate(BASE..BASE + PAGE_SIZE);
         assert!(shadow.take_commands().is_empty());
     }

@@ -114,6 +114,7 @@ core::arch::global_asm!(
     UC_FPSTATE = const ucontext::FPSTATE,
     UC_SELECTORS = const ucontext::SELECTORS,
     K_SEQUENCE = const offset_of!(Control, sequence),
+    NUMBERS = const BATCH_NUMBERS,
     K_COUNT = const offset_of!(Control, count),
     K_COMMANDS = const offset_of!(Control, commands),
     K_THREAD_COUNT = const offset_of!(Control, thread_count),

@@ -1,8 +1,11 @@
-//! The user address spaces of a VM that have a sandbox at the moment: a bounded cache of roots.
+//! The address spaces of a VM that have a sandbox at the moment: the guest kernel's, and a bounded cache of user roots.
 //!
 //! A root costs nothing until a program is entered under it; then it gets a sandbox of its own, and when there are too
 //! many, the one that was not used for longest goes. No sandbox ever serves a second root: a program that pretends to
 //! wait could still run in it.
+//!
+//! Of the guest kernel's sandbox, only the V that its own root translates are this module's: a space like others, but that
+//! it is never given up.
 //!
 //! Which entries of page tables a shadow depends on is noted by the walks that filled it (`Tables`): a change of an
 //! entry takes away what was shadowed through it, and nothing else.
@@ -15,7 +18,7 @@ use super::sandbox::{Files, Kind, Sandbox, Starting};
 use super::shadow::Shadow;
 use crate::engine::{Access, EngineError, EnterError, Registers};
 use crate::memory::GuestMemory;
-use crate::mmu::{self, ENTRIES, Leaf, Rights, Step, span};
+use crate::mmu::{self, ENTRIES, KERNEL, Leaf, Rights, Step, span};
 use core::mem::offset_of;
 use hv_abi::address::SLOT_255;
 use hv_abi::mmu::Entry;
@@ -29,11 +32,19 @@ use zerocopy::IntoBytes;
 /// Pages that are mapped for one fault, at the most, and within the same aligned run of so many.
 const AHEAD: u64 = 64;
 
+/// Bytes that the host may spend on what it maps of one space, about, and of all spaces of a VM.
+const MOST_COST: usize = 4 << 20;
+const MOST_COST_OF_ALL: usize = 12 << 20;
+/// What noting a table counts for: in bytes it is less, but a change of a table looks at all of its notes.
+const NOTE_COST: usize = 512;
+
 /// Pages that a batch of new entries maps before the program goes on, at the most.
 const MOST_WANTED: usize = 512;
 
 pub(super) struct Users {
     files: Files,
+    /// The guest kernel's own root.
+    kernel: Option<u64>,
     inner: Mutex<Inner>,
 }
 
@@ -61,7 +72,8 @@ struct Use {
 
 struct Space {
     sandbox: Arc<Sandbox>,
-    slot: u32,
+    /// Which of the links is its sandbox's. None is the guest kernel's.
+    slot: Option<u32>,
     shadow: Shadow,
     /// The tables in `Inner::tables` that name this root, by level and base.
     tables: BTreeMap<(u32, u64), u64>,
@@ -91,8 +103,12 @@ pub(super) enum Fault {
 }
 
 impl Users {
-    pub(super) fn new(files: Files) -> Self {
-        Self { files, inner: Mutex::default() }
+    /// No user space yet; and the guest kernel's own root, if it has one, with its sandbox.
+    pub(super) fn new(files: Files, kernel: Option<(u64, Arc<Sandbox>)>) -> Self {
+        let mut inner = Inner::default();
+        let root = kernel.as_ref().map(|(root, _)| *root);
+        inner.spaces.extend(kernel.map(|(root, sandbox)| (root, Space::new(sandbox, None))));
+        Self { files, kernel: root, inner: Mutex::new(inner) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -121,13 +137,12 @@ impl Users {
             if !from_memory {
                 return Err(EnterError::NoExtendedState);
             }
-            let (slot, sandbox) = inner.sandbox(&self.files).map_err(EnterError::Engine)?;
-            inner.spaces.insert(root, Space::new(sandbox, slot));
+            let (sandbox, slot) = inner.start(&self.files).map_err(EnterError::Engine)?;
+            inner.spaces.insert(root, Space::new(Arc::new(sandbox), Some(slot)));
             inner.prepare(&self.files);
         }
-        inner.now += 1;
+        inner.touch(root);
         let space = inner.spaces.get_mut(&root).expect("it is there, or was made");
-        space.used = inner.now;
         let registers = Registers::from(user);
         if space.holds(context) && !from_memory {
             space.frame(vcpu).set_registers(&registers);
@@ -142,20 +157,27 @@ impl Users {
         for virt in std::mem::take(&mut space.wanted) {
             inner.shadow(&self.files.memory, root, virt, 1);
         }
+        inner.make_room(&self.files.memory, root);
         if let Err(error) = inner.update(root) {
             inner.give_up(&self.files.memory, root);
             return Err(EnterError::Engine(error));
         }
         let space = &inner.spaces[&root];
-        Ok((space.sandbox.clone(), space.slot))
+        Ok((space.sandbox.clone(), space.slot.expect("no program is entered under the guest kernel's root")))
+    }
+
+    /// The guest kernel used an address that its own page tables may translate, and its sandbox does not have.
+    pub(super) fn kernel_fault(&self, address: u64, access: Access) -> Fault {
+        self.kernel.map_or(Fault::Guest, |root| self.fault(root, address, access))
     }
 
     /// A program under `root` used an address that its sandbox does not have.
     pub(super) fn fault(&self, root: u64, address: u64, access: Access) -> Fault {
         let mut inner = self.lock();
-        let Some(rights) = inner.shadow(&self.files.memory, root, address, AHEAD) else {
-            return Fault::Guest;
-        };
+        inner.touch(root);
+        let rights = inner.shadow(&self.files.memory, root, address, AHEAD);
+        inner.make_room(&self.files.memory, root);
+        let Some(rights) = rights else { return Fault::Guest };
         let allowed = match access {
             Access::Read => true,
             Access::Write => rights.write,
@@ -163,7 +185,7 @@ impl Users {
         };
         match (allowed, inner.update(root)) {
             (_, Err(error)) => {
-                tracing::warn!(%error, root, "a user address space is given up");
+                tracing::warn!(%error, root, "an address space is given up");
                 Fault::Lost
             }
             (true, Ok(())) => Fault::Mended,
@@ -197,12 +219,12 @@ impl Users {
         })
     }
 
-    /// An entry of a table, at P `at`, has changed. Whether a sandbox has something to do for that.
+    /// An entry of a table, at P `at`, has changed. Whether a program's sandbox has something to do for that.
     pub(super) fn entry_changed(&self, at: u64) -> bool {
         let mut inner = self.lock();
         let (table, index) = (at - at % PAGE_SIZE, at % PAGE_SIZE / 8);
         let uses = inner.tables.get(&table).cloned().unwrap_or_default();
-        let used = !uses.is_empty();
+        let used = uses.iter().any(|of| Some(of.root) != self.kernel);
         for of in uses {
             let start = of.base + index * span(of.level);
             inner.changed(of, start..start + span(of.level));
@@ -215,11 +237,20 @@ impl Users {
         let mut inner = self.lock();
         let roots: Vec<_> = inner.spaces.keys().copied().collect();
         for root in roots {
-            if let Err(error) = inner.update(root) {
-                tracing::warn!(%error, root, "a user address space is given up");
-                inner.give_up(&self.files.memory, root);
-            }
+            inner.update_or_give_up(&self.files.memory, root);
         }
+    }
+
+    /// Makes those that are outstanding for the guest kernel's own root. What became present is mapped at once.
+    pub(super) fn flush_kernel(&self) {
+        let Some(root) = self.kernel else { return };
+        let mut inner = self.lock();
+        let wanted = inner.spaces.get_mut(&root).map(|space| std::mem::take(&mut space.wanted));
+        for virt in wanted.into_iter().flatten() {
+            inner.shadow(&self.files.memory, root, virt, 1);
+        }
+        inner.make_room(&self.files.memory, root);
+        inner.update_or_give_up(&self.files.memory, root);
     }
 
     pub(super) fn kill_all(&self) {
@@ -232,38 +263,69 @@ impl Users {
         self::sandboxes(&inner).for_each(|sandbox| sandbox.kill());
     }
 
-    /// All sandboxes, and those that are on their way out.
+    /// All sandboxes of programs, and those that are on their way out.
     pub(super) fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
         sandboxes(&self.lock()).cloned().collect()
     }
 }
 
 fn sandboxes(inner: &Inner) -> impl Iterator<Item = &Arc<Sandbox>> {
-    let spaces = inner.spaces.values().map(|space| &space.sandbox);
+    let spaces = inner.spaces.values().filter(|space| !space.is_kernel()).map(|space| &space.sandbox);
     spaces.chain(inner.leaving.iter().map(|(_, sandbox)| sandbox))
 }
 
 impl Inner {
-    /// Mirrors the page at `virt` and up to `most` of those around it. Gives the page's rights, if it is mapped for user
-    /// mode.
+    /// Mirrors the page at `virt` and up to `most` of those around it. Gives the page's rights, if it is mapped for whom the
+    /// space is.
     fn shadow(&mut self, memory: &GuestMemory, root: u64, virt: u64, most: u64) -> Option<Rights> {
-        if !(LOWEST_USER..SLOT_255).contains(&virt) {
-            return None;
+        let space = self.spaces.get(&root).filter(|space| space.shadow.range().contains(&virt))?;
+        if space.shadow.is_full() || space.cost() >= MOST_COST {
+            self.forget(root);
         }
         let mut steps = Vec::with_capacity(4);
         let found = mmu::walk(memory, root, virt, |step| steps.push(step));
         let last = *steps.last().expect("a walk begins at the root");
         steps.into_iter().for_each(|step| self.note(root, step));
-        let found = found.filter(|found| found.rights.user)?;
         let space = self.spaces.get_mut(&root)?;
+        let found = found.filter(|found| found.rights.user || space.is_kernel())?;
         if found.size > PAGE_SIZE {
             let page = virt - virt % found.size;
-            let start = page.max(LOWEST_USER);
+            let start = page.max(space.shadow.range().start);
             space.shadow.map(start, page + found.size - start, found.phys + (start - page), found.rights);
         } else {
             space.shadow_around(memory, last, virt, most);
         }
         Some(found.rights)
+    }
+
+    /// A space is in use.
+    fn touch(&mut self, root: u64) {
+        self.now += 1;
+        if let Some(space) = self.spaces.get_mut(&root) {
+            space.used = self.now;
+        }
+    }
+
+    /// Forgets what is shadowed of a space, and what that came through.
+    fn forget(&mut self, root: u64) {
+        let Some(space) = self.spaces.get_mut(&root) else { return };
+        space.shadow.empty();
+        let tables: BTreeSet<_> = std::mem::take(&mut space.tables).into_values().collect();
+        for table in tables {
+            forget_uses(&mut self.tables, table, |of| of.root == root);
+        }
+    }
+
+    /// Has other spaces than `root` forget theirs while all together cost too much: first what was not used for longest.
+    fn make_room(&mut self, memory: &GuestMemory, root: u64) {
+        while self.spaces.values().map(Space::cost).sum::<usize>() > MOST_COST_OF_ALL {
+            let others = self.spaces.iter().filter(|(at, space)| **at != root && space.cost() > 0);
+            let Some(other) = others.min_by_key(|(_, space)| space.used).map(|(other, _)| *other) else {
+                return;
+            };
+            self.forget(other);
+            self.update_or_give_up(memory, other);
+        }
     }
 
     /// Notes that shadows of `root` came through a table.
@@ -277,7 +339,7 @@ impl Inner {
             }
             before => {
                 if let Some(before) = before {
-                    forget_use(&mut self.tables, before, &of);
+                    forget_uses(&mut self.tables, before, |u| same_place(u, &of));
                 }
                 self.tables.entry(step.table).or_default().push(of);
             }
@@ -302,7 +364,7 @@ impl Inner {
                 .collect();
             for ((level, base), table) in below {
                 space.tables.remove(&(level, base));
-                forget_use(&mut self.tables, table, &Use { level, base, ..of });
+                forget_uses(&mut self.tables, table, |u| same_place(u, &Use { level, base, ..of }));
             }
         }
     }
@@ -314,18 +376,6 @@ impl Inner {
         if commands.is_empty() { Ok(()) } else { space.sandbox.command(&commands) }
     }
 
-    /// A sandbox for another space, and its slot: the spare one, if there is one.
-    fn sandbox(&mut self, files: &Files) -> Result<(u32, Sandbox), EngineError> {
-        let (slot, starting) = match self.spare.take() {
-            Some(spare) => spare,
-            None => {
-                let slot = self.free_slot(&files.memory);
-                (slot, Starting::new(Kind::User { slot }, files, &[])?)
-            }
-        };
-        Ok((slot, starting.finish()?))
-    }
-
     /// Has a spare sandbox made, if there is room for one: who makes one address space soon makes another.
     fn prepare(&mut self, files: &Files) {
         if let Some(slot) = self.unused_slot() {
@@ -334,10 +384,48 @@ impl Inner {
         }
     }
 
+    /// As [`update`](Self::update). A sandbox that cannot is given up: a program goes on in another, a guest kernel ends.
+    fn update_or_give_up(&mut self, memory: &GuestMemory, root: u64) {
+        if let Err(error) = self.update(root) {
+            tracing::warn!(%error, root, "an address space is given up");
+            self.give_up(memory, root);
+        }
+    }
+
+    /// A sandbox for another space, and its slot: the spare one, if there is one. If the host is short of something, gives up others one by one, each of which
+    /// sets some of it free.
+    fn start(&mut self, files: &Files) -> Result<(Sandbox, u32), EngineError> {
+        loop {
+            let (slot, starting) = match self.spare.take() {
+                Some((slot, starting)) => (slot, Ok(starting)),
+                None => {
+                    let slot = self.free_slot(&files.memory);
+                    (slot, Starting::new(Kind::User { slot }, files, &[]))
+                }
+            };
+            let error = match starting.and_then(Starting::finish) {
+                Ok(sandbox) => return Ok((sandbox, slot)),
+                Err(error @ EngineError::SandboxDied { .. }) => return Err(error), // with fewer it would be no better
+                Err(error) => error,
+            };
+            let Some(root) = self.longest_unused() else { return Err(error) };
+            tracing::debug!(%error, root, "an address space is given up for another");
+            self.give_up(&files.memory, root);
+            self.leaving.iter().for_each(|(_, sandbox)| sandbox.shared.wait_until_gone());
+        }
+    }
+
+    /// The user space that was not used for longest.
+    fn longest_unused(&self) -> Option<u64> {
+        let users = self.spaces.iter().filter(|(_, space)| !space.is_kernel());
+        users.min_by_key(|(_, space)| space.used).map(|(root, _)| *root)
+    }
+
     /// A slot for another space. If there are too many, gives up the one that was not used for longest.
     fn free_slot(&mut self, memory: &GuestMemory) -> u32 {
-        if self.spaces.len() >= MOST_SPACES as usize
-            && let Some(root) = self.spaces.iter().min_by_key(|(_, space)| space.used).map(|(root, _)| *root)
+        let users = self.spaces.values().filter(|space| !space.is_kernel()).count();
+        if users >= MOST_SPACES as usize
+            && let Some(root) = self.longest_unused()
         {
             self.give_up(memory, root);
         }
@@ -352,7 +440,7 @@ impl Inner {
     fn unused_slot(&mut self) -> Option<u32> {
         self.leaving.retain(|(_, sandbox)| !sandbox.shared.is_gone());
         let leaving = self.leaving.iter().map(|(slot, _)| *slot);
-        let taken: BTreeSet<_> = self.spaces.values().map(|space| space.slot).chain(leaving).collect();
+        let taken: BTreeSet<_> = self.spaces.values().filter_map(|space| space.slot).chain(leaving).collect();
         (0..MOST_SPACES).find(|slot| !taken.contains(slot))
     }
 
@@ -366,13 +454,10 @@ impl Inner {
 
     /// Takes a space away, with what it holds.
     fn remove(&mut self, root: u64) {
+        self.forget(root);
         let Some(space) = self.spaces.remove(&root) else { return };
-        for ((level, base), table) in space.tables {
-            let rights = Rights { write: true, execute: true, user: true };
-            forget_use(&mut self.tables, table, &Use { root, level, base, rights });
-        }
         space.sandbox.kill();
-        self.leaving.push((space.slot, space.sandbox));
+        self.leaving.extend(space.slot.map(|slot| (slot, space.sandbox)));
     }
 }
 
@@ -380,9 +465,9 @@ fn same_place(one: &Use, other: &Use) -> bool {
     (one.root, one.level, one.base) == (other.root, other.level, other.base)
 }
 
-fn forget_use(tables: &mut HashMap<u64, Vec<Use>>, table: u64, of: &Use) {
+fn forget_uses(tables: &mut HashMap<u64, Vec<Use>>, table: u64, which: impl Fn(&Use) -> bool) {
     if let Some(uses) = tables.get_mut(&table) {
-        uses.retain(|u| !same_place(u, of));
+        uses.retain(|of| !which(of));
         if uses.is_empty() {
             tables.remove(&table);
         }
@@ -390,16 +475,27 @@ fn forget_use(tables: &mut HashMap<u64, Vec<Use>>, table: u64, of: &Use) {
 }
 
 impl Space {
-    fn new(sandbox: Sandbox, slot: u32) -> Self {
+    fn new(sandbox: Arc<Sandbox>, slot: Option<u32>) -> Self {
+        let range = if slot.is_some() { LOWEST_USER..SLOT_255 } else { KERNEL };
         Self {
-            sandbox: Arc::new(sandbox),
+            sandbox,
             slot,
-            shadow: Shadow::default(),
+            shadow: Shadow::new(range),
             tables: BTreeMap::new(),
             held: None,
             wanted: Vec::new(),
             used: 0,
         }
+    }
+
+    /// Bytes that what is shadowed costs the host, about.
+    fn cost(&self) -> usize {
+        self.shadow.cost() + self.tables.len() * NOTE_COST
+    }
+
+    /// Whether it is the guest kernel's, where entries need not be for user mode.
+    fn is_kernel(&self) -> bool {
+        self.slot.is_none()
     }
 
     fn holds(&self, context: u64) -> bool {
@@ -417,13 +513,14 @@ impl Space {
         if memory.read_bytes(GuestPhys(step.table), entries.as_mut_bytes()).is_err() {
             return;
         }
+        let is_kernel = self.is_kernel();
         let index = virt / PAGE_SIZE % ENTRIES;
         let first = index - index % most;
         let page = |i: u64| {
             let entry = Entry::from_bits_retain(entries[i as usize]);
             match mmu::leaf(memory, entry, 1) {
                 Leaf::Page { phys, .. } => {
-                    Some((phys, step.rights.and(entry))).filter(|(_, rights)| rights.user)
+                    Some((phys, step.rights.and(entry))).filter(|(_, rights)| rights.user || is_kernel)
                 }
                 _ => None,
             }
@@ -450,7 +547,7 @@ impl Space {
         let there = |shadow: &Shadow, i| {
             let phys = phys + i * PAGE_SIZE;
             shadow.has(virt_of(i), mmu::Translation { phys, size: PAGE_SIZE, rights })
-                || !(LOWEST_USER..SLOT_255).contains(&virt_of(i))
+                || !shadow.range().contains(&virt_of(i))
         };
         let mut i = 0;
         while i < pages {

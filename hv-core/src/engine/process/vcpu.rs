@@ -14,6 +14,7 @@ use super::users;
 use super::{InUser, Process, frame, stub};
 use crate::clock::monotonic_ns;
 use crate::engine::{Counters, EnterError, Exit, Fault, Registers, Trap, UserCause, UserExit, VcpuRunner};
+use crate::mmu::KERNEL;
 use hv_abi::Status;
 use hv_abi::user::UserContext;
 use std::sync::Arc;
@@ -148,23 +149,40 @@ impl Vcpu {
         Exit::Hypercall { number, arguments }
     }
 
-    /// A trap, or a stop, that the vCPU says it has come to.
-    fn trap(&mut self) -> Exit {
+    /// A trap, or a stop, that the vCPU says it has come to. `None`: it goes on.
+    fn trap(&mut self, deadline: u64) -> Option<Exit> {
         let handover = self.handover();
         let signal = handover.signal.load(Relaxed) as i32;
         let Some(frame) = frame::read(self.running().exchange(), self.vcpu, handover) else {
-            return Exit::Died("it published a trap with a context outside its signal stack".into());
+            return Some(Exit::Died("it published a trap with a context outside its signal stack".into()));
         };
         if signal == 0 {
-            return Exit::Stopped(frame.registers);
+            return Some(Exit::Stopped(frame.registers));
         }
         self.counters.traps += 1;
+        if let Fault::PageFault { address, access } = frame.fault(signal)
+            && signal == libc::SIGSEGV
+            && KERNEL.contains(&address)
+        {
+            // Also if it is the stub that uses a stack of the guest's.
+            match self.process.users.kernel_fault(address, access) {
+                users::Fault::Guest => {}
+                users::Fault::Lost => {
+                    let reason = "the host cannot map what the guest kernel's page tables say";
+                    return Some(Exit::Died(reason.into()));
+                }
+                users::Fault::Mended => {
+                    self.answered = true;
+                    return (monotonic_ns() >= deadline).then_some(Exit::Deadline);
+                }
+            }
+        }
         let fault = if stub::contains(frame.registers.rip) {
             Fault::InEngine { signal, address: frame.address }
         } else {
             frame.fault(signal)
         };
-        Exit::Trap(Trap { fault, registers: frame.registers })
+        Some(Exit::Trap(Trap { fault, registers: frame.registers }))
     }
 }
 
@@ -177,7 +195,7 @@ impl Vcpu {
                 if turn != TURN_USER_TRAP {
                     self.came_back();
                 }
-                self.published(turn)?
+                self.published(turn, deadline)?
             }
             _ if self.process.kernel.shared.is_dead() => Exit::Died(self.process.kernel.shared.death()),
             Wait::Interrupted | Wait::TimedOut if self.called_back.is_some() || self.wanted().is_some() => {
@@ -191,10 +209,10 @@ impl Vcpu {
     }
 
     /// What the guest kernel has published.
-    fn published(&mut self, turn: u32) -> Option<Exit> {
+    fn published(&mut self, turn: u32, deadline: u64) -> Option<Exit> {
         Some(match turn {
             TURN_CALL => self.hypercall(),
-            TURN_TRAP => self.trap(),
+            TURN_TRAP => self.trap(deadline)?,
             TURN_ENTER_USER => {
                 let [root, context, ..] = self.handover().arguments();
                 self.counters.hypercalls += 1;

@@ -15,6 +15,7 @@ mod neighbour;
 mod pages;
 mod state;
 mod system_calls;
+mod tables;
 mod user;
 
 use guest_sdk::println;
@@ -40,6 +41,8 @@ const WAYS: &[Way] = &[
     ("hide", "HOW", "never stops when it is asked to", hide::hide),
     ("victim", "SEED", "calls, traps and sleeps, while someone else writes to its pages", pages::victim),
     ("user", "WAY FIRST COUNT", "programs that attack, one after the other: 0 to 6", user::attack),
+    ("tables", "SEED COUNT", "page tables of its own that lead anywhere", tables::kernel),
+    ("spread", "ROOTS ENTERED ENDS", "programs whose pages lie far from each other", tables::spread),
     ("checksum", "", "computes one checksum over and over, beside the others", neighbour::checksum),
     ("touch", "", "makes the host spend all the memory that it can", neighbour::touch),
 ];

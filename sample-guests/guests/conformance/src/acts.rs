@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "crashing takes it")]
 
 use crate::registers::{enter, good};
-use crate::{direct, first, in_a_storm, phys, raw};
+use crate::{direct, first, in_a_storm, kernel_space, phys, raw};
 use alloc::vec::Vec;
 use guest_sdk::boot::info;
 use guest_sdk::console::write;
@@ -34,6 +34,8 @@ const ACTS: &[Act] = &[
     ("featureless", |_| featureless()),
     ("lengths", |_| lengths()),
     ("overwrite", |_| overwrite()),
+    ("own-entry", |arguments| kernel_space::entry_without(arguments[0], arguments[1], arguments[2])),
+    ("own-slot", |arguments| kernel_space::fill_slot(number(arguments[0]))),
     ("panic", |arguments| panic_as(arguments[0])),
     ("ramdisk", |_| ramdisk()),
     ("rate", |_| rate()),
@@ -45,11 +47,11 @@ const ACTS: &[Act] = &[
     (first::ZEROS, |_| first::report_zeros()),
     // Acts that may crash: each writes where its instruction is, and runs it.
     ("divide", |_| crash(&raw const hv_conformance_divide, 0)),
-    ("execute", |arguments| crash(&raw const hv_conformance_execute, number(arguments[0]))),
+    ("execute", |arguments| touch("execute", number(arguments[0]))),
     ("illegal", |_| crash(&raw const hv_conformance_illegal, 0)),
-    ("read", |arguments| crash(&raw const hv_conformance_read, number(arguments[0]))),
+    ("read", |arguments| touch("read", number(arguments[0]))),
     ("syscall", |arguments| crash(&raw const hv_conformance_syscall, number(arguments[0]))),
-    ("write", |arguments| crash(&raw const hv_conformance_write, number(arguments[0]))),
+    ("write", |arguments| touch("write", number(arguments[0]))),
 ];
 
 /// Does what the command line says, if its first word is the name of an act.
@@ -59,7 +61,7 @@ pub fn perform() -> bool {
     act.inspect(|act| act.1(&arguments[1..])).is_some()
 }
 
-fn number(text: &str) -> u64 {
+pub fn number(text: &str) -> u64 {
     text.parse().expect("a decimal number")
 }
 
@@ -84,6 +86,16 @@ unsafe extern "C" {
     static hv_conformance_illegal: u8;
     static hv_conformance_divide: u8;
     static hv_conformance_syscall: u8;
+}
+
+/// Touches an address in a way that may crash.
+pub fn touch(how: &str, address: u64) {
+    match how {
+        "read" => crash(&raw const hv_conformance_read, address),
+        "write" => crash(&raw const hv_conformance_write, address),
+        "execute" => crash(&raw const hv_conformance_execute, address),
+        other => panic!("no way to touch {other:?}"),
+    }
 }
 
 fn crash(function: *const u8, operand: u64) {
@@ -143,6 +155,7 @@ fn entries() {
 /// For an image that asks for no feature: fails if a call of one is served.
 fn featureless() {
     assert_eq!(info().features, Features::empty());
+    assert_eq!(info().kernel_root, GuestPhys(0));
     for call in CALLS.iter().filter(|call| !call.call.feature().is_empty()) {
         for arguments in [[0; 5], [u64::MAX; 5]] {
             assert_eq!(raw(call.call, arguments), Err(Status::UNKNOWN_CALL), "{}", call.name);

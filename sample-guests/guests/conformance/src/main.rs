@@ -18,6 +18,7 @@ mod cpu;
 mod entries;
 mod events;
 mod first;
+mod kernel_space;
 mod mmu;
 mod mmu_calls;
 mod mmu_random;

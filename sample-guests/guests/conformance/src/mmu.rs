@@ -354,7 +354,7 @@ guest_sdk::tests! {
 }
 
 /// Changes an entry of a table that no root reaches.
-fn store(at: GuestPhys, value: u64) {
+pub fn store(at: GuestPhys, value: u64) {
     let virt = guest_sdk::boot::info().direct_map + at.0;
     // SAFETY: tables are leaked pages, exposed when their P was asked for, and no reference to them is in use.
     unsafe { core::ptr::with_exposed_provenance_mut::<u64>(virt as usize).write_volatile(value) };

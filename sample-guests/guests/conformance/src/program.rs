@@ -76,6 +76,11 @@ impl Space {
         Self { root, tables: BTreeMap::new() }
     }
 
+    /// The guest kernel's own, in which nothing is mapped yet.
+    pub fn of_the_kernel() -> Self {
+        Self { root: guest_sdk::boot::info().kernel_root, tables: BTreeMap::new() }
+    }
+
     /// P of the lowest table's entry for `virt`; makes tables above it.
     pub fn entry(&mut self, virt: u64) -> GuestPhys {
         self.entry_at(virt, 1)

@@ -6,6 +6,7 @@
 
 use core::arch::asm;
 use core::hint::black_box;
+use guest_sdk::area::Stack;
 use guest_sdk::hv_abi::address::{HYPERCALL_PAGE, VCPU_PAGES, entry};
 use guest_sdk::println;
 
@@ -22,6 +23,7 @@ const WAYS: &[Way] = &[
     ("null", "reads through a null pointer", null),
     ("illegal-instruction", "runs an instruction that does not exist", illegal_instruction),
     ("stack-overflow", "recurses until the guard page", || println!("{}", recurse(0))),
+    ("own-stack", "recurses until the guard page of a stack that it has made", own_stack),
     ("divide", "divides by zero", divide),
     ("syscall", "makes a host system call", system_call),
     ("loop", "never ends; needs --timeout", endless),
@@ -78,6 +80,11 @@ fn illegal_instruction() {
 fn recurse(depth: u64) -> u64 {
     let ballast = black_box([depth; 64]);
     recurse(depth + 1) + ballast[0]
+}
+
+fn own_stack() {
+    let mut stack = Stack::new(2).expect("a host that has page tables, and 16 KiB");
+    println!("{}", stack.run(|| recurse(0)));
 }
 
 #[inline(never)]

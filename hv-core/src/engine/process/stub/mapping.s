@@ -80,8 +80,9 @@ hv_stub_pwrite_2:
 6:
     test    ebp, ebp
     jnz     hv_stub_vcpu
-    mov     edi, {CONTROL_FD}                   // the evidence: only this page's sequence number counts
-    lea     rsi, [r15 + {K_SEQUENCE}]
+    mov     edi, {CONTROL_FD}                   // the evidence: the number of the batch that was made, of no later one
+    lea     rsi, [rip + hv_stub_numbers]
+    lea     rsi, [rsi + r14 * 4]
     mov     edx, 4
     mov     r10d, {REPORT_OFFSET} + {R_DONE}
     mov     eax, {SYS_PWRITE}
@@ -115,7 +116,7 @@ hv_stub_vcpu:
     .balign 4
 hv_stub_numbers:                                // 0, 1, 2 ..: numbers to report from read-only memory
     .set hv_stub_i, 0
-    .rept 256
+    .rept {NUMBERS}
     .long hv_stub_i
     .set hv_stub_i, hv_stub_i + 1
     .endr

@@ -143,10 +143,17 @@ hv_stub_resume:
     load_handover
     mov     rdx, [rbx + {H_FRAME}]
     lea     rsp, [rdx - 128]
+    cmp     dword ptr [rbx + {H_IS_USER}], 0
+    jne     1f
+    movabs  rax, {SLOT_255}                     // in the stub, which found a stack of the guest kernel's missing, and
+    cmp     [rdx + {UC_RIP}], rax               // now has it: looks for both later
+    jae     2f
+1:
     cmp     dword ptr [rbx + {H_STOP}], 0
     jne     hv_stub_stop
     cmp     dword ptr [rbx - {HANDOVER} + {V_UPCALL}], {UPCALL_PENDING}
     je      hv_stub_deliver
+2:
     mov     rax, [rbx + {H_FS_BASE}]
     wrfsbase rax
     cmp     dword ptr [rbx + {H_IS_USER}], 0
@@ -180,6 +187,7 @@ hv_stub_deliver:
     mov     [rdx + {UC_RIP}], rax
     mov     qword ptr [rdx + {UC_EFLAGS}], 0x202
     lock or dword ptr [rbx - {HANDOVER} + {V_UPCALL}], {UPCALL_MASKED}
+    mov     [rbx + {H_FRAME}], rdx              // a store above may have faulted, and left its own
     jmp     hv_stub_resume
 
 // Jumps to `target` if rax is below `label`.
