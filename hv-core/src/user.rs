@@ -1,7 +1,7 @@
 //! User mode, as far as it is the same on every engine: what a guest kernel hands over is checked, and a program's trap is
 //! told in the guest kernel's words.
 //!
-//! Start at [`Entered::check`].
+//! Start at [`check`].
 
 use crate::engine::process::xstate;
 use crate::engine::{Access, Registers, UserCause, UserExit};
@@ -12,54 +12,44 @@ use hv_abi::user::{LOWEST_USER, RFLAGS, RFLAGS_FIXED, UserContext, access, trap}
 use hv_abi::{GuestPhys, Status};
 use zerocopy::{FromZeros, IntoBytes};
 
-/// A user program that a vCPU runs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Entered {
-    pub context: GuestPhys,
-    /// As it was checked.
-    pub user: UserContext,
+/// Copies the context at P `context` and checks it, for a program to be entered under `root`.
+pub(crate) fn check(
+    memory: &GuestMemory,
+    roots: &Roots,
+    root: u64,
+    context: u64,
+) -> Result<UserContext, Status> {
+    let user: UserContext = memory.read(GuestPhys(context))?;
+    if !roots.is_user(root) {
+        return Err(Status::NOT_FOUND);
+    }
+    let rip_is_the_guests = (LOWEST_USER..SLOT_255).contains(&user.rip);
+    let flags_are_allowed = user.rflags & !(RFLAGS | RFLAGS_FIXED) == 0;
+    let canonical = (user.fs_base as i64) << 16 >> 16 == user.fs_base as i64;
+    if !rip_is_the_guests || !flags_are_allowed || !canonical || user.xstate_valid > 1 {
+        return Err(Status::BAD_ARGUMENT);
+    }
+    if user.reserved.iter().any(|word| *word != 0) {
+        return Err(Status::BAD_ARGUMENT);
+    }
+    check_xstate(memory, &user)?;
+    Ok(user)
 }
 
-impl Entered {
-    /// Copies the context at P `context` and checks it.
-    pub(crate) fn check(
-        memory: &GuestMemory,
-        roots: &Roots,
-        root: u64,
-        context: u64,
-    ) -> Result<Self, Status> {
-        let context = GuestPhys(context);
-        let user: UserContext = memory.read(context)?;
-        if !roots.is_user(root) {
-            return Err(Status::NOT_FOUND);
-        }
-        let rip_is_the_guests = (LOWEST_USER..SLOT_255).contains(&user.rip);
-        let flags_are_allowed = user.rflags & !(RFLAGS | RFLAGS_FIXED) == 0;
-        let canonical = (user.fs_base as i64) << 16 >> 16 == user.fs_base as i64;
-        if !rip_is_the_guests || !flags_are_allowed || !canonical || user.xstate_valid > 1 {
-            return Err(Status::BAD_ARGUMENT);
-        }
-        if user.reserved.iter().any(|word| *word != 0) {
-            return Err(Status::BAD_ARGUMENT);
-        }
-        check_xstate(memory, &user)?;
-        Ok(Self { context, user })
+/// Writes a trap into the context of the program that came back; gives its number.
+pub(crate) fn trapped(memory: &GuestMemory, exit: &UserExit) -> u32 {
+    let context = GuestPhys(exit.context);
+    // It was there when it was entered, and memory does not shrink. Its guest kernel may have entered it again since, and
+    // changed what is not looked at here.
+    let mut user: UserContext = memory.read(context).expect("the context was read before");
+    let number = describe(&mut user, exit.cause);
+    if exit.cause != UserCause::Killed {
+        put_registers(&mut user, &exit.registers);
     }
-
-    /// Writes a trap into the context; gives its number.
-    pub(crate) fn trapped(&self, memory: &GuestMemory, exit: &UserExit) -> u32 {
-        // Its guest kernel may have entered it again meanwhile, and changed what is not looked at here.
-        let mut user = memory.read(self.context).unwrap_or(self.user);
-        let number = describe(&mut user, exit.cause);
-        if exit.cause != UserCause::Killed {
-            put_registers(&mut user, &exit.registers);
-        }
-        user.trap = number;
-        user.xstate_valid = 0;
-        // It was there when it was entered, and memory does not shrink.
-        let _ = memory.write(self.context, &user);
-        number
-    }
+    user.trap = number;
+    user.xstate_valid = 0;
+    memory.write(context, &user).expect("and so it can be written");
+    number
 }
 
 fn check_xstate(memory: &GuestMemory, user: &UserContext) -> Result<(), Status> {

@@ -6,7 +6,7 @@ use crate::config::Breakpoints;
 use crate::dispatch::dispatch;
 use crate::engine::{Control, EnterError, Exit, Fault, Registers, Trap, UserExit, VcpuRunner};
 use crate::report::End;
-use crate::user::Entered;
+use crate::user;
 use crate::vm::{Message, Shared};
 use crossbeam_channel::{Receiver, Sender};
 use hv_abi::call::woken_by;
@@ -32,8 +32,6 @@ pub(crate) struct VcpuThread {
     pub clock: GuestClock,
     pub messages: Sender<Message>,
     pub orders: Receiver<Order>,
-    /// The user program that the vCPU entered last.
-    pub entered: Option<Entered>,
 }
 
 /// When the loop next has something to do by itself: the vCPU's timer, or a correction of the clock.
@@ -143,12 +141,12 @@ impl VcpuThread {
         if !self.vm.features.contains(Features::MMU) {
             return self.runner.answer(Status::UNKNOWN_CALL, 0);
         }
-        let entered = match Entered::check(&self.vm.memory, &self.vm.roots, root, context) {
-            Ok(entered) => entered,
+        let program = match user::check(&self.vm.memory, &self.vm.roots, root, context) {
+            Ok(program) => program,
             Err(status) => return self.runner.answer(status, 0),
         };
-        match self.runner.enter_user(root, context, &entered.user) {
-            Ok(()) => self.entered = Some(entered),
+        match self.runner.enter_user(root, context, &program) {
+            Ok(()) => {}
             Err(EnterError::NoExtendedState) => self.runner.answer(Status::BAD_ARGUMENT, 0),
             Err(EnterError::Engine(error)) => {
                 tracing::warn!(%error, "a user address space could not be made");
@@ -159,8 +157,7 @@ impl VcpuThread {
 
     /// A program has come back: its guest kernel goes on.
     fn user_exit(&mut self, exit: &UserExit) -> Then {
-        let entered = self.entered.expect("a program comes back after it was entered");
-        let number = entered.trapped(&self.vm.memory, exit);
+        let number = user::trapped(&self.vm.memory, exit);
         self.runner.answer(Status::SUCCESS, number.into());
         self.stop_after_call().unwrap_or(Then::Run)
     }

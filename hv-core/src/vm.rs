@@ -165,7 +165,6 @@ impl Vm {
             clock: GuestClock::start(shared.pages.clock()),
             messages: messages_in,
             orders: orders_out,
-            entered: None,
         };
         let thread = std::thread::Builder::new()
             .name("hv-vcpu0".into())

@@ -178,6 +178,8 @@ pub(crate) enum Exit {
 /// How a user program came back, with its registers.
 #[derive(Debug)]
 pub(crate) struct UserExit {
+    /// P of its context: the one that it was entered with, by the monitor or by its guest kernel.
+    pub context: u64,
     pub cause: UserCause,
     pub registers: Registers,
 }

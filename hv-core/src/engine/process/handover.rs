@@ -225,18 +225,13 @@ pub(crate) struct Handover {
     pub thread: AtomicU32,
     /// Not 0 in the sandbox of a user program. The monitor sets it.
     pub is_user: AtomicU32,
-    // A guest kernel's, for entering a program without the monitor.
-    /// Root and context that may be entered so; no context is odd, so 1 stands for none. The monitor sets them.
-    pub fast_root: AtomicU64,
-    pub fast_context: AtomicU64,
-    /// Where the context's extended state goes, which has been checked.
-    pub fast_xstate: AtomicU64,
-    /// Address in the guest kernel's sandbox of the program's hand-over page.
-    pub fast_link: AtomicU64,
+    // A guest kernel's, which enters programs by itself.
     /// 1 while it waits for a program that it entered so.
     pub direct: AtomicU32,
     reserved4: u32,
-    reserved5: [u64; 2],
+    /// That one's root, as a claim.
+    pub direct_root: AtomicU64,
+    reserved5: [u64; 5],
     // One line that moves with every call; of a program's registers, those that most system calls change are in it.
     pub turn: AtomicU32,
     pub number: AtomicU32,
@@ -244,7 +239,34 @@ pub(crate) struct Handover {
     /// have changed, so that the other lines stay where they are. A guest kernel has its call here, and FS base.
     words: [AtomicU64; USER_WORDS],
     reserved6: [u64; 12],
-    reserved7: [[u64; 32]; 14],
+    /// A guest kernel's: the programs that it may enter by itself, each at [`Enterable::index`] of its root.
+    enterable: [Enterable; ENTERABLE],
+    reserved7: [[u64; 32]; 6],
+}
+
+/// Programs that a guest kernel may enter by itself, at the most. Two whose roots have one place take turns with it.
+pub(crate) const ENTERABLE: usize = 64;
+
+/// A program that a guest kernel may enter without the monitor, which has checked what is here.
+#[derive(Debug, zerocopy::FromBytes)]
+#[repr(C)]
+pub(crate) struct Enterable {
+    pub root: AtomicU64,
+    /// P of its context. None is odd, so 1 stands for none.
+    pub context: AtomicU64,
+    /// Where the context's extended state goes.
+    pub xstate: AtomicU64,
+    /// Address in the guest kernel's sandbox of the program's hand-over page.
+    pub link: AtomicU64,
+}
+
+impl Enterable {
+    const NONE: u64 = 1;
+
+    /// Where the one of a root is; the stub computes it, too.
+    fn index(root: u64) -> usize {
+        (root >> 12) as usize % ENTERABLE
+    }
 }
 const _: () = assert!(size_of::<Handover>() == 4096);
 const _: () = assert!(core::mem::offset_of!(Handover, host_sleeps) == 64);
@@ -254,6 +276,8 @@ const _: () = assert!(core::mem::offset_of!(Handover, turn) == 256);
 impl Handover {
     /// Offset of the words that go with a turn.
     pub(crate) const WORDS: usize = core::mem::offset_of!(Self, words);
+    /// Offset of the programs that may be entered.
+    pub(crate) const ENTERABLE: usize = core::mem::offset_of!(Self, enterable);
 
     /// As for a new sandbox: nothing published, nothing asked for.
     pub(crate) fn reset(&self) {
@@ -270,7 +294,7 @@ impl Handover {
         self.signal.store(0, Relaxed);
         self.frame.store(0, Relaxed);
         self.words.iter().for_each(|word| word.store(0, Relaxed));
-        self.forbid_fast();
+        self.enterable.iter().for_each(|place| place.context.store(Enterable::NONE, Relaxed));
     }
 
     /// Arguments of the call that is published.
@@ -296,9 +320,21 @@ impl Handover {
         self.words.iter().zip(ORDER).for_each(|(word, i)| word.store(registers[i], Relaxed));
     }
 
-    /// The guest kernel is to come to the monitor with its next program.
-    pub(crate) fn forbid_fast(&self) {
-        self.fast_context.store(1, Relaxed);
+    /// The guest kernel may enter this program by itself.
+    pub(crate) fn allow(&self, root: u64, context: u64, xstate: u64, link: u64) {
+        let place = &self.enterable[Enterable::index(root)];
+        place.root.store(root, Relaxed);
+        place.xstate.store(xstate, Relaxed);
+        place.link.store(link, Relaxed);
+        place.context.store(context, Relaxed);
+    }
+
+    /// The guest kernel is to come to the monitor with the next program under this root.
+    pub(crate) fn forbid(&self, root: u64) {
+        let place = &self.enterable[Enterable::index(root)];
+        if place.root.load(Relaxed) == root {
+            place.context.store(Enterable::NONE, Relaxed);
+        }
     }
 }
 

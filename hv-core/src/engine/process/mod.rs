@@ -33,8 +33,9 @@ use handover::{Atomics, Machine, TURN_GUEST};
 use hv_abi::vcpu::{run_state, upcall};
 use layout::descriptor;
 use sandbox::{Files, Kind, Sandbox, Starting};
+use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use users::Users;
 
@@ -60,8 +61,8 @@ impl Engine for ProcessEngine {
             Registers { rip: setup.entry, rdi: setup.argument, rflags: FIRST_FLAGS, ..Registers::default() };
         kernel.shared.write_first_context(0, &first);
         let process = Arc::new(Process {
-            users: Users::new(files, setup.kernel_root.map(|root| (root, kernel.clone()))),
-            in_user: (0..vcpus).map(|_| Mutex::new(None)).collect(),
+            users: Users::new(files, kernel.clone(), setup.kernel_root),
+            entered: (0..vcpus).map(|_| Mutex::default()).collect(),
             pages: setup.pages.clone(),
             kernel,
         });
@@ -89,8 +90,17 @@ struct Process {
     pages: Arc<VcpuPages>,
     kernel: Arc<Sandbox>,
     users: Users,
-    /// Per vCPU: the program that it entered last.
-    in_user: Vec<Mutex<Option<Arc<InUser>>>>,
+    /// Per vCPU: the programs that it has entered.
+    entered: Vec<Mutex<Entered>>,
+}
+
+/// Programs that a vCPU has entered.
+#[derive(Default)]
+struct Entered {
+    /// Those that its guest kernel may enter by itself, and others before them.
+    by_root: HashMap<u64, Arc<InUser>>,
+    /// The one that the monitor's thread waits for, and not its guest kernel.
+    by_monitor: Option<Arc<InUser>>,
 }
 
 /// A program that a vCPU has entered, and may enter again without the monitor.
@@ -102,8 +112,6 @@ struct InUser {
     /// Which of the links is its sandbox's.
     slot: u32,
     sandbox: Arc<Sandbox>,
-    /// The monitor's thread waits for it, and not its guest kernel.
-    by_monitor: AtomicBool,
     /// Somebody wants the vCPU back in its guest kernel.
     wanted: AtomicBool,
 }
@@ -117,14 +125,36 @@ impl InUser {
 }
 
 impl Process {
-    fn in_user(&self, vcpu: u32) -> MutexGuard<'_, Option<Arc<InUser>>> {
-        self.in_user[vcpu as usize].lock().expect("no thread panics with the lock held")
+    fn entered(&self, vcpu: u32) -> MutexGuard<'_, Entered> {
+        self.entered[vcpu as usize].lock().expect("no thread panics with the lock held")
+    }
+
+    /// A vCPU enters a program by the monitor.
+    fn enter(&self, vcpu: u32, user: Arc<InUser>) {
+        let mut entered = self.entered(vcpu);
+        entered.by_root.retain(|_, user| !user.sandbox.shared.is_dead());
+        entered.by_root.insert(user.root, user.clone());
+        entered.by_monitor = Some(user);
+    }
+
+    /// The program that a vCPU says it entered by itself, and that has trapped: the monitor waits for it from here on.
+    fn taken_over(&self, vcpu: u32) -> Option<Arc<InUser>> {
+        let root = self.kernel.shared.handover(vcpu).direct_root.load(Relaxed);
+        let mut entered = self.entered(vcpu);
+        entered.by_monitor = entered.by_root.get(&root).cloned();
+        entered.by_monitor.clone()
     }
 
     /// The program that a vCPU runs now, if it is not in its guest kernel.
     fn running(&self, vcpu: u32) -> Option<Arc<InUser>> {
-        let direct = self.kernel.shared.handover(vcpu).direct.load(SeqCst) != 0;
-        self.in_user(vcpu).clone().filter(|user| direct || user.by_monitor.load(SeqCst))
+        let handover = self.kernel.shared.handover(vcpu);
+        let direct = handover.direct.load(SeqCst) != 0;
+        let entered = self.entered(vcpu);
+        if direct {
+            entered.by_root.get(&handover.direct_root.load(Relaxed)).cloned()
+        } else {
+            entered.by_monitor.clone()
+        }
     }
 
     /// Wants a vCPU back that may be in user mode. Whether it was.
@@ -135,11 +165,6 @@ impl Process {
         user.sandbox.shared.look(vcpu);
         self.kernel.shared.look(vcpu);
         true
-    }
-
-    /// Takes back what the guest kernels may do without the monitor: something has changed.
-    fn forbid_fast(&self) {
-        (0..self.pages.vcpus()).for_each(|vcpu| self.kernel.shared.handover(vcpu).forbid_fast());
     }
 
     /// Whether a vCPU is wanted in its guest kernel for an upcall.
@@ -167,9 +192,7 @@ impl Notify for Process {
 
 impl AddressSpaces for Process {
     fn entry_changed(&self, entry: u64) {
-        if self.users.entry_changed(entry) {
-            self.forbid_fast();
-        }
+        self.users.entry_changed(entry);
     }
 
     fn flush(&self) {
@@ -185,14 +208,12 @@ impl AddressSpaces for Process {
         if vcpus.clone().any(|vcpu| self.running(vcpu).is_some_and(|user| user.root == root)) {
             return false;
         }
-        self.forbid_fast();
-        vcpus.for_each(|vcpu| drop(self.in_user(vcpu).take_if(|user| user.root == root)));
+        vcpus.for_each(|vcpu| drop(self.entered(vcpu).by_root.remove(&root)));
         self.users.destroy(root);
         true
     }
 
     fn release_user(&self, context: u64) -> bool {
-        self.forbid_fast();
         self.users.release(context)
     }
 }

@@ -4,8 +4,8 @@
 
 use super::layout::*;
 use crate::engine::process::handover::{
-    CALL_STATUS, CALL_VALUE, Handover, TURN_CALL, TURN_DEAD, TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP,
-    TURN_USER_TRAP, USER_WORDS,
+    CALL_STATUS, CALL_VALUE, ENTERABLE, Enterable, Handover, TURN_CALL, TURN_DEAD, TURN_ENTER_USER,
+    TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, USER_WORDS,
 };
 use core::mem::offset_of;
 use hv_abi::address::{DIRECT_MAP, SLOT_255};
@@ -56,10 +56,14 @@ core::arch::global_asm!(
     H_FS_BASE = const Handover::WORDS + (USER_WORDS - 1) * 8,
     H_USER = const Handover::WORDS,
     H_IS_USER = const offset_of!(Handover, is_user),
-    H_FAST_ROOT = const offset_of!(Handover, fast_root),
-    H_FAST_CONTEXT = const offset_of!(Handover, fast_context),
-    H_FAST_XSTATE = const offset_of!(Handover, fast_xstate),
-    H_FAST_LINK = const offset_of!(Handover, fast_link),
+    H_ENTERABLE = const Handover::ENTERABLE,
+    ENTERABLE_MASK = const ENTERABLE - 1,
+    ENTERABLE_SHIFT = const size_of::<Enterable>().ilog2(),
+    E_ROOT = const offset_of!(Enterable, root),
+    E_CONTEXT = const offset_of!(Enterable, context),
+    E_XSTATE = const offset_of!(Enterable, xstate),
+    E_LINK = const offset_of!(Enterable, link),
+    H_DIRECT_ROOT = const offset_of!(Handover, direct_root),
     H_TOGETHER_LEFT = const offset_of!(Handover, together_left),
     H_DIRECT = const offset_of!(Handover, direct),
     C_RIP = const offset_of!(UserContext, rip),

@@ -48,8 +48,10 @@ pub(super) struct Users {
     inner: Mutex<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
+    /// The guest kernel's, which may enter some programs by itself.
+    kernel: Arc<Sandbox>,
+    vcpus: u32,
     spaces: HashMap<u64, Space>,
     /// Which tables the shadows came through.
     tables: HashMap<u64, Vec<Use>>,
@@ -104,10 +106,16 @@ pub(super) enum Fault {
 
 impl Users {
     /// No user space yet; and the guest kernel's own root, if it has one, with its sandbox.
-    pub(super) fn new(files: Files, kernel: Option<(u64, Arc<Sandbox>)>) -> Self {
-        let mut inner = Inner::default();
-        let root = kernel.as_ref().map(|(root, _)| *root);
-        inner.spaces.extend(kernel.map(|(root, sandbox)| (root, Space::new(sandbox, None))));
+    pub(super) fn new(files: Files, kernel: Arc<Sandbox>, root: Option<u64>) -> Self {
+        let inner = Inner {
+            spaces: root.map(|root| (root, Space::new(kernel.clone(), None))).into_iter().collect(),
+            kernel,
+            vcpus: files.pages.vcpus(),
+            tables: HashMap::new(),
+            leaving: Vec::new(),
+            spare: None,
+            now: 0,
+        };
         Self { files, kernel: root, inner: Mutex::new(inner) }
     }
 
@@ -128,9 +136,8 @@ impl Users {
         // Held elsewhere, it comes from there: the program changes its address space.
         let elsewhere = inner.spaces.iter().find(|(at, space)| **at != root && space.holds(context));
         let mut from_memory = user.xstate_valid != 0;
-        if let Some((at, _)) = elsewhere {
-            let space = inner.spaces.get_mut(&{ *at }).expect("found above");
-            space.save(&self.files.memory);
+        if let Some(at) = elsewhere.map(|(at, _)| *at) {
+            inner.save(&self.files.memory, at);
             from_memory = true;
         }
         if !inner.spaces.contains_key(&root) {
@@ -142,14 +149,15 @@ impl Users {
             inner.prepare(&self.files);
         }
         inner.touch(root);
+        let holds = inner.spaces[&root].holds(context);
+        if from_memory && !holds {
+            inner.save(&self.files.memory, root);
+        }
         let space = inner.spaces.get_mut(&root).expect("it is there, or was made");
         let registers = Registers::from(user);
-        if space.holds(context) && !from_memory {
+        if holds && !from_memory {
             space.frame(vcpu).set_registers(&registers);
         } else if from_memory {
-            if !space.holds(context) {
-                space.save(&self.files.memory);
-            }
             space.load(&self.files.memory, vcpu, context, user, &registers);
         } else {
             return Err(EnterError::NoExtendedState);
@@ -212,24 +220,19 @@ impl Users {
     /// Lets go of a context, with its extended state in guest memory. Whether it was held.
     pub(super) fn release(&self, context: u64) -> bool {
         let mut inner = self.lock();
-        let space = inner.spaces.values_mut().find(|space| space.holds(context));
-        space.is_some_and(|space| {
-            space.save(&self.files.memory);
-            true
-        })
+        let root = inner.spaces.iter().find(|(_, space)| space.holds(context)).map(|(root, _)| *root);
+        root.map(|root| inner.save(&self.files.memory, root)).is_some()
     }
 
     /// An entry of a table, at P `at`, has changed. Whether a program's sandbox has something to do for that.
-    pub(super) fn entry_changed(&self, at: u64) -> bool {
+    pub(super) fn entry_changed(&self, at: u64) {
         let mut inner = self.lock();
         let (table, index) = (at - at % PAGE_SIZE, at % PAGE_SIZE / 8);
         let uses = inner.tables.get(&table).cloned().unwrap_or_default();
-        let used = uses.iter().any(|of| Some(of.root) != self.kernel);
         for of in uses {
             let start = of.base + index * span(of.level);
             inner.changed(of, start..start + span(of.level));
         }
-        used
     }
 
     /// Makes all changes that are outstanding.
@@ -348,6 +351,7 @@ impl Inner {
 
     /// The entry of `of` that translates `range` has changed.
     fn changed(&mut self, of: Use, range: Range<u64>) {
+        self.forbid(of.root);
         let Some(space) = self.spaces.get_mut(&of.root) else { return };
         space.shadow.invalidate(range.clone());
         if of.level == 1 {
@@ -446,15 +450,27 @@ impl Inner {
 
     /// Takes a space away whose programs go on in another sandbox, when they are next entered.
     fn give_up(&mut self, memory: &GuestMemory, root: u64) {
+        self.save(memory, root);
+        self.remove(root);
+    }
+
+    /// The guest kernel comes to the monitor with the next program under `root`.
+    fn forbid(&self, root: u64) {
+        (0..self.vcpus).for_each(|vcpu| self.kernel.shared.handover(vcpu).forbid(root));
+    }
+
+    /// Has the space of `root` let go of the context that it holds.
+    fn save(&mut self, memory: &GuestMemory, root: u64) {
+        self.forbid(root);
         if let Some(space) = self.spaces.get_mut(&root) {
             space.save(memory);
         }
-        self.remove(root);
     }
 
     /// Takes a space away, with what it holds.
     fn remove(&mut self, root: u64) {
         self.forget(root);
+        self.forbid(root);
         let Some(space) = self.spaces.remove(&root) else { return };
         space.sandbox.kill();
         self.leaving.extend(space.slot.map(|slot| (slot, space.sandbox)));

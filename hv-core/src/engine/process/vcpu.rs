@@ -34,6 +34,7 @@ const LOOK_AGAIN: u64 = 20_000_000;
 
 /// A program that has been called back and has not come.
 struct CalledBack {
+    user: Arc<InUser>,
     since: Instant,
     /// Its processor time then, in nanoseconds.
     used: u64,
@@ -218,9 +219,9 @@ impl Vcpu {
                 self.counters.hypercalls += 1;
                 Exit::EnterUser { root, context }
             }
-            TURN_USER_TRAP => match &self.entered {
+            TURN_USER_TRAP => match self.process.taken_over(self.vcpu) {
                 Some(user) => {
-                    user.by_monitor.store(true, SeqCst);
+                    self.entered = Some(user);
                     self.in_user = true;
                     return None; // it has published, and this thread waits for it now
                 }
@@ -242,7 +243,9 @@ impl Vcpu {
             Wait::Published(_) => Some(self.user_killed(user)),
             _ if self.process.kernel.shared.is_dead() => Some(Exit::Died(self.process.kernel.shared.death())),
             _ if user.sandbox.shared.is_dead() => Some(self.user_killed(user)),
-            Wait::Interrupted | Wait::TimedOut if user.wanted.load(SeqCst) => {
+            Wait::Interrupted | Wait::TimedOut
+                if user.wanted.load(SeqCst) || self.process.upcall_pending(self.vcpu) =>
+            {
                 self.call_back();
                 None
             }
@@ -270,7 +273,11 @@ impl Vcpu {
         let shared = &user.sandbox.shared;
         let used = shared.cpu_time(self.vcpu).unwrap_or(u64::MAX);
         let hides = shared.sleeps(self.vcpu) && shared.handover(self.vcpu).turn.load(SeqCst) == TURN_GUEST;
-        let called = self.called_back.get_or_insert(CalledBack { since: Instant::now(), used, asleep: 0 });
+        if self.called_back.as_ref().is_none_or(|called| !Arc::ptr_eq(&called.user, &user)) {
+            self.called_back =
+                Some(CalledBack { user: user.clone(), since: Instant::now(), used, asleep: 0 });
+        }
+        let called = self.called_back.as_mut().expect("it was set if it was not");
         called.asleep = if hides { called.asleep + 1 } else { 0 };
         if used.saturating_sub(called.used) > PATIENCE_CPU.as_nanos() as u64
             || called.since.elapsed() > PATIENCE
@@ -282,14 +289,17 @@ impl Vcpu {
         }
     }
 
-    /// The program is back, if it ran.
+    /// The program that was called back has come.
     fn came_back(&mut self) {
-        if let Some(user) = &self.entered
-            && user.wanted.swap(false, SeqCst)
-        {
+        if let Some(called) = self.called_back.take() {
+            self.no_longer_wanted(&called.user);
+        }
+    }
+
+    fn no_longer_wanted(&self, user: &InUser) {
+        if user.wanted.swap(false, SeqCst) {
             user.sandbox.shared.cancel_stop(self.vcpu);
         }
-        self.called_back = None;
     }
 
     /// A trap, or a stop, that the program says it has come to.
@@ -310,7 +320,12 @@ impl Vcpu {
                 match self.process.users.fault(user.root, address, access) {
                     users::Fault::Guest => UserCause::PageFault { address, access },
                     users::Fault::Lost => return Some(self.user_killed(user)),
-                    users::Fault::Mended if user.wanted.load(SeqCst) => UserCause::Interrupted,
+                    // Who raised an event before this thread took over found nobody to call back.
+                    users::Fault::Mended
+                        if user.wanted.load(SeqCst) || self.process.upcall_pending(self.vcpu) =>
+                    {
+                        UserCause::Interrupted
+                    }
                     users::Fault::Mended => {
                         self.answered = true;
                         // A program that faults all the time is never waited for.
@@ -328,24 +343,22 @@ impl Vcpu {
         user.sandbox.shared.cancel_stop(self.vcpu); // the program may have written there, too
         let kernel = self.process.kernel.shared.handover(self.vcpu);
         let link = LINKS_BASE + link_offset(self.process.pages.vcpus(), user.slot, self.vcpu);
-        kernel.fast_root.store(user.root, Relaxed);
-        kernel.fast_link.store(link, Relaxed);
-        kernel.fast_xstate.store(user.xstate, Relaxed);
-        kernel.fast_context.store(user.context, Relaxed);
-        Exit::User(UserExit { cause, registers })
+        kernel.allow(user.root, user.context, user.xstate, link);
+        Exit::User(UserExit { context: user.context, cause, registers })
     }
 
     fn user_killed(&mut self, user: &Arc<InUser>) -> Exit {
         self.process.users.kill(user.root);
         self.leave_user(user);
-        self.process.forbid_fast();
-        Exit::User(UserExit { cause: UserCause::Killed, registers: Registers::default() })
+        let registers = Registers::default();
+        Exit::User(UserExit { context: user.context, cause: UserCause::Killed, registers })
     }
 
     fn leave_user(&mut self, user: &Arc<InUser>) {
-        user.by_monitor.store(false, SeqCst);
+        self.process.entered(self.vcpu).by_monitor = None;
         self.parting.trapped();
-        self.came_back();
+        self.no_longer_wanted(user);
+        self.called_back = None;
         self.in_user = false;
         self.answered = false;
     }
@@ -378,12 +391,12 @@ impl VcpuRunner for Vcpu {
 
     fn enter_user(&mut self, root: u64, context: u64, user: &UserContext) -> Result<(), EnterError> {
         let (sandbox, slot) = self.process.users.enter(self.vcpu, root, context, user)?;
-        let (by_monitor, wanted) = (AtomicBool::new(true), AtomicBool::new(false));
         self.parting
             .entering(self.process.kernel.shared.handover(self.vcpu), sandbox.shared.thread(self.vcpu));
         let xstate = user.xstate.0;
-        let entered = Arc::new(InUser { root, context, xstate, slot, sandbox, by_monitor, wanted });
-        *self.process.in_user(self.vcpu) = Some(entered.clone());
+        let entered =
+            Arc::new(InUser { root, context, xstate, slot, sandbox, wanted: AtomicBool::new(false) });
+        self.process.enter(self.vcpu, entered.clone());
         // Whoever raises an event stores it, and then looks for a program; here it is the other way round.
         if self.process.upcall_pending(self.vcpu) {
             entered.call_back(self.vcpu);

@@ -26,12 +26,16 @@
     mov     [r8 + \register * 8], rax
 .endm
 
-// (root, context) -> (rax status, rdx trap). The monitor says which program may be entered without it; that one's
-// sandbox has its hand-over page in here, too, and its system calls are taken from there.
+// (root, context) -> (rax status, rdx trap). The monitor says which programs may be entered without it; their sandboxes'
+// hand-over pages are in here, too, and their system calls are taken from there.
 hv_stub_enter_user:
-    cmp     rdi, gs:[{HANDOVER} + {H_FAST_ROOT}]
+    mov     ecx, edi                            // rcx its place
+    shr     ecx, 12
+    and     ecx, {ENTERABLE_MASK}
+    shl     ecx, {ENTERABLE_SHIFT}
+    cmp     rdi, gs:[rcx + {HANDOVER} + {H_ENTERABLE} + {E_ROOT}]
     jne     hv_stub_enter_by_monitor
-    cmp     rsi, gs:[{HANDOVER} + {H_FAST_CONTEXT}]
+    cmp     rsi, gs:[rcx + {HANDOVER} + {H_ENTERABLE} + {E_CONTEXT}]
     jne     hv_stub_enter_by_monitor
     cmp     dword ptr gs:[{HANDOVER} + {H_TOGETHER_LEFT}], 0
     jle     hv_stub_enter_by_monitor            // which parts the two
@@ -39,9 +43,10 @@ hv_stub_enter_user:
     add     r8, rsi
     cmp     dword ptr [r8 + {C_XSTATE_VALID}], 0
     jne     hv_stub_enter_by_monitor
-    mov     rax, gs:[{HANDOVER} + {H_FAST_XSTATE}]
+    mov     rax, gs:[rcx + {HANDOVER} + {H_ENTERABLE} + {E_XSTATE}]
     cmp     rax, [r8 + {C_XSTATE}]
     jne     hv_stub_enter_by_monitor
+    mov     r9, gs:[rcx + {HANDOVER} + {H_ENTERABLE} + {E_LINK}] // r9 the program's hand-over page
     mov     rax, [r8 + {C_RIP}]                 // what the monitor would refuse is left to it
     sub     rax, {LOWEST_USER}
     movabs  rcx, {USER_LENGTH}
@@ -59,7 +64,7 @@ hv_stub_enter_user:
     or      rax, [r8 + {C_RESERVED} + \i * 8]
     .endr
     jnz     hv_stub_enter_by_monitor
-    mov     r9, gs:[{HANDOVER} + {H_FAST_LINK}] // r9 the program's hand-over page
+    mov     gs:[{HANDOVER} + {H_DIRECT_ROOT}], rdi
     mov     eax, 1
     xchg    gs:[{HANDOVER} + {H_DIRECT}], eax   // a full fence: whoever wants this vCPU looks here after saying so
     test    dword ptr gs:[{V_UPCALL}], {UPCALL_PENDING}
