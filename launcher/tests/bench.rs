@@ -24,12 +24,11 @@ fn assert_rows(suite: &str, names: &[&str]) {
         assert_eq!(found, names, "{phase}");
         for row in &rows {
             let [least, median, most] = ["min", "median", "max"].map(|key| row[key].as_f64().expect(key));
-            assert!(
-                0.0 <= least && 0.0 < median && least <= median && median <= most && most.is_finite(),
-                "{row}"
-            );
-            assert_eq!(row["compared_with"].is_null(), row["ratio"].is_null(), "{row}");
-            assert_eq!(row["aim"].is_null(), row["met"].is_null(), "{row}");
+            assert!(0.0 <= least && least <= median && median <= most && most.is_finite(), "{row}");
+            // What is the difference of two others may be lost between them.
+            let difference = row["name"].as_str().is_some_and(|name| name.ends_with("lat_ctx"));
+            assert!(0.0 < least || difference, "{row}");
+            assert!(row["met"].is_null() || !row["aim"].is_null(), "{row}");
             if let Some(other) = row["compared_with"].as_str() {
                 assert!(found.contains(&other), "{row}");
             }

@@ -64,14 +64,14 @@ impl Figure {
         }
     }
 
-    /// Compared with another row.
+    /// Compared with another row. There is no ratio to one that could not be told from nothing.
     pub(crate) fn against(mut self, other: &Self) -> Self {
         self.compared_with = Some(other.name.clone());
-        self.ratio = Some(self.median / other.median);
+        self.ratio = (other.median > 0.0).then(|| self.median / other.median);
         self
     }
 
-    /// The ratio, which there is, should be at most this.
+    /// The ratio should be at most this.
     pub(crate) fn ratio_at_most(mut self, aim: f64) -> Self {
         self.aim = Some(Aim::Ratio(aim));
         self.met = self.ratio.map(|ratio| ratio <= aim);
@@ -116,6 +116,8 @@ mod tests {
         assert_eq!(compared.clone().ratio_at_most(1.1).met, Some(false));
         assert_eq!(compared.clone().at_most(12.0).met, Some(true));
         assert_eq!(compared.at_most(11.0).met, Some(false));
+        let nothing = figure(&[12.0]).against(&figure(&[0.0])).ratio_at_most(1.0);
+        assert_eq!((nothing.ratio, nothing.met), (None, None));
     }
 
     #[test]

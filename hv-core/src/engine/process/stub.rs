@@ -10,7 +10,7 @@ use crate::engine::process::handover::{
 use core::mem::offset_of;
 use hv_abi::address::{DIRECT_MAP, SLOT_255};
 use hv_abi::clock::ClockPage;
-use hv_abi::user::{LOWEST_USER, RFLAGS, RFLAGS_FIXED, UserContext, trap};
+use hv_abi::user::{GATE, LOWEST_USER, RFLAGS, RFLAGS_FIXED, UserContext, trap};
 use hv_abi::vcpu::{VcpuPage, run_state, upcall};
 
 /// A spinning vCPU looks at its processor whenever the turns left are a multiple of 64.
@@ -76,6 +76,7 @@ core::arch::global_asm!(
     FIXED_FLAGS = const RFLAGS_FIXED,
     ALL_FLAGS = const RFLAGS | RFLAGS_FIXED,
     LOOK_AGAIN_NS = const LOOK_AGAIN_NS,
+    GATE = const GATE,
     LOWEST_USER = const LOWEST_USER,
     USER_LENGTH = const SLOT_255 - LOWEST_USER,
     SLOT_255 = const SLOT_255,

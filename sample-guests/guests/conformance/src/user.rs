@@ -407,6 +407,26 @@ guest_sdk::tests! {
         program.calls(TEXT + 4);
     }
 
+    "USER-034 USER-023" fn a_program_is_never_interrupted_at_the_gate() {
+        // A first call takes longest: the host may have to look for the gate's page.
+        for _ in 0..200 {
+            let mut program = Program::new(code!("2: call rax", "jmp 2b"));
+            program.context.rax = GATE;
+            in_a_storm(|| {
+                let mut calls = 0;
+                while calls < 20 {
+                    match program.enter() {
+                        Ok(trap::SYSCALL) => calls += 1,
+                        trap => assert_eq!(trap, Ok(trap::INTERRUPTED)),
+                    }
+                    let rip = program.context.rip;
+                    assert!((TEXT..TEXT + 4).contains(&rip), "{rip:#x} after {calls} calls");
+                }
+            });
+            guest_sdk::hypercall::root_destroy(program.space.root).unwrap();
+        }
+    }
+
     "USER-035" fn a_program_goes_on_from_the_gate_as_its_context_says() {
         // Two programs of one root, and one of another, each with a pattern of its own in XMM5.
         let code = code!("movq xmm5, rdi", "2: call rax", "movq rbx, xmm5", "jmp 2b");

@@ -199,6 +199,7 @@ hv_stub_deliver:
 
 // The monitor's signal: there is an upcall to make, or the vCPU is to stop. By where it finds RIP:
 //   guest code                     act on it
+//   V GATE, of a program           go on: it is as good as in the stub
 //   end of a call or upcall_return roll the context forward to its return, then the same
 //   hv_stub_resume                 start that again; it looks for both
 //   hv_stub_gate_wait, _return     go on from here, where there is a context with the extended state
@@ -210,6 +211,8 @@ hv_stub_kick:
     popfq
     load_handover
     mov     rax, [rdx + {UC_RIP}]
+    cmp     rax, {GATE}
+    je      8f
     if_rip_below hv_stub_begin, 1f
     if_rip_below hv_stub_finish, 9f
     if_rip_below hv_stub_finish_end, 3f
@@ -252,6 +255,10 @@ hv_stub_kick:
     mov     dword ptr [rbx + {H_CALLER_SLEEPS}], 0
     mov     r12d, {TURN_SYSCALL}
     jmp     hv_stub_wait
+8:                                              // the gate is there in user address spaces only
+    cmp     dword ptr [rbx + {H_IS_USER}], 0
+    je      1b
+    jmp     9f
 hv_stub_from_gate:                              // going on from the gate: goes on from here
     xor     eax, eax
     lock cmpxchg [rbx + {H_FRAME}], rdx
