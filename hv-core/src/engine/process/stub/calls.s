@@ -97,6 +97,9 @@ hv_stub_futex_1:
     mov     dword ptr gs:[{HANDOVER} + {H_CALLER_SLEEPS}], 0
     jmp     8f
 6:                                              // wake the host
+    rdtscp
+    and     ecx, 0xfff
+    mov     gs:[{HANDOVER} + {H_CPU}], ecx
     mov     dword ptr gs:[{HANDOVER} + {H_HOST_SLEEPS}], 0
     rdgsbase rdi
     add     rdi, {HANDOVER} + {H_HOST_SLEEPS}

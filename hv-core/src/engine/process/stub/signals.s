@@ -93,6 +93,9 @@ hv_stub_publish_user:                           // publish the turn in r12d
     fence   "[rbx + {H_RSP}]"
     cmp     dword ptr [rbx + {H_HOST_SLEEPS}], 0
     je      2f
+    rdtscp
+    and     ecx, 0xfff
+    mov     [rbx + {H_CPU}], ecx
     mov     dword ptr [rbx + {H_HOST_SLEEPS}], 0
     lea     rdi, [rbx + {H_HOST_SLEEPS}]
     mov     esi, {FUTEX_WAKE}

@@ -90,6 +90,10 @@ hv_stub_enter_user:
     jne     4f
     cmp     dword ptr [r9 + {H_CALLER_SLEEPS}], 0
     je      1f
+    rdtscp                                      // where each is, for who looks; one that wakes quickly never spins
+    and     ecx, 0xfff
+    mov     gs:[{HANDOVER} + {H_CPU}], ecx
+    store_changed ecx, "[r9 + {H_HOST_CPU}]"
     lea     rdi, [r9 + {H_TURN}]
     mov     esi, {FUTEX_WAKE}
     mov     edx, {WAKE_ALL}
@@ -203,6 +207,9 @@ hv_stub_gate:
 hv_stub_gate_wait:                              // a signal from here to its end: waits on in hv_stub_wait
     cmp     dword ptr gs:[{HANDOVER} + {H_HOST_SLEEPS}], 0
     je      1f
+    rdtscp
+    and     ecx, 0xfff
+    mov     gs:[{HANDOVER} + {H_CPU}], ecx
     mov     dword ptr gs:[{HANDOVER} + {H_HOST_SLEEPS}], 0
     rdgsbase rdi
     add     rdi, {HANDOVER} + {H_HOST_SLEEPS}
