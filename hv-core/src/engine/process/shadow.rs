@@ -168,7 +168,7 @@ impl Shadow {
 
 /// Bytes of a mapping, at the most, that the host fills at once: a program that got so much for a fault soon touches it, and
 /// each page would be a fault of the host's own. Of more, much may never be touched.
-const FILLED: u64 = 16 * PAGE_SIZE;
+const FILLED: u64 = 64 * PAGE_SIZE;
 
 #[cfg(test)]
 mod tests {

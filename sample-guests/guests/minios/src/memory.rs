@@ -29,6 +29,8 @@ const HEADROOM: usize = 512 << 10;
 
 /// Pages that one fault fills in: as many, aligned to as many, of the same region.
 const AROUND: u64 = 16;
+/// As many, at the most, for a process that goes through its memory from end to end.
+const MOST_AROUND: u64 = 64;
 
 /// Regions that a process can have.
 const MOST_REGIONS: usize = 512;
@@ -83,6 +85,8 @@ pub struct Memory {
     /// Where the next piece of memory goes that the program asks for.
     next: u64,
     pages: usize,
+    /// Where the pages end that were filled in last, and how many they were.
+    filled: (u64, u64),
 }
 
 impl Memory {
@@ -94,7 +98,7 @@ impl Memory {
     pub fn new() -> Result<Self, Error> {
         check_heap()?;
         let space = AddressSpace::new().map_err(|_| Error::OutOfMemory)?;
-        Ok(Self { space, regions: Vec::new(), next: HEAP, pages: 0 })
+        Ok(Self { space, regions: Vec::new(), next: HEAP, pages: 0, filled: (0, 0) })
     }
 
     /// Pages that are there.
@@ -175,7 +179,10 @@ impl Memory {
     fn fill_around(&mut self, page: u64, region: &Region) -> Result<(), Fault> {
         self.fill(page, region)?;
         let block = page - page % (AROUND * PAGE_SIZE);
-        let around = block.max(region.range.start)..(block + AROUND * PAGE_SIZE).min(region.range.end);
+        let (end, pages) = self.filled;
+        let pages = if page == end { (2 * pages).min(MOST_AROUND) } else { AROUND };
+        let around = block.max(region.range.start)..(block + pages * PAGE_SIZE).min(region.range.end);
+        self.filled = (around.end, pages);
         for page in around.step_by(PAGE_SIZE as usize) {
             if self.space.translate(page).is_none() && self.fill(page, region).is_err() {
                 break;
