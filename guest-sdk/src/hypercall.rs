@@ -173,11 +173,16 @@ pub fn root_destroy(table: GuestPhys) -> Result<(), Status> {
 ///
 /// `OUT_OF_RANGE` for more than [`MMU_UPDATE_MAX`](hv_abi::mmu::MMU_UPDATE_MAX) updates, `BAD_ADDRESS` if they are not in
 /// memory that the host can see, `BAD_ARGUMENT` for unknown flags; then none was made.
-pub fn mmu_update(updates: &mut [MmuUpdate], flags: u64) -> Result<(), Status> {
+///
+/// # Safety
+///
+/// 1. Each `entry` is in a page that the caller has given up to be a page table: nothing else reads or writes it.
+/// 2. Under the guest kernel's own root, what a change maps or takes away must be right for who uses those addresses.
+pub unsafe fn mmu_update(updates: &mut [MmuUpdate], flags: u64) -> Result<(), Status> {
     let count = updates.len() as u64;
     let at = phys_of_mut(updates).ok_or(Status::BAD_ADDRESS)?;
-    // SAFETY: the host writes `updates`, which the caller lent us to write, and entries of page tables: pages that their
-    // owner gave up to be tables. What is mapped matters when a program is run, to whoever runs it.
+    // SAFETY: the host writes `updates`, which the caller lent us to write, and entries, of which the caller says that they
+    // are in tables. What is mapped for programs matters when one is run, to whoever runs it.
     unsafe { raw::call(Call::MMU_UPDATE.0, [at.0, count, flags, 0, 0]) }.result().map(drop)
 }
 

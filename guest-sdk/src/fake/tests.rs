@@ -1,5 +1,7 @@
 //! The fake host's own behaviour: above all, what it does not let pass.
 
+#![expect(unsafe_code, reason = "entries of page tables by address")]
+
 use super::*;
 use crate::events::without_upcalls;
 use crate::memory::{phys_of, phys_of_mut};
@@ -332,7 +334,8 @@ fn updates_of_page_tables_are_held_to_the_rules() {
             let root = root();
             let (entry, new) = change(root.phys());
             let entry = GuestPhys(entry);
-            hypercall::mmu_update(&mut [MmuUpdate { entry, new, ..MmuUpdate::default() }], 0)
+            // SAFETY: the entry is in a table of this test's, or is refused.
+            unsafe { hypercall::mmu_update(&mut [MmuUpdate { entry, new, ..MmuUpdate::default() }], 0) }
         }
     };
     assert_stopped("no entry in usable memory", update(|root| (root.0 + 4, 0)));
@@ -342,7 +345,8 @@ fn updates_of_page_tables_are_held_to_the_rules() {
     assert_stopped("bits are set that must be zero", update(|root| (root.0, (root.0 | 0x1000) | 0x81)));
     assert_stopped("which is not in usable memory", update(|root| (root.0, 0x1001)));
     assert_stopped("at most 512", || {
-        let _ = hypercall::mmu_update(&mut [MmuUpdate::default(); 513], 0);
+        // SAFETY: so many are refused.
+        let _ = unsafe { hypercall::mmu_update(&mut [MmuUpdate::default(); 513], 0) };
     });
     let free = update(|root| (root.0, 0xfff0));
     assert_eq!(run(|| assert_eq!(free(), Ok(()))), End::Returned, "not present: the guest's own");

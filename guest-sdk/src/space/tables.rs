@@ -6,6 +6,8 @@
 //! Tables are never unlinked: they go with the address space. That keeps the rule simple by which an entry of level 2 is a
 //! large page: it is one if something is mapped there and there is no table.
 
+#![expect(unsafe_code, reason = "entries of page tables by address")]
+
 use super::LARGE_PAGE;
 use crate::frames::{self, Frame, OutOfMemory};
 use crate::hypercall;
@@ -129,7 +131,8 @@ impl Tables {
         if self.queue.is_empty() {
             return;
         }
-        hypercall::mmu_update(&mut self.queue, 0).expect("a batch of page-table entries");
+        // SAFETY: entries are put in the queue for tables of this space only, whose frames it owns; its root is a program's.
+        unsafe { hypercall::mmu_update(&mut self.queue, 0) }.expect("a batch of page-table entries");
         let refused = self.queue.iter().find(|update| !update.status.is_success());
         assert!(refused.is_none(), "the host refuses a page-table entry: {refused:?}");
         self.queue.clear();

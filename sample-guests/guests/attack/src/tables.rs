@@ -7,11 +7,12 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use fastrand::Rng;
 use guest_sdk::boot::info;
+use guest_sdk::hv_abi::Status;
 use guest_sdk::hv_abi::address::{DIRECT_MAP, KERNEL_SPACE, SLOT_255};
 use guest_sdk::hv_abi::mmu::{Entry, MmuUpdate};
 use guest_sdk::hv_abi::user::{RFLAGS_FIXED, UserContext, trap};
 use guest_sdk::hv_abi::{GuestPhys, PAGE_SIZE};
-use guest_sdk::hypercall::{block, enter_user, mmu_flush, mmu_update, root_create, root_destroy};
+use guest_sdk::hypercall::{block, enter_user, mmu_flush, root_create, root_destroy};
 use guest_sdk::memory::phys_of;
 use guest_sdk::println;
 
@@ -176,4 +177,10 @@ fn loads(root: GuestPhys, start: u64, stride: u64, count: u64) {
     // SAFETY: the program reads pages of this function's, and stores nothing. Context and area are leaked.
     while unsafe { enter_user(root, context) }.expect("a good context") == trap::INTERRUPTED {}
     assert_eq!((context.trap, context.rdi), (trap::SYSCALL, start + stride * count), "{context:x?}");
+}
+
+/// As the hypercall, of any entry.
+fn mmu_update(updates: &mut [MmuUpdate], flags: u64) -> Result<(), Status> {
+    // SAFETY: none is given: this guest attacks, itself included, and what it changes is what it is ended for.
+    unsafe { guest_sdk::hypercall::mmu_update(updates, flags) }
 }

@@ -58,6 +58,14 @@ fn raw<const N: usize>(call: Call, arguments: [u64; N]) -> Result<u64, Status> {
     unsafe { guest_sdk::hypercall::any(call, all) }
 }
 
+/// As the hypercall, of entries in tables of the tests' own, or in none.
+#[expect(unsafe_code, reason = "page-table entries by address")]
+fn mmu_update(updates: &mut [guest_sdk::hv_abi::mmu::MmuUpdate], flags: u64) -> Result<(), Status> {
+    // SAFETY: the tests name entries of tables that they own, of memory that no guest has, or of the kernel's own root for
+    // addresses that only they use.
+    unsafe { guest_sdk::hypercall::mmu_update(updates, flags) }
+}
+
 /// Where something of the image, its stack or its heap is in guest-physical memory.
 fn phys<T>(value: &T) -> u64 {
     guest_sdk::memory::phys_of(core::slice::from_ref(value)).expect("it is in guest memory").0

@@ -1,5 +1,6 @@
 //! The calls that change page tables.
 
+use crate::mmu_update;
 use crate::program::{DATA, Program, TEXT, code, enter, page, word};
 use crate::{memory_size, outside, phys, raw};
 use alloc::boxed::Box;
@@ -8,7 +9,7 @@ use guest_sdk::hv_abi::call::MulticallEntry;
 use guest_sdk::hv_abi::mmu::{EAGER, Entry, MMU_UPDATE_MAX, MmuUpdate};
 use guest_sdk::hv_abi::user::trap;
 use guest_sdk::hv_abi::{Call, GuestPhys, Status};
-use guest_sdk::hypercall::{mmu_flush, mmu_update, root_create, root_destroy};
+use guest_sdk::hypercall::{mmu_flush, root_create, root_destroy};
 use guest_sdk::memory::phys_of_mut;
 
 /// A status and an old value that no update gives, to see that they are written.

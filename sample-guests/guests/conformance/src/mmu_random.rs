@@ -7,6 +7,7 @@
 
 use crate::after;
 use crate::memory_size;
+use crate::mmu_update;
 use crate::phys;
 use crate::program::{CODE, Space, TEXT, code, page, word};
 use alloc::boxed::Box;
@@ -14,7 +15,7 @@ use alloc::vec::Vec;
 use guest_sdk::hv_abi::mmu::{EAGER, MmuUpdate};
 use guest_sdk::hv_abi::user::{UserContext, access, trap};
 use guest_sdk::hv_abi::{GuestPhys, Status};
-use guest_sdk::hypercall::{mmu_flush, mmu_update};
+use guest_sdk::hypercall::mmu_flush;
 use guest_sdk::time::Instant;
 
 /// Indices that are used at each level, the lowest first; that of the probes' own code is none of them.

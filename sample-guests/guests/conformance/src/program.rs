@@ -111,7 +111,7 @@ impl Space {
 /// Changes one entry; gives the old value.
 pub fn set(at: GuestPhys, new: Entry, flags: u64) -> Result<u64, Status> {
     let mut update = [MmuUpdate { entry: at, new: new.bits(), ..MmuUpdate::default() }];
-    hypercall::mmu_update(&mut update, flags)?;
+    crate::mmu_update(&mut update, flags)?;
     update[0].status.ok().map(|()| update[0].old)
 }
 

@@ -1,5 +1,6 @@
 //! Page faults of programs: what is told of them, and that there are no others.
 
+use crate::mmu_update;
 use crate::program::{CODE, CONSTANT, DATA, HEAP, Page, Program, Space, TABLE, TEXT, code, page, run, span};
 use crate::{phys, probe};
 use alloc::vec::Vec;
@@ -9,7 +10,6 @@ use guest_sdk::hv_abi::address::{CLOCK_PAGE, HYPERCALL_PAGE, SLOT_255, VCPU_PAGE
 use guest_sdk::hv_abi::mmu::{Entry, MmuUpdate};
 use guest_sdk::hv_abi::user::access::{EXECUTE, READ, WRITE};
 use guest_sdk::hv_abi::user::{LOWEST_USER, trap};
-use guest_sdk::hypercall::mmu_update;
 
 /// A program with a load, a store, a load that stores and a jump, and where each is.
 fn accesses() -> (Program, [(u64, u32); 4]) {
