@@ -208,11 +208,6 @@ impl Shadow {
         self.overlays.get(&virt) == Some(&copy)
     }
 
-    /// Whether any page is mapped to a copy.
-    pub(super) fn has_overlays(&self) -> bool {
-        !self.overlays.is_empty()
-    }
-
     /// Maps the page at V to what it mirrors again, if it is mapped to this copy. Whether it was.
     pub(super) fn uncover(&mut self, virt: u64, copy: u64) -> bool {
         let was = self.is_overlaid(virt, copy);
