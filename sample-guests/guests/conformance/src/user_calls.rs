@@ -43,7 +43,7 @@ fn load(context: &mut UserContext, round: u64) {
     let registers = [rax, rbx, rcx, rdx, rsi, rdi, rbp].into_iter().chain(&mut r8_to_r15[..7]);
     (1..).zip(registers).for_each(|(i, register)| *register = value(i));
     context.rsp = HEAP + 4096 - round % 64 * 8;
-    context.rflags = RFLAGS_FIXED | value(20) & 0x8d5 | if round % 3 == 0 { DF } else { 0 };
+    context.rflags = RFLAGS_FIXED | value(20) & 0x8d5 | if round.is_multiple_of(3) { DF } else { 0 };
     context.fs_base = value(21) >> 17;
     context.rip = SITE;
 }
