@@ -37,6 +37,9 @@ pub struct Config {
     /// Whether live page tables are compared with what `MMU_UPDATE` made them; a store that bypassed it ends the VM. For
     /// finding mistakes of a guest kernel: it makes its calls slower, the more tables it has.
     pub check_tables: bool,
+    /// Whether the process engine makes system calls of guest user programs jumps, where that is safe, so that they no longer
+    /// trap. Default: yes. The same program gets the same results either way.
+    pub rewrite: bool,
 }
 
 impl Config {
@@ -51,6 +54,7 @@ impl Config {
             console: Box::new(std::io::stdout()),
             breakpoints: Breakpoints::Crash,
             check_tables: false,
+            rewrite: true,
         }
     }
 }

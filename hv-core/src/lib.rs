@@ -22,6 +22,7 @@ mod symbols;
 mod user;
 mod vcpu;
 pub mod vm;
+mod watched;
 
 pub use config::{Breakpoints, Config, StartError};
 pub use engine::EngineKind;

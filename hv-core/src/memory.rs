@@ -7,6 +7,7 @@
 //! it is touched.
 
 use crate::shared::memory_file;
+use crate::watched::Watched;
 use hv_abi::GuestPhys;
 use rustix::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -34,6 +35,7 @@ pub struct GuestMemory {
     file: Arc<std::fs::File>,
     map: GuestMemoryMmap,
     size: u64,
+    watched: Arc<Watched>,
 }
 
 impl GuestMemory {
@@ -47,7 +49,7 @@ impl GuestMemory {
         let length = usize::try_from(size).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
         let range = (GuestAddress(0), length, Some(FileOffset::from_arc(file.clone(), 0)));
         let map = GuestMemoryMmap::from_ranges_with_files([range]).map_err(std::io::Error::other)?;
-        Ok(Self { file, map, size })
+        Ok(Self { file, map, size, watched: Arc::default() })
     }
 
     /// Bytes of guest memory.
@@ -58,6 +60,11 @@ impl GuestMemory {
     /// The file that holds it.
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// Frames of which somebody keeps a copy.
+    pub(crate) fn watched(&self) -> &Watched {
+        &self.watched
     }
 
     /// Whether the whole range is guest memory; an empty one is, wherever it is.
@@ -96,7 +103,9 @@ impl GuestMemory {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.map.write_slice(bytes, at).map_err(|_| self.bad(start, bytes.len()))
+        self.map.write_slice(bytes, at).map_err(|_| self.bad(start, bytes.len()))?;
+        self.watched.note_write(start.0, bytes.len() as u64);
+        Ok(())
     }
 
     /// Copies a structure of the ABI out of guest memory.
@@ -131,7 +140,9 @@ impl GuestMemory {
         let bad = |_| self.bad(at, 8);
         let slice = self.map.get_slice(address, 8).map_err(bad)?;
         let word = slice.get_atomic_ref::<AtomicU64>(0).map_err(|_| self.bad(at, 8))?;
-        Ok(word.swap(new, Ordering::SeqCst))
+        let old = word.swap(new, Ordering::SeqCst);
+        self.watched.note_write(at.0, 8);
+        Ok(old)
     }
 
     fn bad(&self, start: GuestPhys, length: usize) -> BadAddress {

@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "mapping memory, and views of it")]
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::MemfdFlags;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -103,6 +103,17 @@ impl SharedFile {
     /// Copies `words` from the 8-byte aligned `offset` on: one look at memory that may change meanwhile.
     pub(crate) fn copy_words<const N: usize>(&self, offset: u64) -> [u64; N] {
         core::array::from_fn(|i| self.at::<AtomicU64>(offset + i as u64 * 8).load(Ordering::Relaxed))
+    }
+
+    /// Stores bytes, one by one, in a part that only the monitor writes.
+    pub(crate) fn store_bytes(&self, offset: u64, bytes: &[u8]) {
+        let start = self.pointer(offset, bytes.len());
+        for (i, byte) in bytes.iter().enumerate() {
+            // SAFETY: `add` and `from_ptr` need memory that is mapped, aligned and changed by atomics only meanwhile.
+            // Mapped: `pointer` checked the whole length. Aligned: a byte. Atomics: sandboxes map it read-only, and the
+            // monitor writes it here only.
+            unsafe { AtomicU8::from_ptr(start.as_ptr().add(i)) }.store(*byte, Ordering::Relaxed);
+        }
     }
 
     /// Stores one 8-byte aligned word.

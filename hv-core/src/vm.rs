@@ -142,6 +142,7 @@ impl Vm {
             memory: &memory,
             pages: &pages,
             mappings: &mappings,
+            rewrite: config.rewrite,
             entry: config.image.entry,
             argument,
             kernel_root: boot::kernel_root(features),

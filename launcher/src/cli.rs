@@ -85,6 +85,9 @@ pub(crate) struct RunOptions {
     /// How guest code is run
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     pub(crate) engine: Engine,
+    /// Let every system call of a guest user program trap, and make none of them a jump
+    #[arg(long)]
+    pub(crate) no_rewrite: bool,
     /// Stop the guest if it runs longer than this, such as 500ms, 10s, 2m or 1h
     #[arg(long, short, value_name = "TIME", value_parser = units::parse_duration)]
     pub(crate) timeout: Option<Duration>,

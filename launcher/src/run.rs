@@ -39,6 +39,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         engine: options.engine.into(),
         command_line: options.args.clone(),
         ramdisk,
+        rewrite: !options.no_rewrite,
         console: Box::new(Console(sink.clone())),
         check_tables: options.check_tables,
         ..Config::new(image)

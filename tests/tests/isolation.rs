@@ -81,7 +81,7 @@ fn every_thread_of_a_sandbox_is_filtered_and_without_privileges() {
 }
 
 #[test]
-fn a_sandbox_has_five_descriptors() {
+fn a_sandbox_has_six_descriptors() {
     let (vm, console) = start("bench", &["idle"]);
     console.wait_for("idle");
     let pid = vm.processes()[0];
@@ -90,7 +90,7 @@ fn a_sandbox_has_five_descriptors() {
         .map(|entry| fs::read_link(entry.unwrap().path()).unwrap().display().to_string())
         .collect();
     files.sort();
-    let expected = ["control", "exchange", "guest-memory", "links", "vcpu-pages"]
+    let expected = ["control", "exchange", "guest-memory", "links", "rewritten", "vcpu-pages"]
         .map(|f| format!("/memfd:hv-{f} (deleted)"));
     assert_eq!(files, expected);
 }

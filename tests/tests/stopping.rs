@@ -69,6 +69,12 @@ fn while_it_runs_programs() {
 }
 
 #[test]
+fn while_its_programs_make_rewritten_calls() {
+    let test = "a_call_in_a_loop_is_interrupted_anywhere";
+    pause_often("conformance", &[&conformance_test(test).to_string()], Breakpoints::Crash);
+}
+
+#[test]
 fn a_blocked_guest_can_be_paused_resumed_and_stopped() {
     let (vm, console) = start("bench", &["idle"]);
     console.wait_for("idle");

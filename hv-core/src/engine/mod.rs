@@ -67,6 +67,8 @@ pub(crate) struct Setup<'a> {
     pub memory: &'a GuestMemory,
     pub pages: &'a Arc<VcpuPages>,
     pub mappings: &'a [Mapping],
+    /// Whether system calls of programs may be made jumps.
+    pub rewrite: bool,
     /// First instruction of vCPU 0, and its RDI.
     pub entry: u64,
     pub argument: u64,
@@ -301,6 +303,10 @@ pub struct Counters {
     pub hypercalls: u64,
     /// Traps of guest code.
     pub traps: u64,
+    /// System calls of programs that trapped often and do not any more: each is a place in a program.
+    pub rewritten: u64,
+    /// How often one was looked at that has to go on to trap.
+    pub not_rewritten: u64,
     /// Times the monitor's thread went to sleep.
     pub sleeps: u64,
     /// Nanoseconds that the monitor's thread span for requests, about.

@@ -54,3 +54,9 @@ fn a_program_that_publishes_untrue_states_harms_itself_alone() {
 fn a_program_cannot_hide_from_its_kernels_timer() {
     send(6, 32);
 }
+
+#[test]
+fn a_program_that_jumps_into_the_jump_table_harms_itself_alone() {
+    // The gate's page and the first of the table, half of the jumps to the entries that are in use.
+    send(7, 0x200);
+}

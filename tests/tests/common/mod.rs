@@ -53,6 +53,16 @@ pub fn config(name: &str, arguments: &[&str]) -> (Config, Console) {
     (config, console)
 }
 
+/// Index of a test of the conformance suite's guest, which is that guest's argument.
+pub fn conformance_test(name: &str) -> usize {
+    let suite = conformance::Suite::conformance().expect("the suite lists its tests");
+    let case = suite.cases.iter().find(|case| case.name == name);
+    match case.unwrap_or_else(|| panic!("no test {name}")).kind {
+        conformance::Kind::Guest { index } => index,
+        conformance::Kind::Scenario { .. } => panic!("{name} is no guest's test"),
+    }
+}
+
 /// Starts a sample guest.
 pub fn start(name: &str, arguments: &[&str]) -> (Vm, Console) {
     let (config, console) = config(name, arguments);

@@ -45,6 +45,9 @@ const ORDER: [usize; USER_WORDS] = [0, 1, 3, 4, 5, 16, 17, 2, 6, 7, 8, 9, 10, 11
 pub(crate) const CALL_VALUE: usize = 5;
 pub(crate) const CALL_STATUS: usize = 6;
 
+/// Counters of a program's trapped system calls, one byte each.
+pub(crate) const TRAP_COUNTERS: usize = 1024;
+
 /// The operations that the protocol is made of, so that a model checker can stand in for the machine.
 pub(crate) trait Atomics {
     /// A 32-bit word that both sides see.
@@ -228,8 +231,9 @@ pub(crate) struct Handover {
     // A guest kernel's, which enters programs by itself.
     /// 1 while it waits for a program that it entered so.
     pub direct: AtomicU32,
-    reserved4: u32,
-    /// That one's root, as a claim.
+    /// In the sandbox of a user program: how often a system call traps before the monitor looks at it. The monitor sets it.
+    pub look_after: AtomicU32,
+    /// A guest kernel's: the root of the program that it waits for, as a claim.
     pub direct_root: AtomicU64,
     reserved5: [u64; 5],
     // One line that moves with every call; of a program's registers, those that most system calls change are in it.
@@ -241,7 +245,9 @@ pub(crate) struct Handover {
     reserved6: [u64; 12],
     /// A guest kernel's: the programs that it may enter by itself, each at [`Enterable::index`] of its root.
     enterable: [Enterable; ENTERABLE],
-    reserved7: [[u64; 32]; 6],
+    /// How often the program's system calls have trapped, by the lowest bits of RIP, each modulo 256.
+    pub traps: [[AtomicU64; 32]; 4],
+    reserved7: [[u64; 32]; 2],
 }
 
 /// Programs that a guest kernel may enter by itself, at the most. Two whose roots have one place take turns with it.
@@ -272,6 +278,9 @@ const _: () = assert!(size_of::<Handover>() == 4096);
 const _: () = assert!(core::mem::offset_of!(Handover, host_sleeps) == 64);
 const _: () = assert!(core::mem::offset_of!(Handover, rsp) == 128);
 const _: () = assert!(core::mem::offset_of!(Handover, turn) == 256);
+const _: () = assert!(
+    core::mem::offset_of!(Handover, reserved7) - core::mem::offset_of!(Handover, traps) == TRAP_COUNTERS
+);
 
 impl Handover {
     /// Offset of the words that go with a turn.
@@ -293,7 +302,8 @@ impl Handover {
         words.into_iter().for_each(|word| word.store(0, Relaxed));
         self.signal.store(0, Relaxed);
         self.frame.store(0, Relaxed);
-        self.words.iter().for_each(|word| word.store(0, Relaxed));
+        let counters = self.traps.iter().flatten();
+        self.words.iter().chain(counters).for_each(|word| word.store(0, Relaxed));
         self.enterable.iter().for_each(|place| place.context.store(Enterable::NONE, Relaxed));
     }
 

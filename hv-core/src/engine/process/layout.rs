@@ -4,6 +4,7 @@
 
 use crate::engine::process::handover::Handover;
 use hv_abi::address::{CLOCK_PAGE, MAX_VCPUS, SLOT_255, VCPU_PAGES, VCPU_STRIDE};
+use hv_abi::user::{GATE, LOWEST_USER};
 
 /// Where the stub is mapped; its first page is the hypercall page.
 pub(super) const STUB_BASE: u64 = SLOT_255;
@@ -30,6 +31,20 @@ pub(super) const fn links_size(vcpus: u32) -> u64 {
 pub(super) const fn link_offset(vcpus: u32, slot: u32, vcpu: u32) -> u64 {
     (slot as u64 * vcpus as u64 + vcpu as u64) * 4096
 }
+
+/// Where the low jump table is mapped, in user address spaces: behind the gate's page.
+pub(super) const TABLE: u64 = GATE + 4096;
+/// Bytes of it; it is at the beginning of its file.
+pub(super) const TABLE_SIZE: u64 = LOWEST_USER - TABLE;
+/// Offset in that file of the copies of pages.
+pub(super) const COPIES_OFFSET: u64 = TABLE_SIZE;
+/// Copies that a VM has at once, at the most.
+pub(super) const MOST_COPIES: u64 = 256;
+/// Bytes of the file.
+pub(super) const REWRITTEN_SIZE: u64 = COPIES_OFFSET + MOST_COPIES * 4096;
+
+/// V of the word, in the gate's page, that has the address of the stub's entry for rewritten system calls.
+pub(super) const GATE_REWRITTEN: u64 = GATE + 16;
 
 /// Offset of the clock page in a vCPU's area.
 pub(super) const CLOCK: u64 = CLOCK_PAGE;
@@ -73,6 +88,8 @@ pub(super) mod descriptor {
     pub(in super::super) const EXCHANGE: i32 = 6;
     /// Hand-over pages between the VM's user programs and their guest kernel.
     pub(in super::super) const LINKS: i32 = 7;
+    /// The low jump table, and copies of pages with rewritten system calls. Never mapped writable.
+    pub(in super::super) const REWRITTEN: i32 = 8;
 }
 
 /// One system call for the mapping thread to make.

@@ -232,17 +232,24 @@ pub(super) fn first_commands(kind: Kind, vcpus: u32) -> Vec<Command> {
         commands.push(map(area + HANDOVER, 4096, handover.0, handover.1, BOTH));
         commands.push(map(area + STACK, STACK_SIZE, EXCHANGE, exchange + EXCHANGE_STACK, BOTH));
     }
-    commands.push(match kind {
-        Kind::Kernel => map(LINKS_BASE, links_size(vcpus), descriptor::LINKS, 0, BOTH),
+    match kind {
+        Kind::Kernel => commands.push(map(LINKS_BASE, links_size(vcpus), descriptor::LINKS, 0, BOTH)),
         Kind::User { .. } => {
-            map(GATE, 4096, descriptor::CONTROL, GATE_OFFSET, libc::PROT_READ | libc::PROT_EXEC)
+            const CODE: i32 = libc::PROT_READ | libc::PROT_EXEC;
+            commands.push(map(GATE, 4096, descriptor::CONTROL, GATE_OFFSET, CODE));
+            commands.push(map(TABLE, TABLE_SIZE, descriptor::REWRITTEN, 0, CODE));
         }
-    });
+    }
     commands.push(Command::new(
         libc::SYS_seccomp,
         [libc::SECCOMP_SET_MODE_FILTER.into(), 0, at(offset_of!(Control, mapping_filter)), 0, 0, 0],
     ));
     commands
+}
+
+/// The command that changes what may be done with what is mapped.
+pub(super) fn protect(address: u64, length: u64, protection: i32) -> Command {
+    Command::new(libc::SYS_mprotect, [address, length, protection as u64, 0, 0, 0])
 }
 
 /// The command that maps nothing there.

@@ -7,7 +7,8 @@
 //!
 //! Start at [`ProcessEngine::start`](Engine::start). `layout` says where everything is, `stub` (assembly) is the code
 //! in a sandbox, `sandbox` one such process, `handover` the protocol between it and the monitor, `filter` what its threads
-//! may call; `users` keeps the user address spaces, and `shadow` what is mapped in each.
+//! may call; `users` keeps the user address spaces, `shadow` what is mapped in each, and `rewrite` makes
+//! system calls of programs jumps.
 
 mod elf;
 mod filter;
@@ -17,6 +18,7 @@ pub(crate) mod handover;
 mod handover_model;
 pub(crate) mod layout;
 mod mapper;
+mod rewrite;
 mod sandbox;
 mod shadow;
 mod spawn;
@@ -53,15 +55,22 @@ impl Engine for ProcessEngine {
         let vcpus = setup.pages.vcpus();
         let links = SharedFile::new("hv-links", layout::links_size(vcpus))
             .map_err(|source| EngineError::Host { what: "making the links to user programs", source })?;
-        let files =
-            Files { memory: setup.memory.clone(), pages: setup.pages.clone(), links: Arc::new(links) };
+        let rewritten = SharedFile::new("hv-rewritten", layout::REWRITTEN_SIZE)
+            .map_err(|source| EngineError::Host { what: "making the jump table", source })?;
+        let files = Files {
+            memory: setup.memory.clone(),
+            pages: setup.pages.clone(),
+            links: Arc::new(links),
+            rewritten: Arc::new(rewritten),
+            look_after: if setup.rewrite { rewrite::TRAPS } else { rewrite::NEVER },
+        };
         let mappings: Vec<_> = setup.mappings.iter().map(guest_mapping).collect();
         let kernel = Arc::new(Starting::new(Kind::Kernel, &files, &mappings)?.finish()?);
         let first =
             Registers { rip: setup.entry, rdi: setup.argument, rflags: FIRST_FLAGS, ..Registers::default() };
         kernel.shared.write_first_context(0, &first);
         let process = Arc::new(Process {
-            users: Users::new(files, kernel.clone(), setup.kernel_root),
+            users: Users::new(files, kernel.clone(), setup),
             entered: (0..vcpus).map(|_| Mutex::default()).collect(),
             pages: setup.pages.clone(),
             kernel,

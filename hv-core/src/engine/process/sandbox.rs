@@ -43,6 +43,9 @@ pub(super) struct Files {
     pub memory: GuestMemory,
     pub pages: Arc<VcpuPages>,
     pub links: Arc<SharedFile>,
+    pub rewritten: Arc<SharedFile>,
+    /// How often a program's system call traps before the monitor looks at it.
+    pub look_after: u32,
 }
 
 /// A running sandbox process. Dropping it kills the process.
@@ -112,11 +115,13 @@ impl Starting {
             files.pages.file().as_fd().as_raw_fd(),
             shared.exchange.as_fd().as_raw_fd(),
             files.links.as_fd().as_raw_fd(),
+            files.rewritten.as_fd().as_raw_fd(),
         ];
         let handover = shared.handover(0);
         handover.reset();
         handover.spin.store(spin::guest_limit(), Relaxed);
         handover.is_user.store((kind != Kind::Kernel).into(), Relaxed);
+        handover.look_after.store(files.look_after, Relaxed);
         let notice = {
             let shared = shared.clone();
             Box::new(move |stage| shared.ended(stage))

@@ -26,11 +26,19 @@ struct Run {
     protection: i32,
 }
 
+impl Run {
+    fn is_writable(self) -> bool {
+        self.protection & libc::PROT_WRITE != 0
+    }
+}
+
 /// A change that the sandbox has yet to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Change {
     Unmap(Range<u64>),
     Map(u64, Run),
+    /// Maps a page of [`descriptor::REWRITTEN`], at this offset, over what is there.
+    Overlay(u64, u64),
 }
 
 /// The shadow of one address space.
@@ -41,6 +49,10 @@ pub(super) struct Shadow {
     runs: BTreeMap<u64, Run>,
     /// The host's page tables, by level and index, for what is mapped, or was since it was last emptied.
     tables: BTreeSet<(u32, u64)>,
+    /// Pages that are mapped to a copy of what they mirror, by V: its offset in [`descriptor::REWRITTEN`].
+    overlays: BTreeMap<u64, u64>,
+    /// An overlay has gone; see [`is_uncovered`](Self::is_uncovered).
+    uncovered: bool,
     changes: Vec<Change>,
 }
 
@@ -58,7 +70,14 @@ fn protection(rights: Rights) -> i32 {
 impl Shadow {
     /// Nothing is mirrored in `range` yet.
     pub(super) fn new(range: Range<u64>) -> Self {
-        Self { range, runs: BTreeMap::new(), tables: BTreeSet::new(), changes: Vec::new() }
+        Self {
+            range,
+            runs: BTreeMap::new(),
+            tables: BTreeSet::new(),
+            overlays: BTreeMap::new(),
+            uncovered: false,
+            changes: Vec::new(),
+        }
     }
 
     /// Bytes that it costs the host, about.
@@ -116,6 +135,9 @@ impl Shadow {
 
     /// Takes a range out of the runs. Whether any of it was in one.
     fn cut(&mut self, range: Range<u64>) -> bool {
+        let overlays = self.overlays.len();
+        self.overlays.retain(|virt, _| !range.contains(virt));
+        self.uncovered |= self.overlays.len() < overlays;
         let first = self.runs.range(..range.start).next_back().map(|(start, run)| (*start, *run));
         let mut touched: Vec<_> = self.runs.range(range.clone()).map(|(start, run)| (*start, *run)).collect();
         touched.extend(first.filter(|(start, run)| start + run.length > range.start));
@@ -148,9 +170,67 @@ impl Shadow {
 
     /// Forgets everything.
     pub(super) fn empty(&mut self) {
+        self.uncovered |= !self.overlays.is_empty();
+        self.overlays.clear();
         self.runs.clear();
         self.tables.clear();
         self.changes = vec![Change::Unmap(self.range.clone())];
+    }
+
+    /// P of the page at V, if it is mirrored executable and not writable.
+    pub(super) fn code_page(&self, virt: u64) -> Option<u64> {
+        const CODE: i32 = libc::PROT_READ | libc::PROT_EXEC;
+        self.get(virt).filter(|(_, protection)| *protection == CODE).map(|(phys, _)| phys)
+    }
+
+    /// Whether the frame at P can be written through it.
+    pub(super) fn can_write(&self, phys: u64) -> bool {
+        self.runs.values().any(|run| run.is_writable() && (run.phys..run.phys + run.length).contains(&phys))
+    }
+
+    /// Frames that the sandbox will be able to write when it has made the changes.
+    pub(super) fn new_writable(&self) -> impl Iterator<Item = Range<u64>> {
+        self.changes.iter().filter_map(|change| match change {
+            Change::Map(_, run) if run.is_writable() => Some(run.phys..run.phys + run.length),
+            _ => None,
+        })
+    }
+
+    /// Maps the page at V to its copy instead.
+    pub(super) fn overlay(&mut self, virt: u64, copy: u64) {
+        if self.overlays.insert(virt, copy) != Some(copy) {
+            self.changes.push(Change::Overlay(virt, copy));
+        }
+    }
+
+    /// Whether the page at V is mapped to this copy.
+    pub(super) fn is_overlaid(&self, virt: u64, copy: u64) -> bool {
+        self.overlays.get(&virt) == Some(&copy)
+    }
+
+    /// Maps the page at V to what it mirrors again, if it is mapped to this copy. Whether it was.
+    pub(super) fn uncover(&mut self, virt: u64, copy: u64) -> bool {
+        let was = self.is_overlaid(virt, copy);
+        if was && let Some((phys, protection)) = self.get(virt) {
+            self.overlays.remove(&virt);
+            self.changes.push(Change::Map(virt, Run { length: PAGE_SIZE, phys, protection }));
+        }
+        was
+    }
+
+    /// Whether overlays have gone, other than by [`uncover`](Self::uncover).
+    pub(super) fn is_uncovered(&self) -> bool {
+        self.uncovered
+    }
+
+    /// They have gone from the sandbox, too, and been seen to.
+    pub(super) fn forget_uncovered(&mut self) {
+        self.uncovered = false;
+    }
+
+    /// Whether there is something for the sandbox to do.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changes.is_empty()
     }
 
     /// What the sandbox has to do now.
@@ -160,6 +240,9 @@ impl Shadow {
             Change::Map(virt, Run { length, phys, protection }) => {
                 let map = mapper::map(virt, length, descriptor::GUEST_MEMORY, phys, protection);
                 if length <= FILLED { mapper::filled(map) } else { map }
+            }
+            Change::Overlay(virt, copy) => {
+                mapper::map(virt, PAGE_SIZE, descriptor::REWRITTEN, copy, libc::PROT_READ | libc::PROT_EXEC)
             }
         };
         std::mem::take(&mut self.changes).into_iter().map(command).collect()

@@ -63,7 +63,7 @@ pub(super) type Notice = Box<dyn Fn(Stage) + Send>;
 const BREATH: std::time::Duration = std::time::Duration::from_millis(10);
 
 struct Request {
-    descriptors: [RawFd; 5],
+    descriptors: [RawFd; 6],
     notice: Notice,
     reply: Sender<io::Result<Child>>,
 }
@@ -85,9 +85,9 @@ impl Spawning {
     }
 }
 
-/// Starts a sandbox process with these files as its descriptors 3 to 7, and nothing else of the monitor's. The files are to
+/// Starts a sandbox process with these files as its descriptors 3 to 8, and nothing else of the monitor's. The files are to
 /// stay open until it is there.
-pub(super) fn spawn(descriptors: [RawFd; 5], notice: Notice) -> io::Result<Spawning> {
+pub(super) fn spawn(descriptors: [RawFd; 6], notice: Notice) -> io::Result<Spawning> {
     let (reply, answer) = crossbeam_channel::bounded(1);
     let request = Request { descriptors, notice, reply };
     {
@@ -175,12 +175,12 @@ fn block_all_signals() {
 /// What the child is given, and the error that it leaves if it cannot execute.
 struct Start {
     executable: RawFd,
-    descriptors: [RawFd; 5],
+    descriptors: [RawFd; 6],
     parent: i32,
     errno: i32,
 }
 
-fn spawn_child(executable: RawFd, descriptors: [RawFd; 5], stack: &mut [u8]) -> io::Result<Child> {
+fn spawn_child(executable: RawFd, descriptors: [RawFd; 6], stack: &mut [u8]) -> io::Result<Child> {
     let mut start =
         Start { executable, descriptors, parent: rustix::process::getpid().as_raw_nonzero().get(), errno: 0 };
     let mut handle: RawFd = -1;
@@ -207,7 +207,7 @@ fn spawn_child(executable: RawFd, descriptors: [RawFd; 5], stack: &mut [u8]) -> 
 }
 
 /// First descriptor above the ones that a sandbox has; the executable's, until it executes.
-const EXECUTABLE_FD: RawFd = 8;
+const EXECUTABLE_FD: RawFd = 9;
 
 /// The child, on its own stack but in the monitor's memory: only system calls, no locks, no allocation.
 extern "C" fn child(start: *mut libc::c_void) -> libc::c_int {
@@ -234,7 +234,7 @@ extern "C" fn child(start: *mut libc::c_void) -> libc::c_int {
             start.errno = failed();
             return 1;
         }
-        // Out of the way of 3 to 8 first, then into place.
+        // Out of the way of 3 to 9 first, then into place.
         let high = |fd| libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 16);
         let files = start.descriptors.map(high);
         let executable = high(start.executable);

@@ -4,8 +4,8 @@
 
 use super::layout::*;
 use crate::engine::process::handover::{
-    CALL_STATUS, CALL_VALUE, ENTERABLE, Enterable, Handover, TURN_CALL, TURN_DEAD, TURN_ENTER_USER,
-    TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, USER_WORDS,
+    CALL_STATUS, CALL_VALUE, ENTERABLE, Enterable, Handover, TRAP_COUNTERS, TURN_CALL, TURN_DEAD,
+    TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, USER_WORDS,
 };
 use core::mem::offset_of;
 use hv_abi::address::{DIRECT_MAP, SLOT_255};
@@ -56,6 +56,9 @@ core::arch::global_asm!(
     H_FS_BASE = const Handover::WORDS + (USER_WORDS - 1) * 8,
     H_USER = const Handover::WORDS,
     H_IS_USER = const offset_of!(Handover, is_user),
+    H_TRAPS = const offset_of!(Handover, traps),
+    H_LOOK_AFTER = const offset_of!(Handover, look_after),
+    TRAPS_MASK = const TRAP_COUNTERS - 1,
     H_ENTERABLE = const Handover::ENTERABLE,
     ENTERABLE_MASK = const ENTERABLE - 1,
     ENTERABLE_SHIFT = const size_of::<Enterable>().ilog2(),
@@ -76,7 +79,6 @@ core::arch::global_asm!(
     FIXED_FLAGS = const RFLAGS_FIXED,
     ALL_FLAGS = const RFLAGS | RFLAGS_FIXED,
     LOOK_AGAIN_NS = const LOOK_AGAIN_NS,
-    GATE = const GATE,
     LOWEST_USER = const LOWEST_USER,
     USER_LENGTH = const SLOT_255 - LOWEST_USER,
     SLOT_255 = const SLOT_255,
@@ -175,6 +177,8 @@ labels! {
     futex_8 = hv_stub_futex_8;
     futex_9 = hv_stub_futex_9;
     gate = hv_stub_gate;
+    /// Where trampolines of rewritten system calls go on.
+    rewritten = hv_stub_rewritten;
 }
 
 /// Where the byte at `label` of the stub is in a sandbox.
@@ -182,10 +186,14 @@ fn in_sandbox(label: *const u8) -> u64 {
     STUB_BASE + (label.addr() - (&raw const hv_stub_begin).addr()) as u64
 }
 
-/// The code at V `GATE` of a user address space: `jmp [rip]`, and where to.
-pub(super) fn gate_code() -> [u8; 14] {
-    let mut code = [0xff, 0x25, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    code[6..].copy_from_slice(&gate().to_le_bytes());
+/// What is at V `GATE` of a user address space: `jmp [rip]`, and where to; and at [`GATE_REWRITTEN`] where trampolines
+/// jump to.
+pub(super) fn gate_code() -> [u8; 24] {
+    const REWRITTEN: usize = (GATE_REWRITTEN - GATE) as usize;
+    let mut code = [0; REWRITTEN + 8];
+    code[..2].copy_from_slice(&[0xff, 0x25]);
+    code[6..14].copy_from_slice(&gate().to_le_bytes());
+    code[REWRITTEN..].copy_from_slice(&rewritten().to_le_bytes());
     code
 }
 

@@ -12,11 +12,12 @@
 //!
 //! Start at [`Users::enter`] and [`Users::fault`].
 
-use super::frame::UserFrame;
+use super::frame::{UserFault, UserFrame};
 use super::layout::{Command, MOST_SPACES};
+use super::rewrite::{self, Rewriter};
 use super::sandbox::{Files, Kind, Sandbox, Starting};
 use super::shadow::Shadow;
-use crate::engine::{Access, EngineError, EnterError, Registers};
+use crate::engine::{Access, EngineError, EnterError, Registers, Setup};
 use crate::memory::GuestMemory;
 use crate::mmu::{self, ENTRIES, KERNEL, Leaf, Rights, Step, span};
 use core::mem::offset_of;
@@ -53,6 +54,7 @@ struct Inner {
     kernel: Arc<Sandbox>,
     vcpus: u32,
     spaces: HashMap<u64, Space>,
+    rewriter: Rewriter,
     /// Which tables the shadows came through.
     tables: HashMap<u64, Vec<Use>>,
     /// Sandboxes that were killed and may not be gone yet; until then nobody gets their slots.
@@ -72,11 +74,11 @@ struct Use {
     rights: Rights,
 }
 
-struct Space {
-    sandbox: Arc<Sandbox>,
+pub(super) struct Space {
+    pub sandbox: Arc<Sandbox>,
     /// Which of the links is its sandbox's. None is the guest kernel's.
     slot: Option<u32>,
-    shadow: Shadow,
+    pub shadow: Shadow,
     /// The tables in `Inner::tables` that name this root, by level and base.
     tables: BTreeMap<(u32, u64), u64>,
     /// The context whose extended state is in the sandbox.
@@ -106,9 +108,11 @@ pub(super) enum Fault {
 
 impl Users {
     /// No user space yet; and the guest kernel's own root, if it has one, with its sandbox.
-    pub(super) fn new(files: Files, kernel: Arc<Sandbox>, root: Option<u64>) -> Self {
+    pub(super) fn new(files: Files, kernel: Arc<Sandbox>, setup: &Setup<'_>) -> Self {
+        let own = setup.kernel_root.map(|root| (root, Space::new(kernel.clone(), None)));
         let inner = Inner {
-            spaces: root.map(|root| (root, Space::new(kernel.clone(), None))).into_iter().collect(),
+            spaces: own.into_iter().collect(),
+            rewriter: Rewriter::new(&files, kernel.clone(), setup.mappings),
             kernel,
             vcpus: files.pages.vcpus(),
             tables: HashMap::new(),
@@ -116,7 +120,7 @@ impl Users {
             spare: None,
             now: 0,
         };
-        Self { files, kernel: root, inner: Mutex::new(inner) }
+        Self { files, kernel: setup.kernel_root, inner: Mutex::new(inner) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -198,6 +202,42 @@ impl Users {
             (true, Ok(())) => Fault::Mended,
             (false, Ok(())) => Fault::Guest,
         }
+    }
+
+    /// What a program under `root` did, where its signal came from a rewritten system call; the registers become those of
+    /// the original program.
+    pub(super) fn original(&self, root: u64, fault: UserFault, registers: &mut Registers) -> UserFault {
+        let inner = self.lock();
+        let Some(space) = inner.spaces.get(&root) else { return fault };
+        inner.rewriter.original(space, fault, registers)
+    }
+
+    /// A system call that a program under `root` has made traps often. Whether it will not any more; `None` if that is not
+    /// wanted, and the program has written to its hand-over page, or the call is of an odd kind.
+    pub(super) fn rewrite(&self, root: u64, registers: &Registers) -> Option<bool> {
+        if self.files.look_after == rewrite::NEVER {
+            return None;
+        }
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        let at = registers.rip.wrapping_sub(2);
+        Some(inner.rewriter.rewrite(&mut inner.spaces, root, at, registers.rax))
+    }
+
+    /// The monitor may have written frames: no program goes on with what they were.
+    pub(super) fn frames_written(&self) {
+        if self.files.memory.watched().has_written() {
+            let mut inner = self.lock();
+            let inner = &mut *inner;
+            inner.rewriter.drop_written(&mut inner.spaces);
+        }
+    }
+
+    /// The guest kernel is to write a frame, which the engine may have made read-only. Whether it had.
+    pub(super) fn frame_written(&self, phys: u64) -> bool {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
+        inner.rewriter.drop_frames(&mut inner.spaces, phys..phys + 1)
     }
 
     /// Takes a space away, and with it all that it can reach: when this returns, its pages can be somebody else's. A thread
@@ -363,6 +403,11 @@ impl Inner {
         self.forbid(of.root);
         let Some(space) = self.spaces.get_mut(&of.root) else { return };
         space.shadow.invalidate(range.clone());
+        if space.shadow.is_uncovered() {
+            // A copy is used again for another page, so it is unmapped before it is given up. Fails if the sandbox is dead.
+            let _ = self.update(of.root);
+        }
+        let Some(space) = self.spaces.get_mut(&of.root) else { return };
         if of.level == 1 {
             if space.wanted.len() < MOST_WANTED {
                 space.wanted.push(range.start);
@@ -384,9 +429,17 @@ impl Inner {
 
     /// Has the sandbox make what its shadow says.
     fn update(&mut self, root: u64) -> Result<(), EngineError> {
+        self.rewriter.before_update(&mut self.spaces, root);
         let Some(space) = self.spaces.get_mut(&root) else { return Ok(()) };
         let commands: Vec<Command> = space.shadow.take_commands();
-        if commands.is_empty() { Ok(()) } else { space.sandbox.command(&commands) }
+        if !commands.is_empty() {
+            space.sandbox.command(&commands)?;
+        }
+        if space.shadow.is_uncovered() {
+            space.shadow.forget_uncovered();
+            self.rewriter.retire(&self.spaces);
+        }
+        Ok(())
     }
 
     /// Has a spare sandbox made, if there is room for one: who makes one address space soon makes another.
@@ -482,6 +535,10 @@ impl Inner {
         self.forbid(root);
         let Some(space) = self.spaces.remove(&root) else { return };
         space.sandbox.kill();
+        if space.shadow.is_uncovered() {
+            space.sandbox.shared.wait_until_gone(); // only then is a copy nobody's
+            self.rewriter.retire(&self.spaces);
+        }
         self.leaving.extend(space.slot.map(|slot| (slot, space.sandbox)));
     }
 }
@@ -519,7 +576,7 @@ impl Space {
     }
 
     /// Whether it is the guest kernel's, where entries need not be for user mode.
-    fn is_kernel(&self) -> bool {
+    pub(super) fn is_kernel(&self) -> bool {
         self.slot.is_none()
     }
 

@@ -13,10 +13,13 @@ use super::spin::{self, Parting, Spin};
 use super::users;
 use super::{InUser, Process, frame, stub};
 use crate::clock::monotonic_ns;
-use crate::engine::{Counters, EnterError, Exit, Fault, Registers, Trap, UserCause, UserExit, VcpuRunner};
+use crate::engine::{
+    Access, Counters, EnterError, Exit, Fault, Registers, Trap, UserCause, UserExit, VcpuRunner,
+};
 use crate::mmu::KERNEL;
-use hv_abi::Status;
+use hv_abi::address::DIRECT_MAP;
 use hv_abi::user::UserContext;
+use hv_abi::{PAGE_SIZE, Status};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -178,6 +181,13 @@ impl Vcpu {
                 }
             }
         }
+        if let Fault::PageFault { address, access: Access::Write } = frame.fault(signal)
+            && let Some(phys) = address.checked_sub(DIRECT_MAP)
+            && self.process.users.frame_written(phys - phys % PAGE_SIZE)
+        {
+            self.answered = true;
+            return (monotonic_ns() >= deadline).then_some(Exit::Deadline);
+        }
         let fault = if stub::contains(frame.registers.rip) {
             Fault::InEngine { signal, address: frame.address }
         } else {
@@ -311,9 +321,15 @@ impl Vcpu {
         let Some(mut frame) = frame::read(shared.exchange(), self.vcpu, handover) else {
             return Some(self.user_killed(user));
         };
-        let cause = match frame.user_fault(signal) {
+        let fault = frame.user_fault(signal);
+        let cause = match self.process.users.original(user.root, fault, &mut frame.registers) {
             UserFault::None => UserCause::Interrupted,
-            UserFault::SystemCall => UserCause::SystemCall,
+            UserFault::SystemCall => {
+                if fault == UserFault::SystemCall {
+                    self.rewrite(user.root, &frame.registers);
+                }
+                UserCause::SystemCall
+            }
             UserFault::Exception { vector } => UserCause::Exception { vector },
             UserFault::Lost => return Some(self.user_killed(user)),
             UserFault::PageFault { address, access } => {
@@ -335,6 +351,15 @@ impl Vcpu {
             }
         };
         Some(self.user_exit(user, cause, frame.registers))
+    }
+
+    /// A program's system call has trapped often.
+    fn rewrite(&mut self, root: u64, registers: &Registers) {
+        match self.process.users.rewrite(root, registers) {
+            Some(true) => self.counters.rewritten += 1,
+            Some(false) => self.counters.not_rewritten += 1,
+            None => {}
+        }
     }
 
     /// The program's guest kernel goes on, and may enter it again by itself.
@@ -381,6 +406,7 @@ impl VcpuRunner for Vcpu {
     }
 
     fn answer(&mut self, status: Status, value: u64) {
+        self.process.users.frames_written();
         self.handover().set_answer(status.0, value);
         self.answered = true;
     }
@@ -391,6 +417,7 @@ impl VcpuRunner for Vcpu {
 
     fn enter_user(&mut self, root: u64, context: u64, user: &UserContext) -> Result<(), EnterError> {
         let (sandbox, slot) = self.process.users.enter(self.vcpu, root, context, user)?;
+        self.process.users.frames_written(); // a context's extended state, perhaps
         self.parting
             .entering(self.process.kernel.shared.handover(self.vcpu), sandbox.shared.thread(self.vcpu));
         let xstate = user.xstate.0;

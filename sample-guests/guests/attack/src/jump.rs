@@ -6,6 +6,7 @@ use crate::{Numbers, hurtful};
 use core::arch::naked_asm;
 use fastrand::Rng;
 use guest_sdk::hv_abi::address::{HYPERCALL_PAGE, VCPU_PAGES};
+use guest_sdk::hv_abi::user::GATE;
 use guest_sdk::println;
 
 const RAX: usize = 0;
@@ -84,6 +85,35 @@ pub fn anywhere([seed, offset, _]: Numbers) {
     let registers = registers(&mut random, HYPERCALL_PAGE + offset);
     // SAFETY: not met: whatever is there does not expect this, which is the point.
     unsafe { go(&registers) }
+}
+
+/// To `offset` in the page of the gate and the low jump table behind it, or to the middle of a call of this program's that is
+/// made often enough to go through the table.
+pub fn table([seed, offset, _]: Numbers) {
+    let mut random = Rng::with_seed(seed);
+    let site = often();
+    let to = if random.u8(..4) == 0 { site + random.u64(..8) } else { GATE + offset };
+    let mut registers = registers(&mut random, to);
+    if random.bool() {
+        registers[RAX] = random.u64(..0x1_0000);
+    }
+    // SAFETY: not met: whatever is there does not expect this, which is the point.
+    unsafe { go(&registers) }
+}
+
+/// Makes a system call often, from one place; gives the V of its `mov`.
+fn often() -> u64 {
+    let mut site = 0;
+    for _ in 0..16 {
+        // SAFETY: a system call changes RAX, RCX and R11, and what the kernel changes, which is nothing else.
+        unsafe {
+            core::arch::asm!(
+                "lea {site}, [rip + 2f]", "2: mov eax, 39", "syscall",
+                site = out(reg) site, out("rax") _, out("rcx") _, out("r11") _,
+            );
+        }
+    }
+    site
 }
 
 /// To the `index`th `syscall` instruction of the engine's code, with `number` in RAX and its address in RCX. Without

@@ -40,7 +40,7 @@ const WAYS: &[Way] = &[
     ("forge", "SEED", "publishes states that are not true", pages::forge),
     ("hide", "HOW", "never stops when it is asked to", hide::hide),
     ("victim", "SEED", "calls, traps and sleeps, while someone else writes to its pages", pages::victim),
-    ("user", "WAY FIRST COUNT", "programs that attack, one after the other: 0 to 6", user::attack),
+    ("user", "WAY FIRST COUNT", "programs that attack, one after the other: 0 to 7", user::attack),
     ("tables", "SEED COUNT", "page tables of its own that lead anywhere", tables::kernel),
     ("spread", "ROOTS ENTERED ENDS", "programs whose pages lie far from each other", tables::spread),
     ("checksum", "", "computes one checksum over and over, beside the others", neighbour::checksum),

@@ -20,7 +20,7 @@ use guest_sdk::user::{Task, Trap};
 const SPREAD: u64 = 2731;
 
 /// What a program attacks with, by number; it is given a seed.
-const WAYS: [fn(u64); 7] = [
+const WAYS: [fn(u64); 8] = [
     |seed| jump::anywhere([seed, seed * SPREAD % jump::STUB_BYTES as u64, 0]),
     |seed| jump::gadget([seed, seed % 16, seed / 16]),
     |seed| system_calls::make([seed % 4, seed / 4, 0]),
@@ -28,6 +28,11 @@ const WAYS: [fn(u64); 7] = [
     |seed| pages::overwrite([seed, seed % 3, 0]),
     |seed| pages::forge([seed, 0, 0]),
     |seed| hide::hide([2 + seed % 4, 0, 0]),
+    // Half of them to the table's first entries, which are in use.
+    |seed| match seed.is_multiple_of(2) {
+        true => jump::table([seed, PAGE_SIZE + seed / 2 % 64, 0]),
+        false => jump::table([seed, seed * SPREAD % (2 * PAGE_SIZE), 0]),
+    },
 ];
 
 /// Set in the copies that programs have.

@@ -30,6 +30,7 @@ mod rules;
 mod timer;
 mod upcalls;
 mod user;
+mod user_calls;
 mod user_entry;
 mod user_faults;
 mod user_xstate;

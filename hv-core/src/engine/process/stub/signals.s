@@ -83,8 +83,17 @@ hv_stub_trap:
     movabs  rax, {SLOT_255}
     cmp     [rsi + 16], rax                     // not from the host's vsyscall page, nor from here
     jae     hv_stub_publish_trap
-    cmp     [rdx + {UC_RIP}], rax
-    jb      hv_stub_publish_user
+    mov     rcx, [rdx + {UC_RIP}]
+    cmp     rcx, rax
+    jae     hv_stub_publish_trap
+    cmp     rcx, {LOWEST_USER}                  // nor from the jump table
+    jb      hv_stub_publish_trap
+    and     ecx, {TRAPS_MASK}                   // one that traps often is for the monitor to look at
+    movzx   eax, byte ptr [rbx + rcx + {H_TRAPS}]
+    inc     eax
+    mov     [rbx + rcx + {H_TRAPS}], al
+    cmp     eax, [rbx + {H_LOOK_AFTER}]
+    jne     hv_stub_publish_user
 hv_stub_publish_trap:
     mov     r12d, {TURN_TRAP}
 hv_stub_publish_user:                           // publish the turn in r12d
@@ -202,7 +211,7 @@ hv_stub_deliver:
 
 // The monitor's signal: there is an upcall to make, or the vCPU is to stop. By where it finds RIP:
 //   guest code                     act on it
-//   V GATE, of a program           go on: it is as good as in the stub
+//   gate or jump table             go on: from there a program comes to hv_stub_gate_wait
 //   end of a call or upcall_return roll the context forward to its return, then the same
 //   hv_stub_resume                 start that again; it looks for both
 //   hv_stub_gate_wait, _return     go on from here, where there is a context with the extended state
@@ -214,8 +223,11 @@ hv_stub_kick:
     popfq
     load_handover
     mov     rax, [rdx + {UC_RIP}]
-    cmp     rax, {GATE}
-    je      8f
+    cmp     rax, {LOWEST_USER}
+    jae     5f
+    cmp     dword ptr [rbx + {H_IS_USER}], 0   // they are there in user address spaces only
+    jne     9f
+5:
     if_rip_below hv_stub_begin, 1f
     if_rip_below hv_stub_finish, 9f
     if_rip_below hv_stub_finish_end, 3f
@@ -258,10 +270,6 @@ hv_stub_kick:
     mov     dword ptr [rbx + {H_CALLER_SLEEPS}], 0
     mov     r12d, {TURN_SYSCALL}
     jmp     hv_stub_wait
-8:                                              // the gate is there in user address spaces only
-    cmp     dword ptr [rbx + {H_IS_USER}], 0
-    je      1b
-    jmp     9f
 hv_stub_from_gate:                              // going on from the gate: goes on from here
     xor     eax, eax
     lock cmpxchg [rbx + {H_FRAME}], rdx

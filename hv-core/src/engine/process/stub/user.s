@@ -173,12 +173,8 @@ hv_stub_enter_by_monitor:                       // as a call, with a turn of its
     mov     r9d, {TURN_ENTER_USER}
     jmp     hv_stub_publish
 
-// Called by a user program, through the page at GATE: a system call without a signal. All registers go to the hand-over
-// page, and all come from there; H_FRAME is 0 meanwhile, for extended state stays in the processor.
-    .globl hv_stub_gate
-hv_stub_gate:
-    pushfq
-    cld
+// Stores the registers that are not beside the turn, but RSP and FS base.
+.macro store_others
     store_changed rcx, "gs:[{HANDOVER} + {H_USER} + 56]"
     store_changed rbp, "gs:[{HANDOVER} + {H_USER} + 64]"
     store_changed r8, "gs:[{HANDOVER} + {H_USER} + 80]"
@@ -189,13 +185,38 @@ hv_stub_gate:
     store_changed r13, "gs:[{HANDOVER} + {H_USER} + 120]"
     store_changed r14, "gs:[{HANDOVER} + {H_USER} + 128]"
     store_changed r15, "gs:[{HANDOVER} + {H_USER} + 136]"
-    rdfsbase rcx
-    store_changed rcx, "gs:[{HANDOVER} + {H_USER} + 144]"
-    mov     qword ptr gs:[{HANDOVER} + {H_FRAME}], 0
+.endm
+
+// Jumped to by the trampoline of a rewritten system call, with the number in EAX, RIP behind the `syscall` in RCX, and R11
+// free. As the gate, but the program's stack is not touched: what is below RSP is the program's.
+    .globl hv_stub_rewritten
+hv_stub_rewritten:
+    mov     r11, rsp
+    rdgsbase rsp
+    lea     rsp, [rsp + {HANDOVER} + {H_RSP} + 8]
+    pushfq
+    mov     rsp, r11
+    mov     r11, gs:[{HANDOVER} + {H_RSP}]      // flags, as `syscall` leaves them
+    cld
+    store_others
+    jmp     hv_stub_gate_publish
+
+// Called by a user program, through the page at GATE: a system call without a signal. All registers go to the hand-over
+// page, and all come from there; H_FRAME is 0 meanwhile, for extended state stays in the processor.
+    .globl hv_stub_gate
+hv_stub_gate:
+    pushfq
+    cld
+    store_others
     pop     r11                                 // flags
     pop     rcx                                 // RIP
+hv_stub_gate_publish:
+    mov     qword ptr gs:[{HANDOVER} + {H_FRAME}], 0
     store_changed rsp, "gs:[{HANDOVER} + {H_USER} + 72]"
-    mov     gs:[{HANDOVER} + {H_USER} + 0], rax
+    mov     r12, rax
+    rdfsbase rax
+    store_changed rax, "gs:[{HANDOVER} + {H_USER} + 144]"
+    mov     gs:[{HANDOVER} + {H_USER} + 0], r12
     mov     gs:[{HANDOVER} + {H_USER} + 8], rbx
     mov     gs:[{HANDOVER} + {H_USER} + 16], rdx
     mov     gs:[{HANDOVER} + {H_USER} + 24], rsi

@@ -23,8 +23,11 @@ fn main() -> i32 {
 struct Minios;
 
 impl System for Minios {
-    const NULL_CALLS: &'static [(&'static str, fn())] =
-        &[("lat_syscall null", by_gate), ("lat_syscall null, trapped", trapped)];
+    const NULL_CALLS: &'static [(&'static str, fn())] = &[
+        ("lat_syscall null", by_gate),
+        ("lat_syscall null, rewritten", rewritten),
+        ("lat_syscall null, trapped", trapped),
+    ];
 
     fn now() -> u64 {
         process::system().expect("the kernel tells its time").up_nanoseconds
@@ -79,16 +82,24 @@ fn by_gate() {
     process::own();
 }
 
-/// The same call by `SYSCALL`, which traps.
-fn trapped() {
+/// The same call by `SYSCALL`, as ordinary programs make it: the engine makes it a jump.
+fn rewritten() {
     // SAFETY: the call touches no memory; as everywhere, RAX, RCX and R11 change.
     unsafe {
         core::arch::asm!(
-            "syscall",
-            inlateout("rax") abi::call::PROCESS => _,
-            lateout("rcx") _,
-            lateout("r11") _,
-            options(nostack),
+            "mov eax, {}", "syscall", const abi::call::PROCESS,
+            lateout("rax") _, lateout("rcx") _, lateout("r11") _, options(nostack),
+        );
+    }
+}
+
+/// The same with something between the number and the call, so that it stays a call, and traps.
+fn trapped() {
+    // SAFETY: as above.
+    unsafe {
+        core::arch::asm!(
+            "mov eax, {}", "nop", "syscall", const abi::call::PROCESS,
+            lateout("rax") _, lateout("rcx") _, lateout("r11") _, options(nostack),
         );
     }
 }
