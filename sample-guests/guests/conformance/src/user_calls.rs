@@ -255,7 +255,7 @@ guest_sdk::tests! {
         (0..TIMES).for_each(|_| program.calls(SITE));
         assert_eq!(program.context.rax, 39);
         // SAFETY: as above.
-        guest_sdk::hypercall::mmu_update(unsafe { core::slice::from_raw_parts_mut(update, 1) }, 0).unwrap();
+        crate::mmu_update(unsafe { core::slice::from_raw_parts_mut(update, 1) }, 0).unwrap();
         program.calls(SITE);
         assert_eq!(program.context.rax, 77);
     }
