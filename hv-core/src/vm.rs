@@ -146,6 +146,7 @@ impl Vm {
             entry: config.image.entry,
             argument,
             kernel_root: boot::kernel_root(features),
+            sees_entries: config.check_tables,
         };
         let engine = match config.engine {
             EngineKind::Auto | EngineKind::Process => ProcessEngine,

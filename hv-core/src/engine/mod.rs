@@ -74,6 +74,8 @@ pub(crate) struct Setup<'a> {
     pub argument: u64,
     /// The guest kernel's own root page table, if it has one.
     pub kernel_root: Option<u64>,
+    /// The monitor is to see each entry of a program, not only those that it must.
+    pub sees_entries: bool,
 }
 
 /// A VM that an engine has ready to run.

@@ -71,6 +71,7 @@ impl Engine for ProcessEngine {
         kernel.shared.write_first_context(0, &first);
         let process = Arc::new(Process {
             users: Users::new(files, kernel.clone(), setup),
+            sees_entries: setup.sees_entries,
             entered: (0..vcpus).map(|_| Mutex::default()).collect(),
             pages: setup.pages.clone(),
             kernel,
@@ -99,6 +100,8 @@ struct Process {
     pages: Arc<VcpuPages>,
     kernel: Arc<Sandbox>,
     users: Users,
+    /// No guest kernel enters a program by itself.
+    sees_entries: bool,
     /// Per vCPU: the programs that it has entered.
     entered: Vec<Mutex<Entered>>,
 }

@@ -366,9 +366,11 @@ impl Vcpu {
     fn user_exit(&mut self, user: &Arc<InUser>, cause: UserCause, registers: Registers) -> Exit {
         self.leave_user(user);
         user.sandbox.shared.cancel_stop(self.vcpu); // the program may have written there, too
-        let kernel = self.process.kernel.shared.handover(self.vcpu);
-        let link = LINKS_BASE + link_offset(self.process.pages.vcpus(), user.slot, self.vcpu);
-        kernel.allow(user.root, user.context, user.xstate, link);
+        if !self.process.sees_entries {
+            let kernel = self.process.kernel.shared.handover(self.vcpu);
+            let link = LINKS_BASE + link_offset(self.process.pages.vcpus(), user.slot, self.vcpu);
+            kernel.allow(user.root, user.context, user.xstate, link);
+        }
         Exit::User(UserExit { context: user.context, cause, registers })
     }
 

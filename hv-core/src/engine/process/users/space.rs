@@ -1,0 +1,143 @@
+//! One address space with a sandbox, and the context whose extended state that holds.
+
+use super::super::frame::UserFrame;
+use super::super::sandbox::Sandbox;
+use super::super::shadow::Shadow;
+use crate::engine::Registers;
+use crate::engine::process::xstate;
+use crate::memory::GuestMemory;
+use crate::mmu::KERNEL;
+use core::mem::offset_of;
+use hv_abi::GuestPhys;
+use hv_abi::address::SLOT_255;
+use hv_abi::user::{LOWEST_USER, UserContext};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use zerocopy::IntoBytes;
+
+/// What noting a table counts for: in bytes it is less, but a change of a table looks at all of its notes.
+const NOTE_COST: usize = 512;
+
+pub(in super::super) struct Space {
+    pub sandbox: Arc<Sandbox>,
+    /// Which of the links is its sandbox's. None is the guest kernel's.
+    pub(super) slot: Option<u32>,
+    pub shadow: Shadow,
+    /// The tables in `Inner::tables` that name this root, by level and base.
+    pub(super) tables: BTreeMap<(u32, u64), u64>,
+    /// The context whose extended state is in the sandbox.
+    held: Option<Held>,
+    /// Pages whose entries became present since it last ran.
+    pub(super) wanted: Vec<u64>,
+    pub(super) used: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    context: u64,
+    /// The vCPU whose thread in the sandbox has it.
+    vcpu: u32,
+}
+
+impl Space {
+    pub(super) fn new(sandbox: Arc<Sandbox>, slot: Option<u32>) -> Self {
+        let range = if slot.is_some() { LOWEST_USER..SLOT_255 } else { KERNEL };
+        Self {
+            sandbox,
+            slot,
+            shadow: Shadow::new(range),
+            tables: BTreeMap::new(),
+            held: None,
+            wanted: Vec::new(),
+            used: 0,
+        }
+    }
+
+    /// Bytes that what is shadowed costs the host, about.
+    pub(super) fn cost(&self) -> usize {
+        self.shadow.cost() + self.tables.len() * NOTE_COST
+    }
+
+    /// Whether it is the guest kernel's, where entries need not be for user mode.
+    pub(in super::super) fn is_kernel(&self) -> bool {
+        self.slot.is_none()
+    }
+
+    pub(super) fn holds(&self, context: u64) -> bool {
+        self.held.is_some_and(|held| held.context == context)
+    }
+
+    pub(super) fn frame(&self, vcpu: u32) -> UserFrame<'_> {
+        let shared = &self.sandbox.shared;
+        UserFrame { exchange: shared.exchange(), handover: shared.handover(vcpu), vcpu }
+    }
+
+    /// Lets go of the context that it holds: puts its extended state into guest memory, and says so in it. If that is
+    /// nowhere, the program has written over it, and gets the initial state. If the guest has said by itself that guest
+    /// memory has it, that is so.
+    pub(super) fn save(&mut self, memory: &GuestMemory) {
+        let Some(held) = self.held.take() else { return };
+        let field = |offset: usize| GuestPhys(held.context + offset as u64);
+        let valid = field(offset_of!(UserContext, xstate_valid));
+        let (Ok(0), Ok(area)) =
+            (memory.read::<u32>(valid), memory.read(field(offset_of!(UserContext, xstate))))
+        else {
+            return;
+        };
+        let (size, mask) = crate::cpu::xstate();
+        let words = size as usize / 8;
+        self.sandbox.shared.leave_gate(held.vcpu);
+        let mut state = self.frame(held.vcpu).xstate(words).unwrap_or_else(|| vec![0; words]);
+        xstate::make_valid(&mut state, mask);
+        // The guest may have made the area one that is not in its memory; then it goes nowhere.
+        let _ = memory.write_bytes(area, state.as_bytes());
+        let _ = memory.write(valid, &1_u32);
+    }
+
+    /// Makes the sandbox's thread go on as the program of `context`, with the extended state that is in guest memory.
+    pub(super) fn load(
+        &mut self,
+        memory: &GuestMemory,
+        vcpu: u32,
+        context: u64,
+        user: &UserContext,
+        registers: &Registers,
+    ) {
+        let (size, mask) = crate::cpu::xstate();
+        let mut state = vec![0_u64; size as usize / 8];
+        let _ = memory.read_bytes(user.xstate, state.as_mut_bytes());
+        // It was found valid, but guest memory can change: what is loaded is checked, not what was.
+        xstate::make_valid(&mut state, mask);
+        self.frame(vcpu).replace(registers, &state);
+        self.held = Some(Held { context, vcpu });
+    }
+}
+
+impl From<&UserContext> for Registers {
+    fn from(user: &UserContext) -> Self {
+        let [r8, r9, r10, r11, r12, r13, r14, r15] = user.r8_to_r15;
+        let UserContext { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, rip, fs_base, .. } = *user;
+        let rflags = user.rflags & hv_abi::user::RFLAGS | hv_abi::user::RFLAGS_FIXED;
+        Self {
+            rax,
+            rbx,
+            rcx,
+            rdx,
+            rsi,
+            rdi,
+            rbp,
+            rsp,
+            r8,
+            r9,
+            r10,
+            r11,
+            r12,
+            r13,
+            r14,
+            r15,
+            rip,
+            rflags,
+            fs_base,
+        }
+    }
+}
