@@ -1,6 +1,7 @@
 //! Attacks on the engine's code inside the sandbox, and on the host's system calls.
 
 use crate::arena::{Arena, Attack, factor};
+use crate::common::PATIENCE;
 use hv_abi::address::SLOT_255;
 use hv_core::End;
 use hv_core::engine::Fault;
@@ -40,7 +41,8 @@ fn no_system_call_instruction_of_a_guest_reaches_the_host() {
     let arena = Arena::enter();
     let attacks = numbers().map(|number| (SYSCALL, number)).chain((0..=600).map(|number| (INT80, number)));
     arena.send(
-        attacks.map(|(method, number)| Attack::new("syscall", &[method, number])),
+        attacks
+            .map(|(method, number)| Attack { limit: PATIENCE, ..Attack::new("syscall", &[method, number]) }),
         |attack, report| {
             let number: u32 = attack.arguments[2].parse().expect("a number");
             match &report.end {
@@ -62,7 +64,8 @@ fn sysenter_and_the_vsyscall_page_end_the_vm() {
     let attacks = [0, 1, 39, 60, 231].map(|number| (SYSENTER, number)).into_iter();
     let attacks = attacks.chain((0..4).map(|number| (VSYSCALL, number)));
     arena.send(
-        attacks.map(|(method, number)| Attack::new("syscall", &[method, number])),
+        attacks
+            .map(|(method, number)| Attack { limit: PATIENCE, ..Attack::new("syscall", &[method, number]) }),
         |attack, report| {
             assert!(
                 matches!(report.end, End::Crash { .. } | End::Died { .. }),
