@@ -48,7 +48,8 @@ unsafe impl Shared for AtomicU64 {}
 /// A file in memory, mapped readable and writable in the monitor for as long as this value lives.
 #[derive(Debug)]
 pub(crate) struct SharedFile {
-    file: OwnedFd,
+    /// None once it was taken: the mapping stays.
+    file: Option<OwnedFd>,
     base: NonNull<u8>,
     size: usize,
 }
@@ -76,7 +77,16 @@ impl SharedFile {
             )?
         };
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
-        Ok(Self { file, base, size: length })
+        Ok(Self { file: Some(file), base, size: length })
+    }
+
+    /// Takes the descriptor, for a file that nobody else is to be given.
+    ///
+    /// # Panics
+    ///
+    /// Panics if it was taken.
+    pub(crate) fn take_file(&mut self) -> OwnedFd {
+        self.file.take().expect("the file is taken once")
     }
 
     /// The structure at `offset`.
@@ -124,7 +134,7 @@ impl SharedFile {
 
 impl AsFd for SharedFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+        self.file.as_ref().expect("the file was not taken").as_fd()
     }
 }
 

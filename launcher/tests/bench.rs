@@ -76,6 +76,7 @@ fn all_rows_of_process_are_there() {
             "host: signal round trip (int3)",
             "host: lat_syscall null",
             "lat_syscall null",
+            "lat_syscall null, rewritten",
             "lat_syscall null, trapped",
             "host: lat_proc fork",
             "lat_proc fork",

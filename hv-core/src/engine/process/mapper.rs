@@ -15,6 +15,7 @@ use crate::shared::SharedFile;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use hv_abi::user::GATE;
+use rustix::fd::OwnedFd;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -34,8 +35,9 @@ impl Mapper {
         Ok(mapper)
     }
 
-    pub(super) fn file(&self) -> &SharedFile {
-        &self.file
+    /// The control file, for the one sandbox that is to have it.
+    pub(super) fn take_file(&mut self) -> OwnedFd {
+        self.file.take_file()
     }
 
     fn control(&mut self) -> *mut Control {

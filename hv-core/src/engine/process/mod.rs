@@ -34,7 +34,7 @@ use crate::shared::SharedFile;
 use handover::{Atomics, Machine, TURN_GUEST};
 use hv_abi::vcpu::{run_state, upcall};
 use layout::descriptor;
-use sandbox::{Files, Kind, Sandbox, Starting};
+use sandbox::{Files, Kind, Sandbox, Shared, Starting};
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -123,7 +123,7 @@ struct InUser {
     xstate: u64,
     /// Which of the links is its sandbox's.
     slot: u32,
-    sandbox: Arc<Sandbox>,
+    shared: Arc<Shared>,
     /// Somebody wants the vCPU back in its guest kernel.
     wanted: AtomicBool,
 }
@@ -132,7 +132,7 @@ impl InUser {
     /// Asks the program to come back. It may not; the vCPU's thread in the monitor sees to that.
     fn call_back(&self, vcpu: u32) {
         self.wanted.store(true, SeqCst);
-        self.sandbox.shared.request_stop(vcpu);
+        self.shared.request_stop(vcpu);
     }
 }
 
@@ -144,7 +144,7 @@ impl Process {
     /// A vCPU enters a program by the monitor.
     fn enter(&self, vcpu: u32, user: Arc<InUser>) {
         let mut entered = self.entered(vcpu);
-        entered.by_root.retain(|_, user| !user.sandbox.shared.is_dead());
+        entered.by_root.retain(|_, user| !user.shared.is_dead());
         entered.by_root.insert(user.root, user.clone());
         entered.by_monitor = Some(user);
     }
@@ -174,7 +174,7 @@ impl Process {
         let Some(user) = self.running(vcpu) else { return false };
         user.call_back(vcpu);
         // Its thread watches over that, wherever it waits.
-        user.sandbox.shared.look(vcpu);
+        user.shared.look(vcpu);
         self.kernel.shared.look(vcpu);
         true
     }

@@ -15,7 +15,7 @@ use crate::engine::{EngineError, Registers};
 use crate::events::VcpuPages;
 use crate::memory::GuestMemory;
 use crate::shared::SharedFile;
-use rustix::fd::{AsFd, AsRawFd};
+use rustix::fd::{AsFd, BorrowedFd};
 use rustix::thread::{CpuSet, Pid, sched_setaffinity};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize};
@@ -87,7 +87,7 @@ impl Starting {
     pub(super) fn new(kind: Kind, files: &Files, mappings: &[Command]) -> Result<Self, EngineError> {
         let host = |what| move |source| EngineError::Host { what, source };
         let vcpus = files.pages.vcpus();
-        let exchange = SharedFile::new("hv-exchange", u64::from(vcpus) * layout::EXCHANGE_STRIDE)
+        let mut exchange = SharedFile::new("hv-exchange", u64::from(vcpus) * layout::EXCHANGE_STRIDE)
             .map_err(host("making the exchange pages"))?;
         let mut mapper = Mapper::new().map_err(host("making the control pages"))?;
         let mut commands = mapper::first_commands(kind, vcpus);
@@ -98,6 +98,16 @@ impl Starting {
         commands.push(mapper.vcpu_thread(0));
         mapper.post(&commands);
 
+        let own =
+            |file: BorrowedFd<'_>| file.try_clone_to_owned().map_err(host("sharing the files of the VM"));
+        let descriptors = [
+            own(files.memory.file())?,
+            mapper.take_file(),
+            own(files.pages.file().as_fd())?,
+            exchange.take_file(),
+            own(files.links.as_fd())?,
+            own(files.rewritten.as_fd())?,
+        ];
         let shared = Arc::new(Shared {
             kind,
             exchange,
@@ -109,14 +119,6 @@ impl Starting {
             pid: AtomicI32::new(0),
             threads: (0..vcpus).map(|_| AtomicI32::new(0)).collect(),
         });
-        let descriptors = [
-            files.memory.file().as_raw_fd(),
-            mapper.file().as_fd().as_raw_fd(),
-            files.pages.file().as_fd().as_raw_fd(),
-            shared.exchange.as_fd().as_raw_fd(),
-            files.links.as_fd().as_raw_fd(),
-            files.rewritten.as_fd().as_raw_fd(),
-        ];
         let handover = shared.handover(0);
         handover.reset();
         handover.spin.store(spin::guest_limit(), Relaxed);

@@ -63,7 +63,7 @@ pub(super) type Notice = Box<dyn Fn(Stage) + Send>;
 const BREATH: std::time::Duration = std::time::Duration::from_millis(10);
 
 struct Request {
-    descriptors: [RawFd; 6],
+    descriptors: [OwnedFd; 6],
     notice: Notice,
     reply: Sender<io::Result<Child>>,
 }
@@ -85,9 +85,8 @@ impl Spawning {
     }
 }
 
-/// Starts a sandbox process with these files as its descriptors 3 to 8, and nothing else of the monitor's. The files are to
-/// stay open until it is there.
-pub(super) fn spawn(descriptors: [RawFd; 6], notice: Notice) -> io::Result<Spawning> {
+/// Starts a sandbox process with these files as its descriptors 3 to 8, and nothing else of the monitor's.
+pub(super) fn spawn(descriptors: [OwnedFd; 6], notice: Notice) -> io::Result<Spawning> {
     let (reply, answer) = crossbeam_channel::bounded(1);
     let request = Request { descriptors, notice, reply };
     {
@@ -143,7 +142,11 @@ fn run(executable: &OwnedFd, inbox: &Receiver<Request>, doorbell: &OwnedFd) {
         }
         let _ = rustix::io::read(doorbell, &mut [0_u8; 8]);
         for Request { descriptors, notice, reply } in inbox.try_iter() {
-            let child = spawn_child(executable.as_raw_fd(), descriptors, &mut stack);
+            let child = spawn_child(
+                executable.as_raw_fd(),
+                descriptors.each_ref().map(AsRawFd::as_raw_fd),
+                &mut stack,
+            );
             if let Ok(child) = &child {
                 children.push((child.handle.clone(), notice));
             }

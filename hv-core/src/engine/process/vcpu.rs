@@ -78,7 +78,7 @@ impl Vcpu {
     /// The sandbox whose thread has the turn, or is asked for it.
     fn running(&self) -> &Shared {
         let user = self.entered.as_ref().filter(|_| self.in_user);
-        user.map_or(&self.process.kernel.shared, |user| &user.sandbox.shared)
+        user.map_or(&self.process.kernel.shared, |user| &user.shared)
     }
 
     /// The program that runs, if it has been called back.
@@ -246,13 +246,13 @@ impl Vcpu {
         match self.wait(self.patience(deadline)) {
             Wait::Published(TURN_TRAP) => self.user_trap(user, deadline),
             Wait::Published(TURN_SYSCALL) => {
-                let registers = frame::user_registers(user.sandbox.shared.handover(self.vcpu));
+                let registers = frame::user_registers(user.shared.handover(self.vcpu));
                 self.counters.traps += 1;
                 Some(self.user_exit(user, UserCause::SystemCall, registers))
             }
             Wait::Published(_) => Some(self.user_killed(user)),
             _ if self.process.kernel.shared.is_dead() => Some(Exit::Died(self.process.kernel.shared.death())),
-            _ if user.sandbox.shared.is_dead() => Some(self.user_killed(user)),
+            _ if user.shared.is_dead() => Some(self.user_killed(user)),
             Wait::Interrupted | Wait::TimedOut
                 if user.wanted.load(SeqCst) || self.process.upcall_pending(self.vcpu) =>
             {
@@ -280,7 +280,7 @@ impl Vcpu {
             self.called_back = None; // it has come, and its guest kernel has not called since
             return;
         };
-        let shared = &user.sandbox.shared;
+        let shared = &user.shared;
         let used = shared.cpu_time(self.vcpu).unwrap_or(u64::MAX);
         let hides = shared.sleeps(self.vcpu) && shared.handover(self.vcpu).turn.load(SeqCst) == TURN_GUEST;
         if self.called_back.as_ref().is_none_or(|called| !Arc::ptr_eq(&called.user, &user)) {
@@ -308,14 +308,14 @@ impl Vcpu {
 
     fn no_longer_wanted(&self, user: &InUser) {
         if user.wanted.swap(false, SeqCst) {
-            user.sandbox.shared.cancel_stop(self.vcpu);
+            user.shared.cancel_stop(self.vcpu);
         }
     }
 
     /// A trap, or a stop, that the program says it has come to.
     fn user_trap(&mut self, user: &Arc<InUser>, deadline: u64) -> Option<Exit> {
         self.counters.traps += 1;
-        let shared = &user.sandbox.shared;
+        let shared = &user.shared;
         let handover = shared.handover(self.vcpu);
         let signal = handover.signal.load(Relaxed) as i32;
         let Some(mut frame) = frame::read(shared.exchange(), self.vcpu, handover) else {
@@ -365,7 +365,7 @@ impl Vcpu {
     /// The program's guest kernel goes on, and may enter it again by itself.
     fn user_exit(&mut self, user: &Arc<InUser>, cause: UserCause, registers: Registers) -> Exit {
         self.leave_user(user);
-        user.sandbox.shared.cancel_stop(self.vcpu); // the program may have written there, too
+        user.shared.cancel_stop(self.vcpu); // the program may have written there, too
         if !self.process.sees_entries {
             let kernel = self.process.kernel.shared.handover(self.vcpu);
             let link = LINKS_BASE + link_offset(self.process.pages.vcpus(), user.slot, self.vcpu);
@@ -423,8 +423,14 @@ impl VcpuRunner for Vcpu {
         self.parting
             .entering(self.process.kernel.shared.handover(self.vcpu), sandbox.shared.thread(self.vcpu));
         let xstate = user.xstate.0;
-        let entered =
-            Arc::new(InUser { root, context, xstate, slot, sandbox, wanted: AtomicBool::new(false) });
+        let entered = Arc::new(InUser {
+            root,
+            context,
+            xstate,
+            slot,
+            shared: sandbox.shared.clone(),
+            wanted: AtomicBool::new(false),
+        });
         self.process.enter(self.vcpu, entered.clone());
         // Whoever raises an event stores it, and then looks for a program; here it is the other way round.
         if self.process.upcall_pending(self.vcpu) {
