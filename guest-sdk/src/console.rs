@@ -1,7 +1,7 @@
-//! Text to the console.
+//! Text to the console, and what is typed there.
 
 use core::fmt::{self, Write};
-use hv_abi::call::CONSOLE_WRITE_MAX;
+use hv_abi::call::{CONSOLE_READ_MAX, CONSOLE_WRITE_MAX};
 
 /// Prints to the console, as `std`'s `print!` does.
 #[macro_export]
@@ -48,6 +48,19 @@ impl Write for Buffer {
 pub fn write(bytes: &[u8]) {
     for chunk in bytes.chunks(CONSOLE_WRITE_MAX as usize) {
         let _ = crate::hypercall::console_write(chunk);
+    }
+}
+
+/// Reads what was typed, at most as much as fits; 0 if nobody will ever type anything again. `None`: nothing at the moment;
+/// [`Channel::CONSOLE`](crate::events::Channel::CONSOLE), once unmasked, fires when there is.
+///
+/// It is what the keys sent: nothing is shown, and nothing edited. Somebody types only for a guest that has called this.
+pub fn read(buffer: &mut [u8]) -> Option<usize> {
+    let most = buffer.len().min(CONSOLE_READ_MAX as usize);
+    match crate::hypercall::console_read(&mut buffer[..most]) {
+        Ok(0) if most > 0 => None,
+        Ok(read) => Some(read),
+        Err(_) => Some(0), // ended, or this host has no input
     }
 }
 

@@ -11,14 +11,16 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use hv_abi::boot::BootInfo;
 use hv_abi::call::NEVER;
 use hv_abi::clock::ClockPage;
-use hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS, TIMER_CHANNEL, VcpuPage, run_state, upcall};
+use hv_abi::vcpu::{CONSOLE_CHANNEL, EVENT_CHANNELS, EVENT_WORDS, TIMER_CHANNEL, VcpuPage, run_state, upcall};
 use hv_abi::{Call, Features, Status};
 use std::boxed::Box;
+use std::collections::VecDeque;
 use std::string::String;
 use std::vec::Vec;
 
 /// Features that hosts serve.
-pub(super) const OFFERED: Features = Features::EVENTS.union(Features::MULTICALL).union(Features::MMU);
+pub(super) const OFFERED: Features =
+    Features::EVENTS.union(Features::MULTICALL).union(Features::MMU).union(Features::CONSOLE_INPUT);
 
 /// 2025-01-01 00:00:00 UTC, when every fake VM is started.
 const WALL_BASE: u64 = 1_735_689_600 * 1_000_000_000;
@@ -60,6 +62,7 @@ pub(super) struct Vm {
 pub(super) struct Host {
     pub settings: Settings,
     pub console: Vec<u8>,
+    pub input: Input,
     pub log: Vec<(Call, [u64; 5])>,
     pub failures: Vec<(Call, Status)>,
     pub lent: Lent,
@@ -70,6 +73,15 @@ pub(super) struct Host {
     pub open: Vec<u32>,
     pub wake_early: bool,
     pub mmu: Mmu,
+}
+
+/// What is typed, and has not been read.
+#[derive(Default)]
+pub(super) struct Input {
+    /// What can be read.
+    pub bytes: VecDeque<u8>,
+    /// What comes later, each once all before it was read and the guest has looked again.
+    pub later: VecDeque<Vec<u8>>,
 }
 
 /// What a test sets before the guest starts.
@@ -224,7 +236,7 @@ impl Vm {
             misuse!("the guest has set bits {bits:#x} of `upcall`, which mean nothing");
         }
         let open = &self.host.borrow().open;
-        let closed = |channel: &u32| *channel != TIMER_CHANNEL && !open.contains(channel);
+        let closed = |channel: &u32| ![TIMER_CHANNEL, CONSOLE_CHANNEL].contains(channel) && !open.contains(channel);
         let touched = |(word, bit): (usize, u64)| {
             (page.pending[word].load(SeqCst) | !page.masked[word].load(SeqCst)) & bit != 0
         };
