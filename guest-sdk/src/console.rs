@@ -75,7 +75,7 @@ pub fn print(arguments: fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use crate::fake;
-    use hv_abi::call::CONSOLE_WRITE_MAX;
+    use hv_abi::call::{CONSOLE_READ_MAX, CONSOLE_WRITE_MAX};
     use hv_abi::{Call, Status};
     use std::string::String;
     use std::vec::Vec;
@@ -140,6 +140,34 @@ mod tests {
         crate::println!("lost");
         crate::println!("kept");
         assert_eq!(fake::console(), "kept\n");
+    }
+
+    #[test]
+    fn what_is_typed_is_read_in_pieces_to_its_end() {
+        use crate::events::Channel;
+        fake::type_text("ab");
+        fake::type_text("c");
+        let mut buffer = [0; 1];
+        let mut text = String::new();
+        while let next @ (None | Some(1..)) = super::read(&mut buffer) {
+            match next {
+                None => Channel::CONSOLE.wait(),
+                Some(_) => text.push(buffer[0].into()),
+            }
+        }
+        assert_eq!(text, "abc");
+        assert_eq!(super::read(&mut buffer), Some(0));
+        fake::finish();
+    }
+
+    #[test]
+    fn a_large_buffer_is_no_error_and_a_host_without_input_has_none() {
+        fake::type_text("ab");
+        let mut buffer = [0; CONSOLE_READ_MAX as usize + 1];
+        assert_eq!((super::read(&mut buffer), super::read(&mut buffer)), (None, Some(2)));
+        fake::type_text("c");
+        fake::set_features(hv_abi::Features::EVENTS);
+        assert_eq!(super::read(&mut buffer), Some(0));
     }
 
     #[test]

@@ -10,7 +10,8 @@ use crate::memory::GuestMemory;
 use crate::report::{End, Place};
 use crate::vm::Shared;
 use hv_abi::call::{
-    CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, Description, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport,
+    CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, Description, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX,
+    PanicReport,
 };
 use hv_abi::mmu::{EAGER, MMU_UPDATE_MAX, MmuUpdate};
 use hv_abi::user::UserContext;

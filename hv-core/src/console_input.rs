@@ -46,7 +46,8 @@ impl ConsoleInput {
     /// Waits until the guest has looked for input and found none; false if the VM has ended, and nobody will any more.
     pub fn wait_until_wanted(&self) -> bool {
         let waits = |state: &mut State| !state.wanted && !state.gone;
-        let state = self.0.changed.wait_while(self.state(), waits).expect("no thread panics with the lock held");
+        let state =
+            self.0.changed.wait_while(self.state(), waits).expect("no thread panics with the lock held");
         !state.gone
     }
 
@@ -100,5 +101,75 @@ impl ConsoleInput {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().expect("no thread panics with the lock held")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::events::{Notify, VcpuPages};
+    use std::sync::atomic::Ordering::SeqCst;
+
+    struct Nobody;
+    impl Notify for Nobody {
+        fn notify(&self, _: u32) {}
+    }
+
+    fn input(open: bool) -> (ConsoleInput, impl Fn() -> bool) {
+        let pages = Arc::new(VcpuPages::new(1).unwrap());
+        let events = Arc::new(Events::new(pages.clone(), Arc::new(Nobody)));
+        let fired = move || pages.page(0).pending[0].swap(0, SeqCst) == 1 << CONSOLE_CHANNEL;
+        (ConsoleInput::new(events, open), fired)
+    }
+
+    #[test]
+    fn no_more_is_kept_than_fits_and_what_is_read_makes_room() {
+        let (input, fired) = input(true);
+        assert_eq!((input.push(&[1; CAPACITY - 1]), fired()), (CAPACITY - 1, true));
+        assert_eq!((input.push(&[2; 5]), fired()), (1, false), "there was something to read already");
+        assert_eq!(input.push(&[3]), 0);
+        assert_eq!(input.take(CAPACITY), Some([&[1; CAPACITY - 1][..], &[2]].concat()));
+        assert_eq!((input.push(&[4]), fired()), (1, true));
+    }
+
+    #[test]
+    fn the_end_comes_behind_what_was_pushed() {
+        let (input, fired) = input(true);
+        input.push(b"ab");
+        assert!(fired());
+        input.close();
+        assert!(fired());
+        input.close();
+        assert!(!fired(), "it ends once");
+        assert_eq!(input.push(b"c"), 0);
+        assert_eq!(
+            (input.take(1), input.take(2), input.take(2)),
+            (Some(b"a".into()), Some(b"b".into()), None)
+        );
+    }
+
+    #[test]
+    fn who_waits_goes_on_when_the_guest_finds_nothing_or_is_gone() {
+        let (input, _) = input(true);
+        let waiter = {
+            let input = input.clone();
+            std::thread::spawn(move || {
+                let wanted = input.wait_until_wanted();
+                input.push(b"a");
+                (wanted, input.wait_until_wanted())
+            })
+        };
+        assert_eq!(input.take(0), Some(Vec::new()));
+        while input.take(1) != Some(b"a".into()) {
+            std::thread::yield_now();
+        }
+        input.let_go();
+        assert_eq!(waiter.join().unwrap(), (true, false));
+    }
+
+    #[test]
+    fn without_anybody_it_has_ended() {
+        let (input, fired) = input(false);
+        assert_eq!((input.take(1), input.push(b"a"), input.take(1), fired()), (None, 0, None, false));
     }
 }

@@ -9,8 +9,9 @@
 use hv_core::ConsoleInput;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use rustix::process::getpgrp;
 use rustix::stdio::stdin;
-use rustix::termios::{LocalModes, OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, isatty, tcgetattr, tcgetpgrp, tcsetattr};
 use std::sync::{Arc, Mutex};
 
 /// Bytes that are read at a time.
@@ -69,10 +70,13 @@ impl Terminal {
         }
     }
 
-    /// Leaves it as it was found, for good.
+    /// Leaves it as it was found, for good. In the background it is somebody else's by now, and to touch it would stop `hv`.
     pub(crate) fn restore(&self) {
         let mut mode = self.0.lock().expect("no thread panics with the lock held");
-        if let Mode::Keys(before) = std::mem::replace(&mut *mode, Mode::Restored) {
+        let elsewhere = tcgetpgrp(stdin()).is_ok_and(|foreground| foreground != getpgrp());
+        if let Mode::Keys(before) = std::mem::replace(&mut *mode, Mode::Restored)
+            && !elsewhere
+        {
             let _ = tcsetattr(stdin(), OptionalActions::Now, &before); // it has gone: nothing is left to restore
         }
     }

@@ -60,7 +60,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let thread = std::thread::Builder::new().name("hv-watch".into()).spawn(move || watch.run());
     thread.map_err(cannot_watch)?;
     let (typed, keys) = (vm.console_input(), terminal.clone());
-    let thread = std::thread::Builder::new().name("hv-input".into()).spawn(move || input::read(&typed, &keys));
+    let thread =
+        std::thread::Builder::new().name("hv-input".into()).spawn(move || input::read(&typed, &keys));
     thread.map_err(|error| Failure::cannot("the host does not let hv wait for input", error))?;
 
     let report = vm.wait();

@@ -2,7 +2,9 @@
 
 use super::state::{Host, Vm, misuse};
 use super::{End, Place};
-use hv_abi::call::{CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport};
+use hv_abi::call::{
+    CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport,
+};
 use hv_abi::vcpu::{CONSOLE_CHANNEL, EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL};
 use hv_abi::{ABI_VERSION, Call, GuestPhys, Status};
 use std::string::String;
@@ -173,9 +175,15 @@ unsafe fn console_read(vm: &Vm, host: &mut Host, buffer: GuestPhys, length: u64)
         misuse!("CONSOLE_READ of {length} bytes: at most {CONSOLE_READ_MAX}");
     }
     if host.input.bytes.is_empty() {
-        let Some(piece) = host.input.later.pop_front() else { return Err(Status::NOT_FOUND) };
-        host.input.bytes.extend(piece);
-        vm.fire(CONSOLE_CHANNEL);
+        if !host.input.open {
+            return Err(Status::NOT_FOUND);
+        }
+        if length > 0 {
+            let piece = host.input.later.pop_front();
+            host.input.open = piece.is_some();
+            host.input.bytes.extend(piece.into_iter().flatten());
+            vm.fire(CONSOLE_CHANNEL);
+        }
         return Ok(0);
     }
     if length == 0 {

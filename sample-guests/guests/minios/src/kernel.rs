@@ -15,9 +15,9 @@ use crate::process::{Ended, Process, Wait};
 use alloc::collections::{BTreeMap, VecDeque};
 use guest_sdk::hv_abi::call::NEVER;
 use guest_sdk::preempt::Slice;
+use guest_sdk::println;
 use guest_sdk::time::{Duration, Instant};
 use guest_sdk::user::Trap;
-use guest_sdk::println;
 use minios_abi::{Error, KILLED};
 
 /// How long a process runs before it is another one's turn.
