@@ -1,7 +1,7 @@
-//! Text to the console.
+//! Text to the console, and what is typed there.
 
 use core::fmt::{self, Write};
-use hv_abi::call::CONSOLE_WRITE_MAX;
+use hv_abi::call::{CONSOLE_READ_MAX, CONSOLE_WRITE_MAX};
 
 /// Prints to the console, as `std`'s `print!` does.
 #[macro_export]
@@ -51,6 +51,19 @@ pub fn write(bytes: &[u8]) {
     }
 }
 
+/// Reads what was typed, at most as much as fits; 0 if nobody will ever type anything again. `None`: nothing at the moment;
+/// [`Channel::CONSOLE`](crate::events::Channel::CONSOLE), once unmasked, fires when there is.
+///
+/// It is what the keys sent: nothing is shown, and nothing edited. Somebody types only for a guest that has called this.
+pub fn read(buffer: &mut [u8]) -> Option<usize> {
+    let most = buffer.len().min(CONSOLE_READ_MAX as usize);
+    match crate::hypercall::console_read(&mut buffer[..most]) {
+        Ok(0) if most > 0 => None,
+        Ok(read) => Some(read),
+        Err(_) => Some(0), // ended, or this host has no input
+    }
+}
+
 /// What `print!` calls.
 #[doc(hidden)]
 pub fn print(arguments: fmt::Arguments<'_>) {
@@ -62,7 +75,7 @@ pub fn print(arguments: fmt::Arguments<'_>) {
 #[cfg(test)]
 mod tests {
     use crate::fake;
-    use hv_abi::call::CONSOLE_WRITE_MAX;
+    use hv_abi::call::{CONSOLE_READ_MAX, CONSOLE_WRITE_MAX};
     use hv_abi::{Call, Status};
     use std::string::String;
     use std::vec::Vec;
@@ -127,6 +140,34 @@ mod tests {
         crate::println!("lost");
         crate::println!("kept");
         assert_eq!(fake::console(), "kept\n");
+    }
+
+    #[test]
+    fn what_is_typed_is_read_in_pieces_to_its_end() {
+        use crate::events::Channel;
+        fake::type_text("ab");
+        fake::type_text("c");
+        let mut buffer = [0; 1];
+        let mut text = String::new();
+        while let next @ (None | Some(1..)) = super::read(&mut buffer) {
+            match next {
+                None => Channel::CONSOLE.wait(),
+                Some(_) => text.push(buffer[0].into()),
+            }
+        }
+        assert_eq!(text, "abc");
+        assert_eq!(super::read(&mut buffer), Some(0));
+        fake::finish();
+    }
+
+    #[test]
+    fn a_large_buffer_is_no_error_and_a_host_without_input_has_none() {
+        fake::type_text("ab");
+        let mut buffer = [0; CONSOLE_READ_MAX as usize + 1];
+        assert_eq!((super::read(&mut buffer), super::read(&mut buffer)), (None, Some(2)));
+        fake::type_text("c");
+        fake::set_features(hv_abi::Features::EVENTS);
+        assert_eq!(super::read(&mut buffer), Some(0));
     }
 
     #[test]

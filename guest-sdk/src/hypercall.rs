@@ -47,6 +47,21 @@ pub fn console_write(bytes: &[u8]) -> Result<(), Status> {
     call(Call::CONSOLE_WRITE, [buffer.0, bytes.len() as u64, 0, 0, 0]).map(drop)
 }
 
+/// Takes bytes that were typed on the console, at most as many as `buffer` has room for; gives how many. 0: none at the
+/// moment, and [`Channel::CONSOLE`](crate::events::Channel::CONSOLE) fires when there are.
+///
+/// # Errors
+///
+/// `NOT_FOUND` if there will never be any again; `UNKNOWN_CALL` without `CONSOLE_INPUT`; `OUT_OF_RANGE` for a buffer of more
+/// than [`CONSOLE_READ_MAX`](hv_abi::call::CONSOLE_READ_MAX) bytes; `BAD_ADDRESS` if it is not memory that the host can see.
+pub fn console_read(buffer: &mut [u8]) -> Result<usize, Status> {
+    let at = phys_of_mut(buffer).ok_or(Status::BAD_ADDRESS)?;
+    let arguments = [at.0, buffer.len() as u64, 0, 0, 0];
+    // SAFETY: the host writes at most `buffer.len()` bytes at `buffer`, which is borrowed mutably for the call.
+    let read = unsafe { raw::call(Call::CONSOLE_READ.0, arguments) }.result()?;
+    Ok(read as usize)
+}
+
 /// Ends the VM with an exit code.
 pub fn shutdown(code: u8) -> ! {
     let _ = call(Call::SHUTDOWN, [code.into(), 0, 0, 0, 0]);

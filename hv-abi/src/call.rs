@@ -76,6 +76,9 @@ macro_rules! for_each_call {
                 [NOT_FOUND, OUT_OF_RANGE, BAD_ARGUMENT], data, later;
             /// Rings a device queue's doorbell.
             26 DEVICE_NOTIFY device_notify(device, queue) -> none, [NOT_FOUND, OUT_OF_RANGE], data, later;
+            /// Takes bytes that were typed on the console.
+            27 CONSOLE_READ console_read(buffer, length) -> read,
+                [BAD_ADDRESS, OUT_OF_RANGE, NOT_FOUND], data, served;
         }
     };
 }
@@ -166,6 +169,7 @@ impl Call {
             | Self::USER_XSTATE => Features::MMU,
             Self::PAGES_REPORT | Self::PAGES_CLAIM | Self::BALLOON => Features::PAGE_REPORTING,
             Self::DEVICE_READ | Self::DEVICE_WRITE | Self::DEVICE_NOTIFY => Features::DEVICES,
+            Self::CONSOLE_READ => Features::CONSOLE_INPUT,
             _ => Features::empty(),
         }
     }
@@ -191,6 +195,9 @@ impl fmt::Debug for Call {
 
 /// The most bytes that one `CONSOLE_WRITE` takes.
 pub const CONSOLE_WRITE_MAX: u64 = 64 << 10;
+
+/// The most bytes that one `CONSOLE_READ` gives.
+pub const CONSOLE_READ_MAX: u64 = 4096;
 
 /// The most entries that one `MULTICALL` takes.
 pub const MULTICALL_MAX: u64 = 128;

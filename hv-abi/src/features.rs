@@ -28,6 +28,8 @@ bitflags! {
         const DEVICES = 1 << 6;
         /// Packed rings. Reserved: no host offers it.
         const PACKED_RINGS = 1 << 7;
+        /// Reading from the console.
+        const CONSOLE_INPUT = 1 << 8;
         const _ = !0;
     }
 }

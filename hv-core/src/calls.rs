@@ -10,7 +10,8 @@ use crate::memory::GuestMemory;
 use crate::report::{End, Place};
 use crate::vm::Shared;
 use hv_abi::call::{
-    CONSOLE_WRITE_MAX, Description, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport,
+    CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, Description, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX,
+    PanicReport,
 };
 use hv_abi::mmu::{EAGER, MMU_UPDATE_MAX, MmuUpdate};
 use hv_abi::user::UserContext;
@@ -49,6 +50,19 @@ impl Hypercalls for Calls<'_> {
         let bytes = self.copy_bytes(buffer, length, CONSOLE_WRITE_MAX)?;
         self.vm.write_console(&bytes);
         Ok(length)
+    }
+
+    fn console_read(&mut self, buffer: u64, length: u64) -> CallResult {
+        if length > CONSOLE_READ_MAX {
+            return Err(Status::OUT_OF_RANGE);
+        }
+        // Before anything is taken, it is seen to that it can be delivered.
+        if !self.vm.memory.contains(GuestPhys(buffer), length) {
+            return Err(Status::BAD_ADDRESS);
+        }
+        let bytes = self.vm.console_input.take(length as usize).ok_or(Status::NOT_FOUND)?;
+        self.vm.memory.write_bytes(GuestPhys(buffer), &bytes)?;
+        Ok(bytes.len() as u64)
     }
 
     fn shutdown(&mut self, code: u64) -> CallResult {

@@ -32,6 +32,9 @@ pub struct Config {
     /// the guest hears nothing of that. A writer that blocks, blocks the vCPU, and with it a stop or a pause: one that
     /// may do so for long should be able to give up.
     pub console: Box<dyn Write + Send>,
+    /// Whether somebody will type on the guest's console, by [`Vm::console_input`](crate::Vm::console_input). Default: no,
+    /// and the guest is told that its input has ended.
+    pub console_input: bool,
     /// What becomes of an `int3`.
     pub breakpoints: Breakpoints,
     /// Whether live page tables are compared with what `MMU_UPDATE` made them; a store that bypassed it ends the VM. For
@@ -52,6 +55,7 @@ impl Config {
             command_line: Vec::new(),
             ramdisk: Vec::new(),
             console: Box::new(std::io::stdout()),
+            console_input: false,
             breakpoints: Breakpoints::Crash,
             check_tables: false,
             rewrite: true,

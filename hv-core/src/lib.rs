@@ -5,6 +5,7 @@ mod boot;
 mod calls;
 pub mod clock;
 pub mod config;
+pub mod console_input;
 mod cpu;
 mod dispatch;
 pub mod engine;
@@ -25,6 +26,7 @@ pub mod vm;
 mod watched;
 
 pub use config::{Breakpoints, Config, StartError};
+pub use console_input::ConsoleInput;
 pub use engine::EngineKind;
 pub use image::{Image, ImageError};
 pub use report::{End, Report};
@@ -46,5 +48,5 @@ pub fn prepare() -> std::io::Result<()> {
 
 /// What this hypervisor serves of the ABI.
 pub fn offered_features() -> Features {
-    Features::EVENTS | Features::MULTICALL | Features::MMU
+    Features::EVENTS | Features::MULTICALL | Features::MMU | Features::CONSOLE_INPUT
 }

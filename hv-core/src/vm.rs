@@ -9,6 +9,7 @@ use crate::backtrace::{self, View};
 use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
+use crate::console_input::ConsoleInput;
 use crate::engine::process::ProcessEngine;
 use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
 use crate::events::{Events, Notify, VcpuPages};
@@ -36,7 +37,8 @@ pub(crate) enum Message {
 pub(crate) struct Shared {
     pub memory: GuestMemory,
     pub pages: Arc<VcpuPages>,
-    pub events: Events,
+    pub events: Arc<Events>,
+    pub console_input: ConsoleInput,
     pub roots: Roots,
     /// What live page tables should hold, if somebody wants to know.
     pub ledger: Option<Ledger>,
@@ -59,9 +61,11 @@ impl Shared {
         breakpoints: Breakpoints,
         console: Box<dyn Write + Send>,
     ) -> Self {
+        let events = Arc::new(Events::new(pages.clone(), notify));
         Self {
             memory,
-            events: Events::new(pages.clone(), notify),
+            console_input: ConsoleInput::new(events.clone(), false),
+            events,
             roots: Roots::new(boot::kernel_root(features)),
             ledger: None,
             spaces,
@@ -162,6 +166,7 @@ impl Vm {
             config.breakpoints,
             config.console,
         );
+        shared.console_input = ConsoleInput::new(shared.events.clone(), config.console_input);
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
         let shared = Arc::new(shared);
         let ((messages_in, messages), (orders, orders_out)) = (unbounded(), bounded(1));
@@ -265,6 +270,11 @@ impl Vm {
         }
     }
 
+    /// Where to type for the guest, if [`Config::console_input`] says that somebody will.
+    pub fn console_input(&self) -> ConsoleInput {
+        self.shared.console_input.clone()
+    }
+
     /// Guest memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.shared.memory
@@ -305,6 +315,7 @@ impl Vm {
     /// Ends the guest's code and the vCPU's thread.
     fn end_thread(&mut self) {
         self.control.kill();
+        self.shared.console_input.let_go();
         // The thread may yet serve what the guest had published, and then wait for an order: without anyone to give
         // one, it ends.
         (self.orders, _) = bounded(0);

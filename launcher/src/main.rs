@@ -10,6 +10,7 @@ mod doctor;
 mod exit_code;
 mod failure;
 mod images;
+mod input;
 mod lockdown;
 mod logging;
 mod new;

@@ -1,12 +1,13 @@
 //! `hv run`: boots a guest and stays until it has ended.
 //!
-//! Two threads: this one waits for the VM, the other for signals and the time-out, and stops the VM when one
-//! comes. Both sleep until something happens.
+//! Three threads: this one waits for the VM, the second for signals and the time-out, and stops the VM when one
+//! comes, the third for the guest to want input, and then for that. All sleep until something happens.
 
 use crate::cli::RunOptions;
 use crate::console::{Console, Sink};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
+use crate::input::{self, Terminal};
 use crate::output::{self, Style};
 use crate::signals::Signals;
 use crate::{images, lockdown, report};
@@ -41,6 +42,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         ramdisk,
         rewrite: !options.no_rewrite,
         console: Box::new(Console(sink.clone())),
+        console_input: true,
         check_tables: options.check_tables,
         ..Config::new(image)
     })
@@ -50,14 +52,20 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         signals,
         stopper: vm.stopper(),
         sink: sink.clone(),
+        terminal: Arc::default(),
         stopped: Arc::default(),
     };
     sink.stop_with(vm.stopper());
-    let stopped = watch.stopped.clone();
+    let (stopped, terminal) = (watch.stopped.clone(), watch.terminal.clone());
     let thread = std::thread::Builder::new().name("hv-watch".into()).spawn(move || watch.run());
     thread.map_err(cannot_watch)?;
+    let (typed, keys) = (vm.console_input(), terminal.clone());
+    let thread =
+        std::thread::Builder::new().name("hv-input".into()).spawn(move || input::read(&typed, &keys));
+    thread.map_err(|error| Failure::cannot("the host does not let hv wait for input", error))?;
 
     let report = vm.wait();
+    terminal.restore();
     let told =
         report::Told { cause: cause(&report.end, stopped.get(), &sink), report, timeout: options.timeout };
     match sink.error() {
@@ -102,6 +110,7 @@ struct Watch {
     deadline: Option<Instant>,
     stopper: Stopper,
     sink: Arc<Sink>,
+    terminal: Arc<Terminal>,
     /// Why the VM was asked to stop; set before it is asked.
     stopped: Arc<OnceLock<Cause>>,
 }
@@ -115,6 +124,8 @@ impl Watch {
         let _ = self.stopped.set(cause); // only this thread sets it
         self.stopper.stop();
         self.sink.let_go(); // a vCPU that waits for a reader could not be stopped
-        std::process::exit(self.signals.wait(None).code().into());
+        let cause = self.signals.wait(None);
+        self.terminal.restore();
+        std::process::exit(cause.code().into());
     }
 }

@@ -26,6 +26,9 @@ pub struct Machine {
     pub memory: u64,
     /// The ramdisk; none if it is empty.
     pub ramdisk: Vec<u8>,
+    /// What is typed on its console, in pieces: each comes once the guest has read and found nothing, and so does the end
+    /// behind the last. `None`: nobody can type.
+    pub typed: Option<Vec<Vec<u8>>>,
     /// It is ended after this time if it has not ended by then.
     pub limit: Duration,
     /// It is stopped and goes on, again and again, for as long as it runs.
@@ -40,6 +43,7 @@ impl Machine {
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             memory: 64 << 20,
             ramdisk: Vec::new(),
+            typed: None,
             limit,
             pauses: false,
         }

@@ -2,7 +2,7 @@
 
 use crate::{Crash, End, Hypervisor, Machine};
 use hv_core::engine::Fault;
-use hv_core::{Config, EngineKind, Image, Report, Vm};
+use hv_core::{Config, ConsoleInput, EngineKind, Image, Report, Vm};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ impl Hypervisor for Process {
     }
 
     fn boot(&self, machine: Machine, console: Box<dyn Write + Send>) -> End {
-        let Machine { image, arguments, memory, ramdisk, limit, pauses } = machine;
+        let Machine { image, arguments, memory, ramdisk, typed, limit, pauses } = machine;
         let started = Image::parse(image).map_err(|error| error.to_string()).and_then(|image| {
             let config = Config {
                 memory,
@@ -27,11 +27,16 @@ impl Hypervisor for Process {
                 command_line: arguments,
                 ramdisk,
                 console,
+                console_input: typed.is_some(),
                 check_tables: self.check_tables,
                 ..Config::new(image)
             };
             Vm::start(config).map_err(|error| error.to_string())
         });
+        if let (Ok(vm), Some(pieces)) = (&started, typed) {
+            let input = vm.console_input();
+            std::thread::spawn(move || enter(&input, &pieces));
+        }
         let ended = match started {
             Err(cause) => return End::Refused(cause),
             Ok(vm) if pauses => run_with_pauses(vm, limit),
@@ -44,6 +49,22 @@ impl Hypervisor for Process {
                 End::TimedOut { cpu_time, backtrace: backtrace(&vm.stop()) }
             }
         }
+    }
+}
+
+/// Types these pieces, each when the guest wants some, until the VM has ended.
+fn enter(input: &ConsoleInput, pieces: &[Vec<u8>]) {
+    for piece in pieces {
+        let mut rest = &piece[..];
+        while !rest.is_empty() {
+            if !input.wait_until_wanted() {
+                return;
+            }
+            rest = &rest[input.push(rest)..];
+        }
+    }
+    if input.wait_until_wanted() {
+        input.close();
     }
 }
 

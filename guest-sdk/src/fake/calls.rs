@@ -2,8 +2,10 @@
 
 use super::state::{Host, Vm, misuse};
 use super::{End, Place};
-use hv_abi::call::{CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport};
-use hv_abi::vcpu::{EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL};
+use hv_abi::call::{
+    CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport,
+};
+use hv_abi::vcpu::{CONSOLE_CHANNEL, EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL};
 use hv_abi::{ABI_VERSION, Call, GuestPhys, Status};
 use std::string::String;
 use std::vec::Vec;
@@ -62,6 +64,8 @@ unsafe fn serve(vm: &Vm, host: &mut Host, call: Call, [a, b, c, ..]: [u64; 5]) -
             host.console.extend(bytes);
             Ok(b)
         }
+        // SAFETY: the buffer is the guest's to have written, as this function's caller says.
+        Call::CONSOLE_READ => unsafe { console_read(vm, host, GuestPhys(a), b) },
         Call::SHUTDOWN => {
             let Ok(code) = u8::try_from(a) else { misuse!("SHUTDOWN with code {a}: codes are 0 to 255") };
             end(vm, host, call, End::Shutdown(code))
@@ -159,6 +163,40 @@ unsafe fn batched(vm: &Vm, host: &mut Host, entry: &MulticallEntry) -> CallResul
     }
     // SAFETY: what it reads and writes is what this function's caller answers for.
     unsafe { serve(vm, host, entry.call, entry.arguments) }
+}
+
+/// Gives the guest what was typed. Who finds nothing makes the next piece come.
+///
+/// # Safety
+///
+/// As for [`entry::call`](super::entry::call).
+unsafe fn console_read(vm: &Vm, host: &mut Host, buffer: GuestPhys, length: u64) -> CallResult {
+    if length > CONSOLE_READ_MAX {
+        misuse!("CONSOLE_READ of {length} bytes: at most {CONSOLE_READ_MAX}");
+    }
+    if host.input.bytes.is_empty() {
+        if !host.input.open {
+            return Err(Status::NOT_FOUND);
+        }
+        if length > 0 {
+            let piece = host.input.later.pop_front();
+            host.input.open = piece.is_some();
+            host.input.bytes.extend(piece.into_iter().flatten());
+            vm.fire(CONSOLE_CHANNEL);
+        }
+        return Ok(0);
+    }
+    if length == 0 {
+        return Ok(0);
+    }
+    let at = host.lent.check_table::<u8>("CONSOLE_READ's buffer", buffer, length, true);
+    let read = host.input.bytes.len().min(length as usize);
+    for (i, byte) in host.input.bytes.drain(..read).enumerate() {
+        // SAFETY: it is one of `length` bytes that `check_table` found to be lent for writing, which the caller says are
+        // still there.
+        unsafe { at.add(i).write(byte) };
+    }
+    Ok(read as u64)
 }
 
 /// Reads a panic report.

@@ -157,6 +157,14 @@ pub fn console() -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+/// Types a piece of text on the console. It comes once the guest has looked and found nothing, and after all that was typed
+/// before; behind the last piece, input ends. Without any it has ended from the start.
+pub fn type_text(text: &str) {
+    let input = &mut vm().host.borrow_mut().input;
+    input.open = true;
+    input.later.push_back(text.as_bytes().into());
+}
+
 /// The crossings since this was last asked: each call with its arguments, whatever it gave. The calls in a multicall
 /// are not listed, nor is `block`, which is no call.
 pub fn calls() -> Vec<(Call, [u64; 5])> {

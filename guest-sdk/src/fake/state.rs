@@ -11,14 +11,18 @@ use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
 use hv_abi::boot::BootInfo;
 use hv_abi::call::NEVER;
 use hv_abi::clock::ClockPage;
-use hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS, TIMER_CHANNEL, VcpuPage, run_state, upcall};
+use hv_abi::vcpu::{
+    CONSOLE_CHANNEL, EVENT_CHANNELS, EVENT_WORDS, TIMER_CHANNEL, VcpuPage, run_state, upcall,
+};
 use hv_abi::{Call, Features, Status};
 use std::boxed::Box;
+use std::collections::VecDeque;
 use std::string::String;
 use std::vec::Vec;
 
 /// Features that hosts serve.
-pub(super) const OFFERED: Features = Features::EVENTS.union(Features::MULTICALL).union(Features::MMU);
+pub(super) const OFFERED: Features =
+    Features::EVENTS.union(Features::MULTICALL).union(Features::MMU).union(Features::CONSOLE_INPUT);
 
 /// 2025-01-01 00:00:00 UTC, when every fake VM is started.
 const WALL_BASE: u64 = 1_735_689_600 * 1_000_000_000;
@@ -60,6 +64,7 @@ pub(super) struct Vm {
 pub(super) struct Host {
     pub settings: Settings,
     pub console: Vec<u8>,
+    pub input: Input,
     pub log: Vec<(Call, [u64; 5])>,
     pub failures: Vec<(Call, Status)>,
     pub lent: Lent,
@@ -70,6 +75,17 @@ pub(super) struct Host {
     pub open: Vec<u32>,
     pub wake_early: bool,
     pub mmu: Mmu,
+}
+
+/// What is typed, and has not been read.
+#[derive(Default)]
+pub(super) struct Input {
+    /// There may be more behind `bytes`.
+    pub open: bool,
+    /// What can be read.
+    pub bytes: VecDeque<u8>,
+    /// What comes later, each once all before it was read and the guest has looked again.
+    pub later: VecDeque<Vec<u8>>,
 }
 
 /// What a test sets before the guest starts.
@@ -131,7 +147,7 @@ impl Vm {
         }
     }
 
-    /// Starts anew, with the same settings and the same calls to fail.
+    /// Starts anew, with the same settings, the same calls to fail, and what is still to be typed.
     pub(super) fn restart(&self) {
         let page = &self.page;
         for zero in [&page.upcall, &page.vcpu, &page.run_state, &page.preempted] {
@@ -147,7 +163,12 @@ impl Vm {
         self.spins.set(0);
         self.misused.set(false);
         let old = self.host.take();
-        self.host.replace(Host { settings: old.settings, failures: old.failures, ..Host::default() });
+        self.host.replace(Host {
+            settings: old.settings,
+            failures: old.failures,
+            input: old.input,
+            ..Host::default()
+        });
     }
 
     /// Makes boot information be written again when it is next read.
@@ -224,7 +245,8 @@ impl Vm {
             misuse!("the guest has set bits {bits:#x} of `upcall`, which mean nothing");
         }
         let open = &self.host.borrow().open;
-        let closed = |channel: &u32| *channel != TIMER_CHANNEL && !open.contains(channel);
+        let closed =
+            |channel: &u32| ![TIMER_CHANNEL, CONSOLE_CHANNEL].contains(channel) && !open.contains(channel);
         let touched = |(word, bit): (usize, u64)| {
             (page.pending[word].load(SeqCst) | !page.masked[word].load(SeqCst)) & bit != 0
         };

@@ -27,6 +27,10 @@ enum Step {
     Masked(u32, usize, u64),
     /// The host fires a channel of its own, as the timer's.
     Fire(u32, u32),
+    /// Somebody types.
+    Type(Vec<u8>),
+    /// Nobody types any more.
+    EndInput,
     /// The guest takes channels until there are no more.
     AllocateAll(u32),
 }
@@ -36,7 +40,7 @@ fn step(u: &mut Unstructured<'_>) -> arbitrary::Result<Step> {
     let word =
         |u: &mut Unstructured<'_>| if u.arbitrary()? { Ok(0) } else { u.int_in_range(0..=EVENT_WORDS - 1) };
     let bits = |u: &mut Unstructured<'_>| if u.arbitrary()? { Ok(0) } else { u.arbitrary() };
-    Ok(match u.int_in_range(0..=15)? {
+    Ok(match u.int_in_range(0..=17)? {
         0 => Step::Store(edge(u)?, u.arbitrary()?),
         1 => Step::Upcall(vcpu, *u.choose(&[0, 1, 0x100, 0x101])?),
         2 => Step::Pending(vcpu, word(u)?, bits(u)?),
@@ -58,6 +62,9 @@ fn step(u: &mut Unstructured<'_>) -> arbitrary::Result<Step> {
             let number = u.int_in_range(16..=20)?;
             Step::Call(number, arguments(u, number)?)
         }
+        16 if u.ratio(1, 8)? => Step::EndInput,
+        16 => Step::Type(u.arbitrary()?),
+        17 => Step::Call(27, arguments(u, 27)?),
         _ => {
             let number = number(u)?;
             Step::Call(number, arguments(u, number)?)
@@ -122,6 +129,14 @@ fn take(step: &Step, machine: &Machine, calls: &mut Calls<'_>, model: &mut Model
         Step::Masked(vcpu, word, value) => {
             machine.vm.pages.page(*vcpu).masked[*word].store(*value, SeqCst);
             model.state.pages[*vcpu as usize].masked[*word] = *value;
+        }
+        Step::Type(bytes) => {
+            machine.vm.console_input.push(bytes);
+            model.type_bytes(bytes);
+        }
+        Step::EndInput => {
+            machine.vm.console_input.close();
+            model.end_input();
         }
         Step::Fire(vcpu, channel) => {
             machine.vm.events.raise(*vcpu, *channel);

@@ -2,6 +2,7 @@
 
 use crate::calls::Calls;
 use crate::config::Breakpoints;
+use crate::console_input::ConsoleInput;
 use crate::engine::AddressSpaces;
 use crate::events::{Notify, VcpuPages};
 use crate::memory::GuestMemory;
@@ -125,7 +126,8 @@ impl Machine {
         };
         let console = Box::new(console);
         let (notify, spaces) = (notified.clone(), Arc::new(NoSpaces));
-        let vm = Shared::new(memory, pages, notify, spaces, features, Breakpoints::Crash, console);
+        let mut vm = Shared::new(memory, pages, notify, spaces, features, Breakpoints::Crash, console);
+        vm.console_input = ConsoleInput::new(vm.events.clone(), true);
         Self { vm, interference, written, notified }
     }
 
@@ -198,7 +200,11 @@ pub(super) fn number(u: &mut Unstructured<'_>) -> arbitrary::Result<u32> {
         return u.int_in_range(0..=14);
     }
     let any: u32 = u.arbitrary()?;
-    Ok(if any.is_multiple_of(4) { any } else { 16 + any % 6 })
+    Ok(match any % 4 {
+        0 => any,
+        1 => 27,
+        _ => 16 + any / 4 % 6,
+    })
 }
 
 /// A page of guest memory, or one behind it; a few come often, so that the same ones meet again.

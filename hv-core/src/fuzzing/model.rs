@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 const CHANNELS: u64 = 512;
 const FIRST_DYNAMIC: u64 = 16;
 const PENDING: u32 = 1;
+const CONSOLE: u64 = 3;
 
 /// A call's value, or what it may fail with.
 pub(super) type Expected = Result<u64, Vec<Status>>;
@@ -22,6 +23,9 @@ pub(super) struct Model {
     /// Open channels and the vCPUs that they are bound to.
     open: BTreeMap<u64, usize>,
     pub(super) tables: Tables,
+    /// What was typed and is not read yet.
+    typed: Vec<u8>,
+    input_ended: bool,
 }
 
 /// `Ok` if no error applies.
@@ -42,7 +46,8 @@ fn no_vcpu(vcpu: u64) -> bool {
 
 impl Model {
     pub(super) fn new(state: State, features: Features) -> Self {
-        Self { state, features, open: BTreeMap::new(), tables: Tables::default() }
+        let (open, tables) = (BTreeMap::new(), Tables::default());
+        Self { state, features, open, tables, typed: Vec::new(), input_ended: false }
     }
 
     /// Takes note of a call that the host has made, after which memory was as in `after`.
@@ -79,7 +84,7 @@ impl Model {
         }
         let has = match number {
             0 | 1 | 5 => 0,
-            2 | 12 | 13 => 2,
+            2 | 12 | 13 | 27 => 2,
             18 | 19 => 3,
             _ => 1,
         };
@@ -104,6 +109,7 @@ impl Model {
             18 => self.mmu_update(a[0], a[1], a[2], after),
             19 => self.mmu_flush(a[0], a[1], a[2]),
             20 => self.user_xstate(a[0]),
+            27 => self.console_read(a[0], a[1]),
             _ => self.multicall(a[0], a[1], after),
         }
     }
@@ -115,6 +121,7 @@ impl Model {
             8..=12 => self.features.contains(Features::EVENTS),
             13 => self.features.contains(Features::MULTICALL),
             16..=20 => self.features.contains(Features::MMU),
+            27 => self.features.contains(Features::CONSOLE_INPUT),
             _ => false,
         }
     }
@@ -124,6 +131,38 @@ impl Model {
         let text = self.bytes(buffer, length);
         self.state.console.extend(text);
         Ok(length)
+    }
+
+    /// Somebody types.
+    pub(super) fn type_bytes(&mut self, bytes: &[u8]) {
+        let room = if self.input_ended { 0 } else { 65536 - self.typed.len() };
+        let bytes = &bytes[..bytes.len().min(room)];
+        let first = self.typed.is_empty() && !bytes.is_empty();
+        self.typed.extend(bytes);
+        if first {
+            self.fire(0, CONSOLE);
+        }
+    }
+
+    /// Nobody types any more.
+    pub(super) fn end_input(&mut self) {
+        if !self.input_ended {
+            self.fire(0, CONSOLE);
+        }
+        self.input_ended = true;
+    }
+
+    fn console_read(&mut self, buffer: u64, length: u64) -> Expected {
+        unless(&[
+            (length > 4096, Status::OUT_OF_RANGE),
+            (outside(buffer, length), Status::BAD_ADDRESS),
+            (self.input_ended && self.typed.is_empty(), Status::NOT_FOUND),
+        ])?;
+        let taken: Vec<u8> = self.typed.drain(..self.typed.len().min(length as usize)).collect();
+        if !taken.is_empty() {
+            self.state.memory[buffer as usize..][..taken.len()].copy_from_slice(&taken);
+        }
+        Ok(taken.len() as u64)
     }
 
     fn shutdown(&mut self, code: u64) -> Expected {

@@ -60,6 +60,7 @@ impl Case {
         memory[at..at + length].copy_from_slice(&self.entries.as_bytes()[..length]);
         for machine in [&together, &singly] {
             machine.vm.memory.write_bytes(GuestPhys(0), &memory).expect("all of it is memory");
+            machine.vm.console_input.push(b"typed for both");
             *machine.interference.lock().unwrap() = self.interference;
         }
 

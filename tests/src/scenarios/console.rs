@@ -1,4 +1,4 @@
-//! What is on the console (`docs/abi.md`, `CONSOLE_WRITE` and `MULTICALL`).
+//! What is on the console (`docs/abi.md`, `CONSOLE_WRITE`, `CONSOLE_READ` and `MULTICALL`).
 
 use super::{holds, same, scenarios};
 use hv_abi::call::CONSOLE_WRITE_MAX;
@@ -35,6 +35,34 @@ scenarios! {
 
     "RULE-010 CONSOLE_WRITE-007" fn a_store_behind_a_write_changes_nothing(stand) {
         same("the console", stand.run(&["overwrite"]).done()?.text(), "good\n".repeat(1000))
+    }
+
+    "RULE-007 CONSOLE_READ-001 CONSOLE_READ-002 CONSOLE_READ-003 CONSOLE_READ-009 CONSOLE_READ-010"
+    fn what_is_typed_is_read_whole_and_in_order(stand) {
+        // More than any host keeps, in pieces of all sorts of lengths.
+        let text: Vec<u8> = (0..50_000_u64).flat_map(|i| [(i % 251) as u8, (i / 251) as u8]).collect();
+        let lengths = [1, 2, 3, 100, 4095, 4096, 4097, text.len(), 1];
+        let pieces = lengths.map(|length| text[..length].to_vec()).to_vec();
+        for pauses in [false, true] {
+            let mut machine = stand.machine(&["read-all"]);
+            machine.typed = Some(pieces.clone());
+            machine.pauses = pauses;
+            let shown = stand.boot(machine).done()?.bytes();
+            let expected = pieces.concat();
+            let differs = shown.iter().zip(&expected).position(|(a, b)| a != b);
+            holds(shown == expected, || {
+                format!("{} bytes of {}, with a difference at {differs:?}", shown.len(), expected.len())
+            })?;
+        }
+        Ok(())
+    }
+
+    "RULE-006 CONSOLE_READ-002 CONSOLE_READ-004 CONSOLE_READ-005 CONSOLE_READ-006 CONSOLE_READ-007 CONSOLE_READ-008
+     CONSOLE_READ-009 CONSOLE_READ-010"
+    fn reads_of_what_is_typed_step_by_step(stand) {
+        let mut machine = stand.machine(&["read-steps"]);
+        machine.typed = Some(vec![b"abc".to_vec(), b"d".to_vec()]);
+        stand.boot(machine).done().map(drop)
     }
 
     "MULTICALL-013" fn a_multicall_writes_its_results_behind_the_last_call(stand) {

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "crashing takes it")]
 
 use crate::registers::{enter, good};
-use crate::{direct, first, in_a_storm, kernel_space, phys, raw};
+use crate::{direct, first, in_a_storm, kernel_space, phys, raw, typed};
 use alloc::vec::Vec;
 use guest_sdk::boot::info;
 use guest_sdk::console::write;
@@ -39,6 +39,8 @@ const ACTS: &[Act] = &[
     ("panic", |arguments| panic_as(arguments[0])),
     ("ramdisk", |_| ramdisk()),
     ("rate", |_| rate()),
+    ("read-all", |_| typed::read_all()),
+    ("read-steps", |_| typed::read_steps()),
     ("refused", |_| refused()),
     ("roots", |_| roots()),
     ("show", |arguments| show(number(arguments[0]), number(arguments[1]))),

@@ -2,8 +2,9 @@
 
 use crate::{memory_size, outside, phys, raw};
 use alloc::vec;
-use guest_sdk::hv_abi::call::{CONSOLE_WRITE_MAX, PANIC_TEXT_MAX, PanicReport};
+use guest_sdk::hv_abi::call::{CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, PANIC_TEXT_MAX, PanicReport};
 use guest_sdk::hv_abi::{ABI_VERSION, Call, GuestPhys, Status};
+use guest_sdk::hypercall::console_read;
 
 const HALF: usize = 16;
 
@@ -44,6 +45,15 @@ guest_sdk::tests! {
     "CONSOLE_WRITE-006" fn console_write_up_to_the_last_byte_of_memory_succeeds() {
         assert_eq!(raw(Call::CONSOLE_WRITE, [memory_size() - 4, 4]), Ok(4));
         assert_eq!(raw(Call::CONSOLE_WRITE, [memory_size() - 3, 4]), Err(Status::BAD_ADDRESS));
+    }
+
+    "CONSOLE_READ-005 CONSOLE_READ-007" fn console_read_finds_nothing_where_nobody_types() {
+        let mut buffer = [7_u8; 16];
+        for length in [16, 1, 0] {
+            assert_eq!(console_read(&mut buffer[..length]), Err(Status::NOT_FOUND), "{length}");
+        }
+        assert_eq!(raw(Call::CONSOLE_READ, [phys(&buffer), CONSOLE_READ_MAX + 1]), Err(Status::OUT_OF_RANGE));
+        assert_eq!(buffer, [7; 16]);
     }
 
     "SHUTDOWN-002" fn shutdown_with_a_wide_code_goes_on() {

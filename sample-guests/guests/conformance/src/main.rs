@@ -28,6 +28,7 @@ mod program;
 mod registers;
 mod rules;
 mod timer;
+mod typed;
 mod upcalls;
 mod user;
 mod user_calls;

@@ -6,7 +6,7 @@ use crate::{after, in_a_storm, memory_size, outside, phys, raw};
 use alloc::{boxed::Box, vec, vec::Vec};
 use core::sync::atomic::Ordering::SeqCst;
 use guest_sdk::hv_abi::call::{
-    CALLS, CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, PANIC_TEXT_MAX, PanicReport,
+    CALLS, CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, PANIC_TEXT_MAX, PanicReport,
 };
 use guest_sdk::hv_abi::mmu::MMU_UPDATE_MAX;
 use guest_sdk::hv_abi::vcpu::{EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL};
@@ -21,6 +21,8 @@ fn failing() -> Vec<(Call, [u64; 2], Status)> {
         (Call::FEATURES, [1, 0], Status::BAD_ARGUMENT),
         (Call::CONSOLE_WRITE, [outside, 1], Status::BAD_ADDRESS),
         (Call::CONSOLE_WRITE, [0, CONSOLE_WRITE_MAX + 1], Status::OUT_OF_RANGE),
+        (Call::CONSOLE_READ, [0, CONSOLE_READ_MAX + 1], Status::OUT_OF_RANGE),
+        (Call::CONSOLE_READ, [0, 1], Status::NOT_FOUND), // nobody types for a test
         (Call::SHUTDOWN, [256, 0], Status::BAD_ARGUMENT),
         (Call::SHUTDOWN, [0, 1], Status::BAD_ARGUMENT),
         (Call::PANIC, [outside, 0], Status::BAD_ADDRESS),

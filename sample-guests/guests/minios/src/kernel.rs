@@ -8,15 +8,16 @@
 //!
 //! Start at [`Kernel::run`].
 
+use crate::console;
 use crate::files::Files;
 use crate::memory::Fault;
 use crate::process::{Ended, Process, Wait};
 use alloc::collections::{BTreeMap, VecDeque};
 use guest_sdk::hv_abi::call::NEVER;
 use guest_sdk::preempt::Slice;
+use guest_sdk::println;
 use guest_sdk::time::{Duration, Instant};
 use guest_sdk::user::Trap;
-use guest_sdk::{hypercall, println};
 use minios_abi::{Error, KILLED};
 
 /// How long a process runs before it is another one's turn.
@@ -75,6 +76,9 @@ impl Kernel {
                 return first.status;
             }
             self.wake_sleepers();
+            if console::input_came() {
+                self.wake(|_, wait| wait == Wait::Pipe);
+            }
             let Some(id) = self.ready.pop_front() else {
                 self.idle();
                 continue;
@@ -179,7 +183,7 @@ impl Kernel {
             Some(Wait::Until(moment)) => Some(moment.as_nanos()),
             _ => None,
         });
-        hypercall::block(moments.min().unwrap_or(NEVER));
+        console::block(moments.min().unwrap_or(NEVER));
     }
 }
 

@@ -24,8 +24,7 @@ fn main() -> u8 {
         arguments.push_str(argument);
     }
     if boot::arguments().next().is_none() && !console::has_input() {
-        println!("The console has no input yet; this is what the shell would do if somebody typed it.");
-        println!("`hv run minios -- -c 'COMMAND'` runs a command.\n");
+        println!("Nobody can type here; this is what the shell would do if somebody typed it.\n");
         arguments.push_str("\0-v\0demo");
     }
     match Kernel::new(Files::new(&[boot::ramdisk(), FILES]), "sh", arguments.as_bytes()) {

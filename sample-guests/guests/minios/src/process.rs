@@ -37,7 +37,7 @@ pub struct Process {
 pub enum Wait {
     /// One of its children ends.
     Child,
-    /// Somebody reads, writes or closes a pipe.
+    /// Somebody reads, writes or closes a pipe, or types.
     Pipe,
     /// A moment.
     Until(Instant),

@@ -142,6 +142,25 @@ fn a_parent_waits_for_its_child() {
 }
 
 #[test]
+fn whoever_reads_the_console_waits_for_what_is_typed_and_for_its_end() {
+    fake::type_text("hi");
+    fake::type_text("!");
+    let mut buffer = 0;
+    let status = run(move |step, result| match (step, result) {
+        (0, _) => (call::MAP, [4096, 0, 0]),
+        (1, _) => {
+            buffer = result;
+            (call::READ, [0, buffer, 10])
+        }
+        (2, 2) | (3, 1) => (call::READ, [0, buffer, 10]),
+        (4, 0) => (call::EXIT, [5, 0, 0]),
+        _ => unreachable!("{step} {result}"),
+    });
+    assert_eq!(status, 5);
+    fake::finish();
+}
+
+#[test]
 fn processes_run_out_and_forks_are_refused() {
     // Each child waits for ever; the parent counts them.
     let status = run(|step, result| match (step, result) {

@@ -68,7 +68,10 @@ impl Shell {
             }
             match editor.byte(byte[0], &mut screen) {
                 Typed::Nothing => continue,
-                Typed::End => return,
+                Typed::End => {
+                    os::println!(); // what comes next on the terminal is somebody else's
+                    return;
+                }
                 Typed::GivenUp => {}
                 Typed::Line(line) => {
                     os::print!("{}", core::mem::take(&mut screen));
