@@ -113,7 +113,7 @@ const FIRST_GAP: u64 = 20_000;
 fn timer_soon() {
     let gap = GAP.load(SeqCst);
     guest_sdk::hypercall::timer_set(Instant::now().as_nanos() + gap);
-    GAP.store(gap + gap / 256, SeqCst);
+    GAP.store((gap + gap / 256).min(2_000_000), SeqCst);
 }
 
 /// How often the timer has interrupted, in [`in_a_storm`].
