@@ -145,6 +145,16 @@ fn parent_and_child_see_their_own_memory() {
 }
 
 #[test]
+fn processes_that_write_and_fork_at_random_see_their_own_memory() {
+    for seed in 1..=6 {
+        let told = output(&format!("cowtest {seed}"));
+        let processes = told.strip_prefix("cowtest: ").and_then(|rest| rest.split_once(" processes saw"));
+        let processes = processes.and_then(|(count, _)| count.parse::<u32>().ok());
+        assert!(processes.is_some_and(|count| count > 1), "seed {seed}: {told}");
+    }
+}
+
+#[test]
 fn a_thousand_children_leave_nothing_behind() {
     let told = output("forks 100; cowtest; free; forks 1000; cowtest; free");
     let free = |line: &str| line.split_once(" of ")?.0.parse().ok();
