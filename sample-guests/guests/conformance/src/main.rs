@@ -126,7 +126,7 @@ fn in_a_storm(section: impl FnOnce()) {
         core::hint::black_box([count as u8; 256]); // uses the extended state itself
         timer_soon();
     });
-    GAP.store(FIRST_GAP, SeqCst);
+    GAP.store((GAP.load(SeqCst) / 2).max(FIRST_GAP), SeqCst);
     timer_soon();
     section();
     guest_sdk::time::timer::clear();
