@@ -88,28 +88,6 @@ fn describe(user: &mut UserContext, cause: UserCause) -> u32 {
 }
 
 fn put_registers(user: &mut UserContext, registers: &Registers) {
-    let Registers {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rbp,
-        rsp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-        fs_base,
-    } = *registers;
-    let r8_to_r15 = [r8, r9, r10, r11, r12, r13, r14, r15];
-    let rflags = rflags & RFLAGS | RFLAGS_FIXED;
-    *user = UserContext { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8_to_r15, rip, rflags, fs_base, ..*user };
+    registers.write_to_prefix(user.as_mut_bytes()).expect("a context begins with them");
+    user.rflags = registers.rflags & RFLAGS | RFLAGS_FIXED;
 }

@@ -12,6 +12,7 @@ use hv_abi::Status;
 use hv_abi::user::UserContext;
 use serde::Serialize;
 use std::sync::Arc;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Which engine runs a VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -273,8 +274,11 @@ pub enum Access {
     Execute,
 }
 
-/// A guest's registers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+/// A guest's registers: in memory, those that a `UserContext` begins with.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, FromBytes, IntoBytes, KnownLayout, Immutable,
+)]
+#[repr(C)]
 #[expect(missing_docs, reason = "their names are the processor's")]
 pub struct Registers {
     pub rax: u64,

@@ -43,36 +43,20 @@ fn stack_offset(vcpu: u32, address: u64, length: u64) -> Option<u64> {
     inside.then_some(super::vcpu::handover_offset(vcpu) + EXCHANGE_STACK + offset)
 }
 
+/// Where the kernel's context has each of [`Registers`], in words behind R8; all but FS base, which is elsewhere.
+const PLACES: [u64; USER_WORDS - 1] = [13, 11, 14, 12, 9, 8, 10, 15, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17];
+
 /// Reads the context that the hand-over page points to. `None` if that is not in the signal stack.
 pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Option<Frame> {
     let context = stack_offset(vcpu, handover.frame.load(Relaxed), ucontext::SIZE as u64)?;
     let words: [u64; WORDS] = exchange.copy_words(context);
     let word = |offset: u64| words[offset as usize / 8];
-    let [r8, r9, r10, r11, r12, r13, r14, r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp] =
-        core::array::from_fn(|i| word(ucontext::R8 + i as u64 * 8));
-    let (rip, rflags) = (word(ucontext::RIP), word(ucontext::EFLAGS));
-    let registers = Registers {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rbp,
-        rsp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-        fs_base: handover.registers()[USER_WORDS - 1],
-    };
-    let registers = if handover.is_user.load(Relaxed) == 0 { registers } else { user_registers(handover) };
+    let mut registers = handover.registers();
+    if handover.is_user.load(Relaxed) == 0 {
+        let mut words: [u64; USER_WORDS] = zerocopy::transmute!(registers);
+        words.iter_mut().zip(PLACES).for_each(|(register, place)| *register = word(ucontext::R8 + place * 8));
+        registers = zerocopy::transmute!(words);
+    }
     // A stop has no siginfo of its own; whatever is there is not looked at.
     let info: [u64; 4] = stack_offset(vcpu, handover.siginfo.load(Relaxed), 32)
         .map_or([0; 4], |siginfo| exchange.copy_words(siginfo));
@@ -189,52 +173,12 @@ pub(super) fn write_first(exchange: &SharedFile, vcpu: u32, registers: &Register
 
 /// Writes the general registers of the context at `offset` in the exchange file. FS base is elsewhere.
 fn write_registers(exchange: &SharedFile, offset: u64, registers: &Registers) {
-    let r = registers;
-    let in_order = [
-        r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15, r.rdi, r.rsi, r.rbp, r.rbx, r.rdx, r.rax,
-        r.rcx, r.rsp, r.rip, r.rflags,
-    ];
-    for (i, value) in (0..).zip(in_order) {
-        exchange.store_word(offset + ucontext::R8 + i * 8, value);
+    let words: [u64; USER_WORDS] = zerocopy::transmute!(*registers);
+    for (value, place) in words.into_iter().zip(PLACES) {
+        exchange.store_word(offset + ucontext::R8 + place * 8, value);
     }
     // It goes on in 64-bit mode, wherever it came from.
     exchange.store_word(offset + ucontext::SELECTORS, USER_CS | USER_SS << 48);
-}
-
-/// The registers that a program has published.
-pub(super) fn user_registers(handover: &Handover) -> Registers {
-    let [rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags, fs_base] =
-        handover.registers();
-    Registers {
-        rax,
-        rbx,
-        rcx,
-        rdx,
-        rsi,
-        rdi,
-        rbp,
-        rsp,
-        r8,
-        r9,
-        r10,
-        r11,
-        r12,
-        r13,
-        r14,
-        r15,
-        rip,
-        rflags,
-        fs_base,
-    }
-}
-
-/// Sets the registers that a program goes on with.
-fn set_user_registers(handover: &Handover, registers: &Registers) {
-    let r = registers;
-    handover.set_registers([
-        r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.rbp, r.rsp, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13,
-        r.r14, r.r15, r.rip, r.rflags, r.fs_base,
-    ]);
 }
 
 /// The contexts of user programs: the one that a sandbox's vCPU thread goes on with.
@@ -251,7 +195,7 @@ impl UserFrame<'_> {
 
     /// Changes the general registers of the program that trapped last.
     pub(super) fn set_registers(&self, registers: &Registers) {
-        set_user_registers(self.handover, registers);
+        self.handover.set_registers(registers);
     }
 
     /// Makes the thread go on as another program, with this extended state, in words.
@@ -263,7 +207,7 @@ impl UserFrame<'_> {
             self.exchange.store_word(file + i * 8, *word);
         }
         self.handover.frame.store(context, Relaxed);
-        set_user_registers(self.handover, registers);
+        self.handover.set_registers(registers);
     }
 
     /// The extended state of the program that trapped last, as a claim. `None` if it is nowhere.

@@ -15,6 +15,7 @@
 //! The protocol is written once, over [`Atomics`], and model-checked with loom (`handover_model`). The
 //! caller's half that really runs is assembly (`stub/`), which follows [`Caller`] step by step.
 
+use crate::engine::Registers;
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
@@ -35,7 +36,7 @@ pub(crate) const TURN_USER_TRAP: u32 = 5;
 pub(crate) const TURN_DEAD: u32 = 6;
 
 /// Words of a program's registers in a hand-over page: the first of a `UserContext`, up to its FS base.
-pub(crate) const USER_WORDS: usize = 19;
+pub(crate) const USER_WORDS: usize = size_of::<Registers>() / 8;
 
 /// Where in a `UserContext`, in words, each of them comes from: first those that most system calls change, which go in the
 /// line of the turn.
@@ -84,7 +85,7 @@ impl<A: Atomics> Clone for Words<'_, A> {
 }
 impl<A: Atomics> Copy for Words<'_, A> {}
 
-/// Why [`Server::wait`] came back.
+/// Why [`Server::sleep`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
     /// This turn was published: [`TURN_CALL`], [`TURN_TRAP`], or whatever a hostile caller wrote.
@@ -318,15 +319,16 @@ impl Handover {
         self.words[CALL_STATUS].store(status.into(), Relaxed);
     }
 
-    /// A program's registers, in the order of a `UserContext`.
-    pub(crate) fn registers(&self) -> [u64; USER_WORDS] {
+    /// A program's registers; of a guest kernel's, FS base.
+    pub(crate) fn registers(&self) -> Registers {
         let mut registers = [0; USER_WORDS];
         self.words.iter().zip(ORDER).for_each(|(word, i)| registers[i] = word.load(Relaxed));
-        registers
+        zerocopy::transmute!(registers)
     }
 
-    /// Sets what a program goes on with, in the order of a `UserContext`.
-    pub(crate) fn set_registers(&self, registers: [u64; USER_WORDS]) {
+    /// Sets what a program goes on with.
+    pub(crate) fn set_registers(&self, registers: &Registers) {
+        let registers: [u64; USER_WORDS] = zerocopy::transmute!(*registers);
         self.words.iter().zip(ORDER).for_each(|(word, i)| word.store(registers[i], Relaxed));
     }
 

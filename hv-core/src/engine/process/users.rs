@@ -222,7 +222,7 @@ impl Users {
         root.map(|root| inner.save(&self.files.memory, root)).is_some()
     }
 
-    /// An entry of a table, at P `at`, has changed. Whether a program's sandbox has something to do for that.
+    /// An entry of a table, at P `at`, has changed.
     pub(super) fn entry_changed(&self, at: u64) {
         let mut inner = self.lock();
         let (table, index) = (at - at % PAGE_SIZE, at % PAGE_SIZE / 8);

@@ -153,6 +153,12 @@ impl Vcpu {
         Exit::Hypercall { number, arguments }
     }
 
+    /// What had trapped is mended, and goes on. One that faults all the time is never waited for, so the time is looked at.
+    fn goes_on(&mut self, deadline: u64) -> Option<Exit> {
+        self.answered = true;
+        (monotonic_ns() >= deadline).then_some(Exit::Deadline)
+    }
+
     /// A trap, or a stop, that the vCPU says it has come to. `None`: it goes on.
     fn trap(&mut self, deadline: u64) -> Option<Exit> {
         let handover = self.handover();
@@ -175,18 +181,14 @@ impl Vcpu {
                     let reason = "the host cannot map what the guest kernel's page tables say";
                     return Some(Exit::Died(reason.into()));
                 }
-                users::Fault::Mended => {
-                    self.answered = true;
-                    return (monotonic_ns() >= deadline).then_some(Exit::Deadline);
-                }
+                users::Fault::Mended => return self.goes_on(deadline),
             }
         }
         if let Fault::PageFault { address, access: Access::Write } = frame.fault(signal)
             && let Some(phys) = address.checked_sub(DIRECT_MAP)
             && self.process.users.frame_written(phys - phys % PAGE_SIZE)
         {
-            self.answered = true;
-            return (monotonic_ns() >= deadline).then_some(Exit::Deadline);
+            return self.goes_on(deadline);
         }
         let fault = if stub::contains(frame.registers.rip) {
             Fault::InEngine { signal, address: frame.address }
@@ -246,7 +248,7 @@ impl Vcpu {
         match self.wait(self.patience(deadline)) {
             Wait::Published(TURN_TRAP) => self.user_trap(user, deadline),
             Wait::Published(TURN_SYSCALL) => {
-                let registers = frame::user_registers(user.shared.handover(self.vcpu));
+                let registers = user.shared.handover(self.vcpu).registers();
                 self.counters.traps += 1;
                 Some(self.user_exit(user, UserCause::SystemCall, registers))
             }
@@ -342,11 +344,7 @@ impl Vcpu {
                     {
                         UserCause::Interrupted
                     }
-                    users::Fault::Mended => {
-                        self.answered = true;
-                        // A program that faults all the time is never waited for.
-                        return (monotonic_ns() >= deadline).then_some(Exit::Deadline);
-                    }
+                    users::Fault::Mended => return self.goes_on(deadline),
                 }
             }
         };

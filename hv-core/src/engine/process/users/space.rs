@@ -10,10 +10,10 @@ use crate::mmu::KERNEL;
 use core::mem::offset_of;
 use hv_abi::GuestPhys;
 use hv_abi::address::SLOT_255;
-use hv_abi::user::{LOWEST_USER, UserContext};
+use hv_abi::user::{LOWEST_USER, RFLAGS, RFLAGS_FIXED, UserContext};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use zerocopy::IntoBytes;
+use zerocopy::{FromBytes, IntoBytes};
 
 /// What noting a table counts for: in bytes it is less, but a change of a table looks at all of its notes.
 const NOTE_COST: usize = 512;
@@ -115,29 +115,7 @@ impl Space {
 
 impl From<&UserContext> for Registers {
     fn from(user: &UserContext) -> Self {
-        let [r8, r9, r10, r11, r12, r13, r14, r15] = user.r8_to_r15;
-        let UserContext { rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, rip, fs_base, .. } = *user;
-        let rflags = user.rflags & hv_abi::user::RFLAGS | hv_abi::user::RFLAGS_FIXED;
-        Self {
-            rax,
-            rbx,
-            rcx,
-            rdx,
-            rsi,
-            rdi,
-            rbp,
-            rsp,
-            r8,
-            r9,
-            r10,
-            r11,
-            r12,
-            r13,
-            r14,
-            r15,
-            rip,
-            rflags,
-            fs_base,
-        }
+        let (registers, _) = Self::read_from_prefix(user.as_bytes()).expect("a context begins with them");
+        Self { rflags: registers.rflags & RFLAGS | RFLAGS_FIXED, ..registers }
     }
 }
