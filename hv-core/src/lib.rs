@@ -22,6 +22,7 @@ mod shared;
 mod symbols;
 mod user;
 mod vcpu;
+mod vcpus;
 pub mod vm;
 mod watched;
 
@@ -48,5 +49,5 @@ pub fn prepare() -> std::io::Result<()> {
 
 /// What this hypervisor serves of the ABI.
 pub fn offered_features() -> Features {
-    Features::EVENTS | Features::MULTICALL | Features::MMU | Features::CONSOLE_INPUT
+    Features::EVENTS | Features::MULTICALL | Features::MMU | Features::SMP | Features::CONSOLE_INPUT
 }
