@@ -7,8 +7,7 @@ use hv_abi::Features;
 use hv_abi::boot::BootInfo;
 
 /// Features that the SDK uses when the host has them.
-pub const NOTE_LIKED: Features =
-    Features::EVENTS
+pub const NOTE_LIKED: Features = Features::EVENTS
     .union(Features::MULTICALL)
     .union(Features::MMU)
     .union(Features::SMP)

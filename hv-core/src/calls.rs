@@ -10,15 +10,15 @@ use crate::memory::GuestMemory;
 use crate::report::{End, Place};
 use crate::vcpus::NotStarted;
 use crate::vm::Shared;
+use hv_abi::address::{LOWEST_MAPPABLE, SLOT_255};
 use hv_abi::call::{
     CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, Description, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX,
     PanicReport,
 };
 use hv_abi::mmu::{EAGER, MMU_UPDATE_MAX, MmuUpdate};
 use hv_abi::user::UserContext;
-use hv_abi::{ABI_VERSION, Call, GuestPhys, PAGE_SIZE, Status};
-use hv_abi::address::{LOWEST_MAPPABLE, SLOT_255};
 use hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS, VcpuPage, upcall};
+use hv_abi::{ABI_VERSION, Call, GuestPhys, PAGE_SIZE, Status};
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, MutexGuard};
@@ -63,9 +63,7 @@ impl Poll {
         let mut ready = words.map(|(word, (set, pending))| (word, set & pending.load(SeqCst)));
         let channel = ready.find(|(_, ready)| *ready != 0);
         let upcall = page.upcall.load(SeqCst) & upcall::PENDING != 0;
-        channel
-            .map(|(word, ready)| word * 64 + ready.trailing_zeros())
-            .or(upcall.then_some(EVENT_CHANNELS))
+        channel.map(|(word, ready)| word * 64 + ready.trailing_zeros()).or(upcall.then_some(EVENT_CHANNELS))
     }
 }
 

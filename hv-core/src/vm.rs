@@ -30,9 +30,16 @@ use std::time::{Duration, Instant};
 
 /// What a vCPU's thread tells.
 pub(crate) enum Message {
-    Stopped { vcpu: u32, registers: Registers },
+    Stopped {
+        vcpu: u32,
+        registers: Registers,
+    },
     /// By the first vCPU that ends; the others are silent.
-    Ended { vcpu: u32, end: End, registers: Registers },
+    Ended {
+        vcpu: u32,
+        end: End,
+        registers: Registers,
+    },
 }
 
 /// What a VM's threads share.
@@ -192,14 +199,7 @@ impl Vm {
             Err(NotStarted::Busy) => unreachable!("no vCPU is started yet"),
         }
         tracing::debug!(memory = config.memory, ?features, "started");
-        Ok(Self {
-            shared,
-            control,
-            image: config.image,
-            mappings,
-            messages,
-            stop_requests: bounded(1),
-        })
+        Ok(Self { shared, control, image: config.image, mappings, messages, stop_requests: bounded(1) })
     }
 
     /// Waits until the VM has ended, or until a [`Stopper`] ends it.
@@ -262,8 +262,10 @@ impl Vm {
         let mut vm = self;
         match vm.stop_vcpus() {
             Stop::Stopped(vcpus) => {
-                let cpu_time = |vcpu: u32, registers| Standing { registers, cpu_time: vm.control.cpu_time(vcpu) };
-                let vcpus = vcpus.into_iter().map(|(vcpu, registers)| (vcpu, cpu_time(vcpu, registers))).collect();
+                let cpu_time =
+                    |vcpu: u32, registers| Standing { registers, cpu_time: vm.control.cpu_time(vcpu) };
+                let vcpus =
+                    vcpus.into_iter().map(|(vcpu, registers)| (vcpu, cpu_time(vcpu, registers))).collect();
                 Ok(Paused { vm, vcpus })
             }
             Stop::Ended(message) => Err(vm.finish(Some(message))),

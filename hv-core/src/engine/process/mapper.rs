@@ -149,7 +149,8 @@ impl Mapper {
         }
         // The host says there on which processor the thread runs, for the guest kernel's locks.
         if kind == Kind::Kernel && *HAS_RSEQ {
-            let arguments = [vcpu_area(vcpu) + offset_of!(VcpuPage, engine0) as u64, RSEQ_SIZE, 0, RSEQ_SIGNATURE, 0, 0];
+            let arguments =
+                [vcpu_area(vcpu) + offset_of!(VcpuPage, engine0) as u64, RSEQ_SIZE, 0, RSEQ_SIGNATURE, 0, 0];
             commands.push(Command::new(libc::SYS_rseq, arguments));
         }
         commands.push(Command::new(
@@ -273,7 +274,13 @@ pub(super) fn first_commands(kind: Kind, vcpus: u32, vcpu: u32) -> Vec<Command> 
         Kind::Kernel => {
             commands.push(map(LINKS_BASE, links_size(vcpus), descriptor::LINKS, 0, BOTH));
             let bindings = VcpuPages::bindings_offset(vcpus);
-            commands.push(map(vcpu_area(0) + BINDINGS, 4096, descriptor::VCPU_PAGES, bindings, libc::PROT_READ));
+            commands.push(map(
+                vcpu_area(0) + BINDINGS,
+                4096,
+                descriptor::VCPU_PAGES,
+                bindings,
+                libc::PROT_READ,
+            ));
         }
         Kind::User { .. } => {
             // The one that programs read, also if another vCPU enters them.

@@ -233,10 +233,7 @@ impl Users {
     /// Lets go of a context, with its extended state in guest memory. Whether it was held.
     pub(super) fn release(&self, context: u64) -> bool {
         let mut inner = self.lock();
-        inner
-            .holder(context)
-            .map(|(root, vcpu)| inner.save(&self.files.memory, root, vcpu))
-            .is_some()
+        inner.holder(context).map(|(root, vcpu)| inner.save(&self.files.memory, root, vcpu)).is_some()
     }
 
     /// An entry of a table, at P `at`, has changed.

@@ -13,10 +13,10 @@ use super::spin::{self, Parting, Spin};
 use super::users;
 use super::{InUser, Process, frame, stub};
 use crate::clock::monotonic_ns;
-use crate::events::Notify;
 use crate::engine::{
     Access, Counters, EnterError, Exit, Fault, Registers, Trap, UserCause, UserExit, VcpuRunner,
 };
+use crate::events::Notify;
 use crate::mmu::KERNEL;
 use hv_abi::address::DIRECT_MAP;
 use hv_abi::user::UserContext;

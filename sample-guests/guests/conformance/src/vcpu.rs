@@ -91,7 +91,6 @@ guest_sdk::tests! {
         zero();
     }
 
-    // One vCPU today: then this says that the clock is where the ABI puts vCPU 0's.
     "CLOCK-006" fn all_vcpus_have_the_same_clock() {
         for vcpu in 0..info().vcpus {
             loop {

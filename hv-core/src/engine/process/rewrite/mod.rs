@@ -285,7 +285,9 @@ impl Rewriter {
     fn has_become_a_jump(&self, space: &Space, at: u64) -> bool {
         let (virt, syscall) = (at - at % PAGE_SIZE, (at % PAGE_SIZE) as usize);
         let mut copies = self.copies.iter().filter(|copy| space.shadow.is_overlaid(virt, copy.offset));
-        copies.any(|copy| copy.sites.iter().any(|(site, _)| site.syscall == syscall && site.has_syscall_inside()))
+        copies.any(|copy| {
+            copy.sites.iter().any(|(site, _)| site.syscall == syscall && site.has_syscall_inside())
+        })
     }
 }
 

@@ -60,7 +60,10 @@ impl Inner {
         let users = self.spaces.values().filter(|space| !space.is_kernel()).count();
         if users >= MOST_SPACES as usize {
             let given_up = self.give_up_longest_unused(memory, in_use);
-            debug_assert!(given_up, "the vCPU that asks is in none, and there are not more vCPUs than spaces");
+            debug_assert!(
+                given_up,
+                "the vCPU that asks is in none, and there are not more vCPUs than spaces"
+            );
         }
         loop {
             if let Some(slot) = self.unused_slot() {
@@ -81,7 +84,8 @@ impl Inner {
     pub(super) fn prepare(&mut self, files: &Files, vcpu: u32) {
         if let Some(slot) = self.unused_slot() {
             // If it fails now, it is for the next space to tell.
-            self.spare = Starting::new(Kind::User { slot }, files, vcpu, &[]).ok().map(|starting| (slot, starting));
+            self.spare =
+                Starting::new(Kind::User { slot }, files, vcpu, &[]).ok().map(|starting| (slot, starting));
         }
     }
 }
