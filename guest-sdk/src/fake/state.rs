@@ -21,8 +21,11 @@ use std::string::String;
 use std::vec::Vec;
 
 /// Features that hosts serve.
-pub(super) const OFFERED: Features =
-    Features::EVENTS.union(Features::MULTICALL).union(Features::MMU).union(Features::CONSOLE_INPUT);
+pub(super) const OFFERED: Features = Features::EVENTS
+    .union(Features::MULTICALL)
+    .union(Features::MMU)
+    .union(Features::PAGE_REPORTING)
+    .union(Features::CONSOLE_INPUT);
 
 /// 2025-01-01 00:00:00 UTC, when every fake VM is started.
 const WALL_BASE: u64 = 1_735_689_600 * 1_000_000_000;
