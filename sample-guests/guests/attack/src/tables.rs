@@ -18,8 +18,9 @@ use guest_sdk::println;
 
 const ALL: Entry = Entry::PRESENT.union(Entry::WRITE);
 
+/// A page.
 #[repr(align(4096))]
-struct Table([u64; 512]);
+pub struct Table(pub [u64; 512]);
 
 /// Fills the guest kernel's tables at random, by calls and by plain stores, and touches what they may map. The image and the
 /// direct map, which it goes on with, must stay. What is not mapped ends the VM.
@@ -90,7 +91,7 @@ fn touch(random: &mut Rng) {
 }
 
 /// A new page, and its P.
-fn table() -> (&'static mut Table, GuestPhys) {
+pub fn table() -> (&'static mut Table, GuestPhys) {
     let table = Box::leak(Box::new(Table([0; 512])));
     let phys = phys_of(&table.0).expect("the heap is in guest memory");
     (table, phys)
@@ -141,7 +142,7 @@ pub fn spread([roots, entered, ends]: Numbers) {
 }
 
 /// `1: mov al, [rdi]; add rdi, rsi; dec rcx; jnz 1b; syscall`, in words.
-const PROGRAM: [u64; 2] = [
+pub const PROGRAM: [u64; 2] = [
     u64::from_le_bytes([0x8a, 0x07, 0x48, 0x01, 0xf7, 0x48, 0xff, 0xc9]),
     u64::from_le_bytes([0x75, 0xf6, 0x0f, 0x05, 0xcc, 0xcc, 0xcc, 0xcc]),
 ];
