@@ -4,7 +4,7 @@
 #![expect(unsafe_code, reason = "pages that are in use")]
 
 use crate::Numbers;
-use crate::tables::{PROGRAM, table};
+use crate::tables::table;
 use alloc::boxed::Box;
 use fastrand::Rng;
 use guest_sdk::boot::info;
@@ -18,7 +18,12 @@ use guest_sdk::hypercall::{
 };
 
 const CODE: u64 = 0x40_0000;
+/// Where the program begins, far enough from the page's beginning for its call to be rewritten.
+const ENTRY: u64 = CODE + 64;
 const USER: Entry = Entry::PRESENT.union(Entry::USER);
+
+/// `mov eax, 39; syscall; nop; int3`: a call that is soon rewritten.
+const PROGRAM: u64 = u64::from_le_bytes([0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0x90]);
 
 /// Reports and claims at random, and goes on to use what it has reported.
 pub fn report([seed, count, _]: Numbers) {
@@ -53,14 +58,14 @@ pub fn report([seed, count, _]: Numbers) {
     };
     for _ in 0..count {
         match random.u8(..16) {
-            0..5 => drop(report_some(&mut random, &pages)),
-            5..8 => drop(pages_claim(&[run(&mut random, &pages)])),
-            8 => drop(balloon(crate::hurtful(&mut random))),
-            9 => link_all(&mut random),
-            10 => drop(root_create(tables[0])),
+            0..3 => drop(report_some(&mut random, &pages)),
+            3..6 => drop(pages_claim(&[run(&mut random, &pages)])),
+            6 => drop(balloon(crate::hurtful(&mut random))),
+            7 | 8 => link_all(&mut random),
+            9 | 10 => drop(root_create(tables[0])),
             11 if random.u8(..8) == 0 => drop(root_destroy(tables[0])),
             11 => drop(mmu_flush(tables[0], 0, 0)),
-            12 => code.0[..PROGRAM.len()].copy_from_slice(&PROGRAM),
+            12 | 13 => code.0[8..10].copy_from_slice(&[PROGRAM, 0xcc]),
             _ => run_program(&mut random, tables[0], context_page, xstate),
         }
     }
@@ -69,11 +74,11 @@ pub fn report([seed, count, _]: Numbers) {
 /// One page that is in use or some around it, or any run.
 fn run(random: &mut Rng, pages: &[GuestPhys]) -> PageRun {
     match random.u8(..32) {
-        0 if random.u8(..8) == 0 => {
+        0 if random.u8(..50) == 0 => {
             PageRun { start: GuestPhys(crate::hurtful(random)), count: crate::hurtful(random) }
         }
-        0 if random.u8(..8) == 0 => PageRun { start: GuestPhys(0), count: info().memory_size / PAGE_SIZE },
-        1 => PageRun { start: GuestPhys(0x1000), count: 15 },
+        0 if random.u8(..200) == 0 => PageRun { start: GuestPhys(0), count: info().memory_size / PAGE_SIZE },
+        1 => PageRun { start: GuestPhys(0x2000), count: 14 },
         _ => PageRun { start: pages[random.usize(..pages.len())], count: random.u64(..3).min(1) },
     }
 }
@@ -88,7 +93,7 @@ fn report_some(random: &mut Rng, pages: &[GuestPhys]) -> Result<(), guest_sdk::h
 fn run_program(random: &mut Rng, root: GuestPhys, context: GuestPhys, xstate: GuestPhys) {
     let at = core::ptr::with_exposed_provenance_mut::<UserContext>((DIRECT_MAP + context.0) as usize);
     let fresh = UserContext {
-        rip: CODE + 8, // the system call is a word on
+        rip: ENTRY,
         rdi: CODE + PAGE_SIZE,
         xstate,
         xstate_valid: random.u32(..2),
@@ -103,7 +108,7 @@ fn run_program(random: &mut Rng, root: GuestPhys, context: GuestPhys, xstate: Gu
         }
         for _ in 0..8 {
             let _ = enter_user(root, &mut *at);
-            at.cast::<u64>().add(16).write_volatile(CODE + 8); // RIP, so that the same call is made often
+            at.cast::<u64>().add(16).write_volatile(ENTRY); // RIP, so that the same call is made often
         }
     }
 }

@@ -142,7 +142,7 @@ pub fn spread([roots, entered, ends]: Numbers) {
 }
 
 /// `1: mov al, [rdi]; add rdi, rsi; dec rcx; jnz 1b; syscall`, in words.
-pub const PROGRAM: [u64; 2] = [
+const PROGRAM: [u64; 2] = [
     u64::from_le_bytes([0x8a, 0x07, 0x48, 0x01, 0xf7, 0x48, 0xff, 0xc9]),
     u64::from_le_bytes([0x75, 0xf6, 0x0f, 0x05, 0xcc, 0xcc, 0xcc, 0xcc]),
 ];
