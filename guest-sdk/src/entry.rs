@@ -10,6 +10,7 @@ use hv_abi::boot::BootInfo;
 pub const NOTE_LIKED: Features = Features::EVENTS
     .union(Features::MULTICALL)
     .union(Features::MMU)
+    .union(Features::SMP)
     .union(Features::PAGE_REPORTING)
     .union(Features::CONSOLE_INPUT);
 

@@ -8,6 +8,7 @@ use hv_abi::call::{MULTICALL_MAX, MulticallEntry, PanicReport};
 use hv_abi::mmu::MmuUpdate;
 use hv_abi::pages::PageRun;
 use hv_abi::user::UserContext;
+use hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS};
 use hv_abi::{Call, Features, GuestPhys, Status};
 
 /// Makes a call that writes no guest memory.
@@ -91,6 +92,48 @@ pub fn panic(message: &[u8], file: &[u8], line: u32, column: u32) -> Result<(), 
 /// Lets others run on this host CPU.
 pub fn yield_now() {
     let _ = call(Call::YIELD, [0; 5]);
+}
+
+/// Lets another vCPU run first, for whose doing this one waits.
+///
+/// # Errors
+///
+/// `NOT_FOUND` if there is no such vCPU.
+pub fn yield_to(vcpu: u32) -> Result<(), Status> {
+    call(Call::YIELD_TO, [vcpu.into(), 0, 0, 0, 0]).map(drop)
+}
+
+/// Waits until a channel of the set, which is laid out as `VcpuPage::pending`, is pending on this vCPU, and gives the lowest;
+/// `None` at `deadline` on the guest's clock, or if an upcall is pending. Nothing is cleared.
+pub fn poll(set: &[u64; EVENT_WORDS], deadline: u64) -> Option<u32> {
+    // It lies in the stack frame of the caller, which is memory that the host can see.
+    let at = phys_of(set).unwrap_or_default();
+    let channel = call(Call::POLL, [at.0, deadline, 0, 0, 0]).unwrap_or(EVENT_CHANNELS.into());
+    (channel < EVENT_CHANNELS.into()).then_some(channel as u32)
+}
+
+/// Starts a vCPU that is not started, at V `entry`, with `argument` in RDI. It has no stack of its own, and upcalls masked:
+/// [`smp::start`](crate::smp::start) is what a kernel wants.
+///
+/// # Errors
+///
+/// `NOT_FOUND` if there is no such vCPU, `BUSY` if it is started or the host is short of something, `BAD_ADDRESS` if `entry` is
+/// no V of a guest's, `UNKNOWN_CALL` without the feature `SMP`.
+///
+/// # Safety
+///
+/// There must be code at `entry` that is right for a vCPU in that state.
+pub unsafe fn vcpu_start(vcpu: u32, entry: u64, argument: u64) -> Result<(), Status> {
+    call(Call::VCPU_START, [vcpu.into(), entry, argument, 0, 0]).map(drop)
+}
+
+/// Stops this vCPU. Returns only if it fails.
+///
+/// # Errors
+///
+/// `BUSY` if no other vCPU is started, `UNKNOWN_CALL` without the feature `SMP`.
+pub fn vcpu_stop() -> Status {
+    call(Call::VCPU_STOP, [0; 5]).err().unwrap_or(Status::SUCCESS)
 }
 
 /// Gives the CPU back until an event is pending, or until `deadline` on the guest's clock, in nanoseconds

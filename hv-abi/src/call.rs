@@ -33,9 +33,9 @@ macro_rules! for_each_call {
             /// Lets others run on this host CPU.
             5 YIELD yield_now() -> none, [], alone, served;
             /// Lets another vCPU run instead of this one.
-            6 YIELD_TO yield_to(vcpu) -> none, [NOT_FOUND], alone, later;
+            6 YIELD_TO yield_to(vcpu) -> none, [NOT_FOUND], alone, served;
             /// Blocks until one of a set of event channels fires.
-            7 POLL poll(set, deadline) -> channel, [BAD_ADDRESS], alone, later;
+            7 POLL poll(set, deadline) -> channel, [BAD_ADDRESS], alone, served;
             /// Sets or clears this vCPU's timer.
             8 TIMER_SET timer_set(deadline) -> none, [], data, served;
             /// Takes a free event channel.
@@ -49,9 +49,9 @@ macro_rules! for_each_call {
             /// Makes several calls in one crossing.
             13 MULTICALL multicall(entries, count) -> done, [BAD_ADDRESS, OUT_OF_RANGE], alone, served;
             /// Starts a vCPU at an entry point.
-            14 VCPU_START vcpu_start(vcpu, entry, argument) -> none, [NOT_FOUND, BUSY, BAD_ADDRESS], alone, later;
+            14 VCPU_START vcpu_start(vcpu, entry, argument) -> none, [NOT_FOUND, BUSY, BAD_ADDRESS], alone, served;
             /// Stops the calling vCPU until it is started again.
-            15 VCPU_STOP vcpu_stop() -> none, [BUSY], alone, later;
+            15 VCPU_STOP vcpu_stop() -> none, [BUSY], alone, served;
             /// Makes a page a root page table.
             16 ROOT_CREATE root_create(table) -> none, [BAD_ADDRESS, BAD_ARGUMENT, BUSY, NO_SPACE], data, served;
             /// Ends the use of a root page table.

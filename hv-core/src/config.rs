@@ -3,7 +3,7 @@
 use crate::engine::{EngineError, EngineKind};
 use crate::image::Image;
 use hv_abi::PAGE_SIZE;
-use hv_abi::address::MAX_MEMORY;
+use hv_abi::address::{MAX_MEMORY, MAX_VCPUS};
 use std::io::Write;
 
 /// What becomes of an `int3` in the guest kernel.
@@ -22,6 +22,9 @@ pub struct Config {
     pub image: Image,
     /// Guest-physical memory, in bytes; a multiple of 4096. Default 64 MiB.
     pub memory: u64,
+    /// Virtual processors, 1 to 64; more than the host has is allowed. Only vCPU 0 runs at first: a guest starts the others.
+    /// Default 1.
+    pub vcpus: u32,
     /// Which engine runs it.
     pub engine: EngineKind,
     /// The guest's arguments.
@@ -51,6 +54,7 @@ impl Config {
         Self {
             image,
             memory: 64 << 20,
+            vcpus: 1,
             engine: EngineKind::Auto,
             command_line: Vec::new(),
             ramdisk: Vec::new(),
@@ -76,6 +80,8 @@ pub enum StartError {
     MemoryTooLarge { memory: u64 },
     #[error("the guest needs {needed} bytes of memory and has {memory}; give it more with --memory")]
     MemoryTooSmall { memory: u64, needed: u64 },
+    #[error("{vcpus} vCPUs cannot be had; a VM has 1 to {MAX_VCPUS}")]
+    Vcpus { vcpus: u32 },
     #[error("the guest's argument {index} has a zero byte in it, and that is what ends an argument")]
     ZeroInArgument { index: usize },
     #[error("the guest's arguments are {length} bytes long, at most {most} fit")]
@@ -103,6 +109,10 @@ pub(crate) fn check(config: &Config) -> Result<(), StartError> {
     }
     if memory > MAX_MEMORY {
         return Err(StartError::MemoryTooLarge { memory });
+    }
+    let vcpus = config.vcpus;
+    if !(1..=MAX_VCPUS).contains(&vcpus) {
+        return Err(StartError::Vcpus { vcpus });
     }
     if !crate::cpu::fsgsbase() {
         return Err(StartError::NoFsgsbase);

@@ -23,6 +23,7 @@ mod shared;
 mod symbols;
 mod user;
 mod vcpu;
+mod vcpus;
 pub mod vm;
 mod watched;
 
@@ -53,6 +54,7 @@ pub fn offered_features() -> Features {
     Features::EVENTS
         | Features::MULTICALL
         | Features::MMU
+        | Features::SMP
         | Features::PAGE_REPORTING
         | Features::CONSOLE_INPUT
 }

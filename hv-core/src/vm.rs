@@ -1,6 +1,6 @@
 //! A virtual machine: started from a [`Config`], stopped or waited for, and what is said of it at its end.
 //!
-//! One thread per vCPU serves that vCPU (`vcpu`); whoever holds the [`Vm`] hears from them over a channel. Guest
+//! One thread per vCPU that is started serves it (`vcpus`, `vcpu`); whoever holds the [`Vm`] hears from them over a channel. Guest
 //! code runs elsewhere, where the engine put it.
 //!
 //! Start at [`Vm::start`].
@@ -19,20 +19,29 @@ use crate::memory::GuestMemory;
 use crate::mmu::Roots;
 use crate::presence::MemoryStats;
 use crate::report::{End, Report};
-use crate::vcpu::{Order, VcpuThread};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, never, select, unbounded};
+use crate::vcpu::Order;
+use crate::vcpus::{NotStarted, Vcpus};
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
 use hv_abi::vcpu::BALLOON_CHANNEL;
 use hv_abi::{Features, PAGE_SIZE};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, Weak};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// What a vCPU's thread tells.
 pub(crate) enum Message {
-    Stopped { vcpu: u32, registers: Registers },
-    Ended { vcpu: u32, end: End, registers: Registers, counters: Counters },
+    Stopped {
+        vcpu: u32,
+        registers: Registers,
+    },
+    /// By the first vCPU that ends; the others are silent.
+    Ended {
+        vcpu: u32,
+        end: End,
+        registers: Registers,
+    },
 }
 
 /// What a VM's threads share.
@@ -50,6 +59,10 @@ pub(crate) struct Shared {
     pub breakpoints: Breakpoints,
     /// Per vCPU: somebody waits for it to stop.
     pub stopping: Vec<AtomicBool>,
+    /// Which vCPUs are started.
+    pub vcpus: Option<Vcpus>,
+    /// A vCPU has ended the VM.
+    pub ended: AtomicBool,
     console: Mutex<Option<Box<dyn Write + Send>>>,
 }
 
@@ -74,6 +87,8 @@ impl Shared {
             features,
             breakpoints,
             stopping: (0..pages.vcpus()).map(|_| AtomicBool::new(false)).collect(),
+            vcpus: None,
+            ended: AtomicBool::new(false),
             console: Mutex::new(Some(console)),
             pages,
         }
@@ -87,6 +102,15 @@ impl Shared {
             self.events.raise(0, BALLOON_CHANNEL);
         }
         follows
+    }
+
+    /// Its vCPUs.
+    ///
+    /// # Panics
+    ///
+    /// Panics in a VM without an engine, which has none that run.
+    pub(crate) fn vcpus(&self) -> &Vcpus {
+        self.vcpus.as_ref().expect("a VM that runs has vCPUs")
     }
 
     /// Writes to the console. Output that nobody takes is dropped: it is no fault of the guest's.
@@ -108,9 +132,7 @@ pub struct Vm {
     image: Image,
     mappings: Vec<Mapping>,
     messages: Receiver<Message>,
-    orders: Sender<Order>,
     stop_requests: (Sender<()>, Receiver<()>),
-    thread: Option<JoinHandle<()>>,
 }
 
 /// Ends a VM from another thread than the one that waits for it.
@@ -157,11 +179,10 @@ impl MemoryControl {
     }
 }
 
-/// One vCPU until several are served.
-const VCPUS: u32 = 1;
-
 /// A vCPU that used this much processor time after it was asked to stop will not.
 const STOP_CPU_TIME: Duration = Duration::from_millis(10);
+/// How often one is asked.
+const ASK_AGAIN: Duration = Duration::from_millis(1);
 /// Nor one that took this long.
 const STOP_WALL_TIME: Duration = Duration::from_secs(1);
 
@@ -182,26 +203,23 @@ impl Vm {
             ramdisk: &config.ramdisk,
             command_line: &config.command_line,
             features,
-            vcpus: VCPUS,
+            vcpus: config.vcpus,
         };
         let argument = boot.load(&memory)?;
-        let pages = Arc::new(VcpuPages::new(VCPUS).map_err(host("the vCPU pages"))?);
+        let pages = Arc::new(VcpuPages::new(config.vcpus).map_err(host("the vCPU pages"))?);
         let mappings = boot::mappings(&config.image, memory.size());
         let setup = Setup {
             memory: &memory,
             pages: &pages,
             mappings: &mappings,
             rewrite: config.rewrite,
-            entry: config.image.entry,
-            argument,
             kernel_root: boot::kernel_root(features),
             sees_entries: config.check_tables,
         };
         let engine = match config.engine {
             EngineKind::Auto | EngineKind::Process => ProcessEngine,
         };
-        let mut running = engine.start(&setup)?;
-        let control = running.control;
+        let control = engine.start(&setup)?;
         let mut shared = Shared::new(
             memory,
             pages,
@@ -213,32 +231,20 @@ impl Vm {
         );
         shared.console_input = ConsoleInput::new(shared.events.clone(), config.console_input);
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
+        let (messages_in, messages) = unbounded();
+        let clock = GuestClock::start(shared.pages.clock());
+        shared.vcpus = Some(Vcpus::new(config.vcpus, control.clone(), clock, messages_in));
         let shared = Arc::new(shared);
-        let ((messages_in, messages), (orders, orders_out)) = (unbounded(), bounded(1));
-        let thread = VcpuThread {
-            vm: shared.clone(),
-            vcpu: 0,
-            runner: running.vcpus.remove(0),
-            control: control.clone(),
-            clock: GuestClock::start(shared.pages.clock()),
-            messages: messages_in,
-            orders: orders_out,
-        };
-        let thread = std::thread::Builder::new()
-            .name("hv-vcpu0".into())
-            .spawn(move || thread.run())
-            .map_err(host("a vCPU's thread"))?;
+        match shared.vcpus().start(&shared, 0, config.image.entry, argument) {
+            Ok(()) => {}
+            Err(NotStarted::Engine(error)) => return Err(error.into()),
+            Err(NotStarted::Thread(source)) => {
+                return Err(StartError::Host { what: "a vCPU's thread", source });
+            }
+            Err(NotStarted::Busy) => unreachable!("no vCPU is started yet"),
+        }
         tracing::debug!(memory = config.memory, ?features, "started");
-        Ok(Self {
-            shared,
-            control,
-            image: config.image,
-            mappings,
-            messages,
-            orders,
-            stop_requests: bounded(1),
-            thread: Some(thread),
-        })
+        Ok(Self { shared, control, image: config.image, mappings, messages, stop_requests: bounded(1) })
     }
 
     /// Waits until the VM has ended, or until a [`Stopper`] ends it.
@@ -274,23 +280,24 @@ impl Vm {
         Stopper(self.stop_requests.0.clone())
     }
 
-    /// Ends the VM from outside, at a stopping point if its vCPU comes to one.
+    /// Ends the VM from outside, at stopping points if its vCPUs come to them.
     pub fn stop(mut self) -> Report {
-        match self.stop_vcpu(0) {
-            Stop::Stopped(_) => {
-                let _ = self.orders.send(Order::End);
+        match self.stop_vcpus() {
+            Stop::Stopped(stopped) => {
+                let first = *stopped.keys().next().expect("a VM has a vCPU that is started");
+                self.shared.vcpus().order(first, Order::End);
                 let message = self.messages.recv();
                 self.finish(message.ok())
             }
             Stop::Ended(message) => self.finish(Some(message)),
-            Stop::Unanswered => {
-                let (registers, counters) = Default::default();
-                self.finish(Some(Message::Ended { vcpu: 0, end: End::Unanswered, registers, counters }))
+            Stop::Unanswered(vcpu) => {
+                let (end, registers) = (End::Unanswered, Registers::default());
+                self.finish(Some(Message::Ended { vcpu, end, registers }))
             }
         }
     }
 
-    /// Stops all vCPUs at their next stopping point, and gives the registers of the first.
+    /// Stops all vCPUs at their next stopping points.
     ///
     /// # Errors
     ///
@@ -298,13 +305,16 @@ impl Vm {
     #[expect(clippy::result_large_err, reason = "a report is made once in a VM's life")]
     pub fn pause(self) -> Result<Paused, Report> {
         let mut vm = self;
-        match vm.stop_vcpu(0) {
-            Stop::Stopped(registers) => {
-                let cpu_time = vm.control.cpu_time(0);
-                Ok(Paused { vm, registers, cpu_time })
+        match vm.stop_vcpus() {
+            Stop::Stopped(vcpus) => {
+                let cpu_time =
+                    |vcpu: u32, registers| Standing { registers, cpu_time: vm.control.cpu_time(vcpu) };
+                let vcpus =
+                    vcpus.into_iter().map(|(vcpu, registers)| (vcpu, cpu_time(vcpu, registers))).collect();
+                Ok(Paused { vm, vcpus })
             }
             Stop::Ended(message) => Err(vm.finish(Some(message))),
-            Stop::Unanswered => Err(vm.stop()),
+            Stop::Unanswered(_) => Err(vm.stop()),
         }
     }
 
@@ -340,59 +350,52 @@ impl Vm {
         self.control.processes()
     }
 
-    /// Asks a vCPU to stop until it does, repeating the request, for it can miss one.
-    fn stop_vcpu(&mut self, vcpu: u32) -> Stop {
-        self.shared.stopping[vcpu as usize].store(true, SeqCst);
-        let start = Instant::now();
-        let cpu_at_start = self.control.cpu_time(vcpu);
+    /// Asks all vCPUs to stop until they do, repeating the request, for one can miss it.
+    fn stop_vcpus(&mut self) -> Stop {
+        self.shared.stopping.iter().for_each(|stopping| stopping.store(true, SeqCst));
+        let (mut stopped, mut asked) = (BTreeMap::new(), BTreeMap::new());
         loop {
-            self.control.request_stop(vcpu);
-            match self.messages.recv_timeout(Duration::from_millis(1)) {
-                Ok(Message::Stopped { registers, .. }) => {
-                    self.control.cancel_stop(vcpu);
-                    return Stop::Stopped(registers);
-                }
-                Ok(ended) => return Stop::Ended(ended),
-                Err(RecvTimeoutError::Disconnected) => return Stop::Unanswered,
-                Err(RecvTimeoutError::Timeout) => {}
+            // One that runs may start another, until it has stopped itself.
+            let mut left = self.shared.vcpus().started();
+            left.retain(|vcpu| !stopped.contains_key(vcpu));
+            if left.is_empty() {
+                return Stop::Stopped(stopped);
             }
-            let used = self
-                .control
-                .cpu_time(vcpu)
-                .zip(cpu_at_start)
-                .map_or(0, |(now, then)| now.saturating_sub(then));
-            if used > STOP_CPU_TIME.as_nanos() as u64 || start.elapsed() > STOP_WALL_TIME {
-                return Stop::Unanswered;
+            for vcpu in left {
+                self.control.request_stop(vcpu);
+                let used = self.control.cpu_time(vcpu).unwrap_or(0);
+                let (since, used_then) = asked.entry(vcpu).or_insert((Instant::now(), used));
+                let used = used.saturating_sub(*used_then);
+                if used > STOP_CPU_TIME.as_nanos() as u64 || since.elapsed() > STOP_WALL_TIME {
+                    return Stop::Unanswered(vcpu);
+                }
+            }
+            let until = Instant::now() + ASK_AGAIN;
+            while let Ok(message) = self.messages.recv_deadline(until) {
+                let Message::Stopped { vcpu, registers } = message else { return Stop::Ended(message) };
+                self.control.cancel_stop(vcpu);
+                stopped.insert(vcpu, registers);
+                if stopped.len() >= self.shared.vcpus().started().len() {
+                    break;
+                }
             }
         }
     }
 
-    /// Ends the guest's code and the vCPU's thread.
-    fn end_thread(&mut self) {
+    /// Ends the guest's code and the vCPUs' threads. Gives what all vCPUs have counted.
+    fn end_threads(&mut self) -> Counters {
         self.control.kill();
         self.shared.console_input.let_go();
-        // The thread may yet serve what the guest had published, and then wait for an order: without anyone to give
-        // one, it ends.
-        (self.orders, _) = bounded(0);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.shared.vcpus().end()
     }
 
     /// Ends everything and writes the report.
     fn finish(&mut self, message: Option<Message>) -> Report {
-        self.end_thread();
-        let (vcpu, end, registers, counters) = match message {
-            Some(Message::Ended { vcpu, end, registers, counters }) => (vcpu, end, registers, counters),
-            Some(Message::Stopped { vcpu, registers }) => {
-                (vcpu, End::Stopped, registers, Counters::default())
-            }
-            None => (
-                0,
-                End::Died { reason: "its vCPU's thread ended".into() },
-                Registers::default(),
-                Counters::default(),
-            ),
+        let counters = self.end_threads();
+        let (vcpu, end, registers) = match message {
+            Some(Message::Ended { vcpu, end, registers }) => (vcpu, end, registers),
+            Some(Message::Stopped { vcpu, registers }) => (vcpu, End::Stopped, registers),
+            None => (0, End::Died { reason: "its vCPUs' threads ended".into() }, Registers::default()),
         };
         let view =
             View { memory: &self.shared.memory, mappings: &self.mappings, root: self.shared.roots.kernel() };
@@ -417,30 +420,37 @@ impl Vm {
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        self.end_thread();
+        self.end_threads();
         self.control.wait_until_gone();
     }
 }
 
-/// How asking a vCPU to stop went.
+/// How asking all vCPUs to stop went.
 enum Stop {
-    Stopped(Registers),
+    /// Where each goes on.
+    Stopped(BTreeMap<u32, Registers>),
     Ended(Message),
-    Unanswered,
+    /// By this one.
+    Unanswered(u32),
 }
 
 /// A VM whose vCPUs stand at stopping points.
 pub struct Paused {
     vm: Vm,
+    vcpus: BTreeMap<u32, Standing>,
+}
+
+/// A vCPU that has stopped.
+struct Standing {
     registers: Registers,
-    /// Processor time of vCPU 0 when it said that it had stopped.
+    /// Its processor time when it said that it had stopped.
     cpu_time: Option<u64>,
 }
 
 impl Paused {
-    /// Where vCPU 0 goes on; in a hypercall only RSP and RBP are known.
-    pub fn registers(&self) -> &Registers {
-        &self.registers
+    /// Where each vCPU that is started goes on, in the order of their numbers; in a hypercall only RSP and RBP are known.
+    pub fn registers(&self) -> impl Iterator<Item = (u32, &Registers)> {
+        self.vcpus.iter().map(|(vcpu, standing)| (*vcpu, &standing.registers))
     }
 
     /// Guest memory.
@@ -450,14 +460,16 @@ impl Paused {
 
     /// Runs on. A guest that ran while it said that it stood is ended instead: nobody could rely on its pauses.
     pub fn resume(self) -> Vm {
-        let ran =
-            self.vm.control.cpu_time(0).zip(self.cpu_time).map_or(0, |(now, then)| now.saturating_sub(then));
-        if ran > STOP_CPU_TIME.as_nanos() as u64 {
-            tracing::warn!(ran_ns = ran, "a paused vCPU ran on, and is ended");
-            self.vm.control.kill();
+        for (vcpu, standing) in &self.vcpus {
+            let now = self.vm.control.cpu_time(*vcpu);
+            let ran = now.zip(standing.cpu_time).map_or(0, |(now, then)| now.saturating_sub(then));
+            if ran > STOP_CPU_TIME.as_nanos() as u64 {
+                tracing::warn!(vcpu, ran_ns = ran, "a paused vCPU ran on, and its VM is ended");
+                self.vm.control.kill();
+            }
         }
-        self.vm.shared.stopping[0].store(false, SeqCst);
-        let _ = self.vm.orders.send(Order::Resume);
+        self.vm.shared.stopping.iter().for_each(|stopping| stopping.store(false, SeqCst));
+        self.vcpus.keys().for_each(|vcpu| self.vm.shared.vcpus().order(*vcpu, Order::Resume));
         self.vm
     }
 }

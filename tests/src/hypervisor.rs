@@ -24,6 +24,8 @@ pub struct Machine {
     pub arguments: Vec<String>,
     /// Bytes of guest-physical memory.
     pub memory: u64,
+    /// Virtual processors.
+    pub vcpus: u32,
     /// The ramdisk; none if it is empty.
     pub ramdisk: Vec<u8>,
     /// What is typed on its console, in pieces: each comes once the guest has read and found nothing, and so does the end
@@ -38,12 +40,13 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine with 64 MiB of memory and nothing unusual.
+    /// A machine with 64 MiB of memory, four vCPUs, and nothing unusual.
     pub fn new(image: impl Into<Cow<'static, [u8]>>, arguments: &[&str], limit: Duration) -> Self {
         Self {
             image: image.into(),
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             memory: 64 << 20,
+            vcpus: 4,
             ramdisk: Vec::new(),
             typed: None,
             balloon: Vec::new(),

@@ -20,10 +20,11 @@ impl Hypervisor for Process {
     }
 
     fn boot(&self, machine: Machine, console: Box<dyn Write + Send>) -> End {
-        let Machine { image, arguments, memory, ramdisk, typed, balloon, limit, pauses } = machine;
+        let Machine { image, arguments, memory, vcpus, ramdisk, typed, balloon, limit, pauses } = machine;
         let started = Image::parse(image).map_err(|error| error.to_string()).and_then(|image| {
             let config = Config {
                 memory,
+                vcpus,
                 engine: EngineKind::Process,
                 command_line: arguments,
                 ramdisk,

@@ -359,6 +359,7 @@ fn constants() -> Vec<(&'static str, Value)> {
         vcpu::EVENT_WORDS,
         vcpu::TIMER_CHANNEL,
         vcpu::BALLOON_CHANNEL,
+        vcpu::NO_PROCESSOR,
         vcpu::CONSOLE_CHANNEL,
         vcpu::FIRST_DYNAMIC_CHANNEL,
         vcpu::upcall::PENDING,
@@ -427,7 +428,7 @@ fn layouts() -> Vec<Layout> {
         boot::Blob { start, length }
         boot::MemoryRegion { start, length, kind, flags }
         vcpu::VcpuPage {
-            upcall, vcpu, upcall_entry, run_state, preempted, steal_ns, reserved, pending, masked,
+            upcall, vcpu, upcall_entry, run_state, preempted, steal_ns, engine0, processor, engine1, pending, masked,
         }
         vcpu::UpcallFrame { rip, engine0, rflags, rsp, engine1 }
         clock::ClockPage { sequence, reserved, tsc_base, ns_base, scale, wall_base, generation }

@@ -13,7 +13,8 @@ use hv_abi::boot::BootInfo;
 use hv_abi::call::NEVER;
 use hv_abi::clock::ClockPage;
 use hv_abi::vcpu::{
-    BALLOON_CHANNEL, CONSOLE_CHANNEL, EVENT_CHANNELS, EVENT_WORDS, TIMER_CHANNEL, VcpuPage, run_state, upcall,
+    BALLOON_CHANNEL, CONSOLE_CHANNEL, EVENT_CHANNELS, EVENT_WORDS, NO_PROCESSOR, TIMER_CHANNEL, VcpuPage,
+    run_state, upcall,
 };
 use hv_abi::{Call, Features, Status};
 use std::boxed::Box;
@@ -134,7 +135,9 @@ impl Vm {
                 run_state: AtomicU32::new(run_state::RUNNING),
                 preempted: AtomicU32::new(0),
                 steal_ns: AtomicU64::new(0),
-                reserved: [0; 4],
+                engine0: 0,
+                processor: AtomicU32::new(NO_PROCESSOR),
+                engine1: [0; 3],
                 pending: [const { AtomicU64::new(0) }; EVENT_WORDS],
                 masked: [const { AtomicU64::new(u64::MAX) }; EVENT_WORDS],
             },

@@ -43,6 +43,7 @@ pub(super) fn mapping_thread() -> Vec<u64> {
         libc::SYS_sigaltstack,
         libc::SYS_rt_sigprocmask,
         libc::SYS_prctl,
+        libc::SYS_rseq,
         libc::SYS_seccomp,
     ];
     let mut allowed = vec![
@@ -66,7 +67,7 @@ pub(super) fn vcpu_thread() -> Vec<u64> {
     program(&allowed, true)
 }
 
-fn vcpu_futexes() -> [u64; 9] {
+fn vcpu_futexes() -> [u64; 10] {
     [
         stub::futex_1(),
         stub::futex_2(),
@@ -77,6 +78,7 @@ fn vcpu_futexes() -> [u64; 9] {
         stub::futex_7(),
         stub::futex_8(),
         stub::futex_9(),
+        stub::futex_10(),
     ]
 }
 

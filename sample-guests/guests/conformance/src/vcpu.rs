@@ -77,7 +77,7 @@ guest_sdk::tests! {
     "VCPU-004" fn fields_of_things_to_come_are_zero() {
         let zero = || {
             let page = vcpu_page();
-            assert_eq!((page.steal_ns.load(SeqCst), page.preempted.load(SeqCst), page.reserved), (0, 0, [0; 4]));
+            assert_eq!((page.steal_ns.load(SeqCst), page.preempted.load(SeqCst)), (0, 0));
         };
         zero();
         in_a_storm(|| {
@@ -91,7 +91,6 @@ guest_sdk::tests! {
         zero();
     }
 
-    // One vCPU today: then this says that the clock is where the ABI puts vCPU 0's.
     "CLOCK-006" fn all_vcpus_have_the_same_clock() {
         for vcpu in 0..info().vcpus {
             loop {
