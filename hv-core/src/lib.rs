@@ -17,6 +17,7 @@ pub mod image;
 mod ledger;
 pub mod memory;
 mod mmu;
+mod presence;
 pub mod report;
 mod shared;
 mod symbols;
@@ -30,6 +31,7 @@ pub use config::{Breakpoints, Config, StartError};
 pub use console_input::ConsoleInput;
 pub use engine::EngineKind;
 pub use image::{Image, ImageError};
+pub use presence::MemoryStats;
 pub use report::{End, Report};
 pub use vm::Vm;
 
@@ -49,5 +51,10 @@ pub fn prepare() -> std::io::Result<()> {
 
 /// What this hypervisor serves of the ABI.
 pub fn offered_features() -> Features {
-    Features::EVENTS | Features::MULTICALL | Features::MMU | Features::SMP | Features::CONSOLE_INPUT
+    Features::EVENTS
+        | Features::MULTICALL
+        | Features::MMU
+        | Features::SMP
+        | Features::PAGE_REPORTING
+        | Features::CONSOLE_INPUT
 }

@@ -9,6 +9,7 @@
 extern crate alloc;
 
 mod calls;
+mod free;
 mod hide;
 mod jump;
 mod neighbour;
@@ -50,6 +51,7 @@ const WAYS: &[Way] = &[
         "vCPUs that write to each other's pages, start, stop and send, while one makes calls",
         vcpus::storm,
     ),
+    ("free", "SEED COUNT", "reports pages as free that are in use", free::report),
     ("checksum", "", "computes one checksum over and over, beside the others", neighbour::checksum),
     ("touch", "", "makes the host spend all the memory that it can", neighbour::touch),
 ];

@@ -6,6 +6,7 @@
 
 extern crate alloc;
 
+mod memory;
 mod mmu;
 
 use alloc::vec::Vec;
@@ -38,10 +39,14 @@ fn main() -> u8 {
         "blocked" => from_host(samples, || {
             hypercall::block(NEVER);
         }),
+        _ if memory::measure(what, samples) => {}
         _ if mmu::measure(what, samples, arguments) => {}
         _ => {
             println!("usage: bench first|idle|poll|null|clock|trap|self|sleep|running|blocked [SAMPLES]");
             println!("       bench stream|stream-unused|fault|protect|map [SAMPLES]");
+            println!(
+                "       bench zero-known|zero-cleared-again|zero-used|report|claim|touch-claimed [SAMPLES]"
+            );
             println!("       bench update SAMPLES BATCH [eager] [used]");
             return 2;
         }
