@@ -149,7 +149,9 @@ impl Vcpus {
             let State::Started(Started { orders, thread }) = state else { continue };
             // It may yet serve what the guest had published, and then wait for an order: without anyone to give one, it ends.
             drop(orders);
-            self.lock().counters += thread.join().unwrap_or_default();
+            // Joined first: a thread that still serves a call may want the lock.
+            let counters = thread.join().unwrap_or_default();
+            self.lock().counters += counters;
         }
         self.lock().counters
     }
