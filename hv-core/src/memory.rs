@@ -57,6 +57,12 @@ impl GuestMemory {
         self.size
     }
 
+    /// Bytes that the host holds of it: pages that were never touched are none.
+    pub fn resident(&self) -> u64 {
+        const BLOCK: u64 = 512; // what the host counts in, whatever the file system
+        rustix::fs::fstat(&self.file).map_or(0, |file| file.st_blocks as u64 * BLOCK)
+    }
+
     /// The file that holds it.
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -180,6 +186,14 @@ mod tests {
         let mut last = [0xa5; 2];
         memory.read_bytes(GuestPhys(8190), &mut last).unwrap();
         assert_eq!(last, [0, 0]);
+    }
+
+    #[test]
+    fn what_is_touched_is_resident() {
+        let memory = memory();
+        assert_eq!(memory.resident(), 0);
+        memory.write(GuestPhys(4096), &1_u64).unwrap();
+        assert_eq!(memory.resident(), 4096);
     }
 
     #[test]
