@@ -189,7 +189,8 @@ fn a_paused_vm_can_be_given_back_and_paused_resumed_and_stopped_by_its_owner() {
         let pauser = std::thread::spawn(move || handle.pause());
         let mut vm = vm;
         while !pauser.is_finished() {
-            vm = vm.wait_timeout(Duration::from_millis(20)).err().expect("it runs on");
+            let Err(given_back) = vm.wait_timeout(Duration::from_millis(20)) else { panic!("it has ended") };
+            vm = given_back;
         }
         pauser.join().unwrap().unwrap();
         assert!(vm.handle().stats().unwrap().paused);
