@@ -8,12 +8,13 @@
 //! What the host does not know it cannot do; `hv doctor` tells.
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError, RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 use seccompiler::{SeccompAction, SeccompFilter};
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::os::fd::BorrowedFd;
 
 /// The newest Landlock whose rights this program knows; an older kernel applies those that it has.
 const LANDLOCK: ABI = ABI::V6;
@@ -53,13 +54,13 @@ pub(crate) enum Landlocked {
     No,
 }
 
-/// Locks this thread, and all that it will start, down.
+/// Locks this thread, and all that it will start, down. It may remove files of one directory: its control socket is there.
 ///
 /// # Errors
 ///
 /// The host refused a filter. That it has no Landlock is no error.
-pub(crate) fn apply() -> Result<Landlocked, Box<dyn Error + Send + Sync>> {
-    let landlocked = restrict_files()?;
+pub(crate) fn apply(control: Option<BorrowedFd<'_>>) -> Result<Landlocked, Box<dyn Error + Send + Sync>> {
+    let landlocked = restrict_files(control)?;
     let rules: BTreeMap<i64, _> = DENIED.iter().map(|call| (*call, Vec::new())).collect();
     let denied = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?;
@@ -74,12 +75,12 @@ pub(crate) fn apply() -> Result<Landlocked, Box<dyn Error + Send + Sync>> {
 ///
 /// As [`apply`].
 pub(crate) fn try_out() -> Result<Landlocked, String> {
-    let tried = std::thread::spawn(|| apply().map_err(|error| error.to_string()));
+    let tried = std::thread::spawn(|| apply(None).map_err(|error| error.to_string()));
     tried.join().unwrap_or_else(|_| Err("the trial panicked".into()))
 }
 
-/// No file but to read in `/proc`, no connection, no signal and no abstract socket outside. Files that are open stay open.
-fn restrict_files() -> Result<Landlocked, RulesetError> {
+/// No file but to read in `/proc` and to remove in `control`, no connection, no signal and no abstract socket outside. Files that are open stay open.
+fn restrict_files(control: Option<BorrowedFd<'_>>) -> Result<Landlocked, RulesetError> {
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
@@ -87,6 +88,9 @@ fn restrict_files() -> Result<Landlocked, RulesetError> {
         .scope(Scope::from_all(LANDLOCK))?
         .create()?
         .add_rules(path_beneath_rules(["/proc"], AccessFs::from_read(LANDLOCK)))?
+        .add_rules(
+            control.map(|directory| Ok::<_, RulesetError>(PathBeneath::new(directory, AccessFs::RemoveFile))),
+        )?
         .restrict_self()?;
     Ok(match status.ruleset {
         RulesetStatus::FullyEnforced => Landlocked::Fully,
@@ -105,7 +109,7 @@ mod tests {
 
     /// Runs `attack` on a thread that is locked down, with how far that went.
     fn locked_down(attack: impl FnOnce(Landlocked) + Send + 'static) {
-        let thread = std::thread::spawn(|| attack(apply().expect("this host has seccomp")));
+        let thread = std::thread::spawn(|| attack(apply(None).expect("this host has seccomp")));
         thread.join().expect("the attack is repelled");
     }
 

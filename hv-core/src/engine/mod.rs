@@ -10,7 +10,7 @@ use crate::memory::GuestMemory;
 use core::fmt;
 use hv_abi::Status;
 use hv_abi::user::UserContext;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::iter::Sum;
 use std::sync::Arc;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -316,7 +316,8 @@ pub struct Registers {
 }
 
 /// What a vCPU's crossings cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counters {
     /// Hypercalls that reached the monitor.
     pub hypercalls: u64,

@@ -2,6 +2,7 @@
 
 use crate::bench::host::warmed;
 use crate::bench::{Figure, Phase};
+use crate::cpu_time;
 use std::fs;
 use std::io::Read;
 use std::process::{Child, Command, Stdio};
@@ -70,9 +71,9 @@ pub(super) fn idle(phase: Phase) -> [Figure; 2] {
     let vm = Idle::start();
     std::thread::sleep(Duration::from_millis(500));
     let processes = vm.processes();
-    let before = cpu_ns(&processes);
+    let before = cpu_time::of_threads(&processes);
     std::thread::sleep(Duration::from_secs(10));
-    let used = (cpu_ns(&processes) - before) / 1e6;
+    let used = (cpu_time::of_threads(&processes) - before) as f64 / 1e6;
     let dirty = processes.iter().map(|pid| private_dirty_kib(*pid)).sum();
     [
         Figure::new("Private_Dirty of an idle VM", "KiB", phase, vec![dirty]),
@@ -84,14 +85,4 @@ fn private_dirty_kib(pid: u32) -> f64 {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let line = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:"));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
-}
-
-/// Processor time of all threads, in nanoseconds.
-fn cpu_ns(processes: &[u32]) -> f64 {
-    let tasks = processes.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()).flatten();
-    let time = |task: fs::DirEntry| {
-        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<f64>().ok()
-    };
-    tasks.filter_map(|task| time(task.ok()?)).sum()
 }
