@@ -104,12 +104,20 @@ mod tests {
     use super::*;
     use std::fs;
     use std::io::ErrorKind::PermissionDenied;
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
     use std::process::Command;
 
     /// Runs `attack` on a thread that is locked down, with how far that went.
     fn locked_down(attack: impl FnOnce(Landlocked) + Send + 'static) {
-        let thread = std::thread::spawn(|| attack(apply(None).expect("this host has seccomp")));
+        locked_down_but_for(None, attack);
+    }
+
+    fn locked_down_but_for(control: Option<fs::File>, attack: impl FnOnce(Landlocked) + Send + 'static) {
+        let thread = std::thread::spawn(move || {
+            let control = control.as_ref().map(AsFd::as_fd);
+            attack(apply(control).expect("this host has seccomp"));
+        });
         thread.join().expect("the attack is repelled");
     }
 
@@ -128,6 +136,35 @@ mod tests {
             let made = std::env::temp_dir().join("hv-must-not-exist");
             assert_eq!(fs::write(&made, "x").unwrap_err().kind(), PermissionDenied);
         });
+    }
+
+    #[test]
+    fn files_of_the_control_directory_can_be_removed_and_nothing_else_done() {
+        let outer = std::env::temp_dir().join(format!("hv-lockdown-{}", std::process::id()));
+        let control = outer.join("control");
+        fs::create_dir_all(&control).expect("a directory");
+        fs::write(control.join("mine"), "").expect("a file");
+        fs::write(outer.join("another"), "").expect("a file");
+        let (directory, attacked) = (fs::File::open(&control).expect("it is there"), control.clone());
+        locked_down_but_for(Some(directory), move |landlocked| {
+            if landlocked != Landlocked::No {
+                let outer = attacked.parent().expect("it has one");
+                for result in [
+                    fs::read(attacked.join("mine")).map(drop),
+                    fs::write(attacked.join("mine"), "x"),
+                    fs::write(attacked.join("new"), "x"),
+                    fs::read_dir(&attacked).map(drop),
+                    fs::rename(attacked.join("mine"), attacked.join("renamed")),
+                    fs::create_dir(attacked.join("new")),
+                    fs::remove_file(outer.join("another")),
+                    fs::remove_dir(&attacked),
+                ] {
+                    assert_eq!(result.unwrap_err().kind(), PermissionDenied);
+                }
+            }
+            fs::remove_file(attacked.join("mine")).expect("it may");
+        });
+        fs::remove_dir_all(outer).expect("it is empty but for one file");
     }
 
     #[test]

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 /// How long a VM may take to answer. A pause may take it a second.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long `hv ps` waits for all of them.
+pub(super) const PATIENCE_WITH_ALL: Duration = Duration::from_secs(3);
+
 /// So many names are told to somebody who looks for another.
 const MOST_TOLD: usize = 10;
 
@@ -143,8 +146,8 @@ pub(super) fn find(directory: &Directory, wanted: &str) -> Result<Connection, Fa
         1 => Ok(found.remove(0)),
         _ => {
             let found: Vec<_> = found.iter().map(|connection| connection.name.as_str()).collect();
-            let message = format!("`{wanted}` may be {}", told(&found));
-            Err(Failure::new(Cause::CannotStart, message).advise("write more of the name"))
+            let message = format!("`{wanted}` is the beginning of several names: {}", told(&found));
+            Err(Failure::new(Cause::CannotStart, message).advise("write more of the one that is meant"))
         }
     }
 }

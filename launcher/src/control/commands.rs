@@ -25,7 +25,7 @@ pub(crate) fn ps(options: &PsOptions) -> Result<u8, Failure> {
     let mut running = Vec::new();
     for names in client::names(&directory)?.chunks(AT_ONCE) {
         let asked: Vec<_> = names.iter().filter_map(|name| asked(&directory, name.clone())).collect();
-        let until = Instant::now() + client::PATIENCE;
+        let until = Instant::now() + client::PATIENCE_WITH_ALL;
         running.extend(asked.into_iter().filter_map(|connection| answered(connection, until)));
     }
     let text = if options.json { json(&running) } else { table(&running, &Style::stdout()) };
