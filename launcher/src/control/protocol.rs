@@ -58,7 +58,7 @@ pub(super) enum Outcome {
 
 impl Outcome {
     /// One line of JSON.
-    pub(super) fn to_line(self) -> String {
+    pub(super) fn into_line(self) -> String {
         let answer = Answer { version: VERSION, outcome: self };
         let json = serde_json::to_string(&answer).expect("numbers and texts are JSON");
         format!("{json}\n")
@@ -156,10 +156,10 @@ mod tests {
 
     #[test]
     fn answers_look_as_the_document_says() {
-        assert_eq!(Outcome::Done.to_line(), "{\"version\":1,\"done\":null}\n");
-        assert_eq!(Outcome::Error("no".into()).to_line(), "{\"version\":1,\"error\":\"no\"}\n");
+        assert_eq!(Outcome::Done.into_line(), "{\"version\":1,\"done\":null}\n");
+        assert_eq!(Outcome::Error("no".into()).into_line(), "{\"version\":1,\"error\":\"no\"}\n");
         for outcome in [Outcome::Done, Outcome::Error("no".into())] {
-            let read: Answer = serde_json::from_str(&outcome.clone().to_line()).unwrap();
+            let read: Answer = serde_json::from_str(&outcome.clone().into_line()).unwrap();
             assert_eq!(read, Answer { version: VERSION, outcome });
         }
     }

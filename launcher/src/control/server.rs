@@ -164,7 +164,7 @@ impl Connection {
 
     /// What does not fit the socket's buffer is for a client that sends and does not read.
     fn answer(&mut self, outcome: Outcome) -> io::Result<()> {
-        self.stream.write_all(outcome.to_line().as_bytes())
+        self.stream.write_all(outcome.into_line().as_bytes())
     }
 }
 
