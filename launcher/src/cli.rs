@@ -347,6 +347,8 @@ pub(crate) enum Suite {
     Mmu,
     /// Programs: system calls, processes, pipes, switches, fresh memory
     Process,
+    /// Many idle VMs: their start, memory, host CPU, and stop
+    Density,
 }
 
 static VERSION: LazyLock<String> =
