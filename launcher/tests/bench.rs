@@ -102,8 +102,7 @@ fn a_suite_without_a_quick_form_says_so() {
 
 #[test]
 fn all_rows_of_density_are_there() {
-    let rows =
-        ["start of all", "hv ps", "Private_Dirty of each", "host CPU of all, of a core", "stop of all"];
-    let names = rows.map(|row| format!("10 idle VMs: {row}"));
+    let rows = ["start of all", "hv ps", "Private_Dirty of each", "host CPU, % of a core", "stop of all"];
+    let names = rows.map(|row| format!("10 idle VMs, 2 vCPUs: {row}"));
     assert_rows("density", &names.each_ref().map(String::as_str));
 }

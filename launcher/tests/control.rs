@@ -182,6 +182,21 @@ fn a_vm_is_listed_paused_resumed_and_stopped_by_its_name() {
 }
 
 #[test]
+fn all_vcpus_of_a_vm_are_paused_and_counted() {
+    let directory = Directory::new("vcpus");
+    let vm = directory.start("vm", &["--cpus", "3", "bench", "idle"]);
+    assert_eq!(directory.json(&["ps", "--json"])[0]["vcpus"], 3);
+    for _ in 0..20 {
+        directory.does(&["pause", "vm"]);
+        assert_eq!(directory.json(&["stats", "vm", "--json"])["state"], "paused");
+        directory.does(&["resume", "vm"]);
+    }
+    assert!(directory.does(&["stats", "vm"]).contains("running, 3 vCPUs"));
+    directory.does(&["stop", "vm"]);
+    assert_told(&vm.end(), 143, &["stopped by `hv stop`"]);
+}
+
+#[test]
 fn stats_are_of_the_running_vm() {
     let directory = Directory::new("stats");
     let _vm = directory.start("busy", &["minios", "--", "-c", "echo there; spin"]);

@@ -29,8 +29,8 @@ pub(super) fn idle(phase: Phase) -> [Figure; 2] {
         let _ = program.sync_all();
     }
     let directory = std::env::temp_dir().join(format!("hv-idle-{}", std::process::id()));
-    let mut vm = Idle::spawn(&directory);
-    vm.wait_until_idle();
+    let mut vm = Idle::spawn(&directory, 1).expect("hv can be run");
+    vm.wait_until_idle().expect("the guest says that it is there");
     std::thread::sleep(Duration::from_millis(500));
     let vms = [vm];
     let processes = idle::processes(&vms);

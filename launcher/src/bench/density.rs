@@ -5,6 +5,7 @@ use crate::bench::phases::Progress;
 use crate::bench::{Figure, Phase};
 use crate::exit_code::Cause;
 use serde_json::Value;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -12,21 +13,21 @@ use std::time::{Duration, Instant};
 /// VMs that are started before the first of them is waited for. More would only queue, and each is a pipe.
 const AT_ONCE: usize = 50;
 
-/// How many VMs there are at once.
-fn counts(quick: bool) -> &'static [usize] {
-    if quick { &[10] } else { &[100, 1000] }
+/// How many VMs there are at once, and how many vCPUs each has.
+fn sizes(quick: bool) -> &'static [(usize, u32)] {
+    if quick { &[(10, 2)] } else { &[(100, 2), (1000, 1)] }
 }
 
 pub(super) fn steps(quick: bool) -> u32 {
-    counts(quick).len() as u32
+    sizes(quick).len() as u32
 }
 
 pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec<Figure> {
-    let one = |count: &usize| {
+    let one = |(count, vcpus): &(usize, u32)| {
         progress.next(&format!("{count} VMs"));
-        of(phase, *count)
+        of(phase, *count, *vcpus)
     };
-    counts(quick).iter().flat_map(one).collect()
+    sizes(quick).iter().flat_map(one).collect()
 }
 
 /// A directory for the control sockets of these VMs alone.
@@ -38,16 +39,16 @@ impl Drop for Directory {
     }
 }
 
-fn of(phase: Phase, count: usize) -> [Figure; 5] {
+fn of(phase: Phase, count: usize, vcpus: u32) -> [Figure; 5] {
     let directory = Directory(std::env::temp_dir().join(format!("hv-density-{}", std::process::id())));
     let begin = Instant::now();
-    let mut vms = start(count, &directory.0);
+    let mut vms = Vec::new();
+    let result = start(count, vcpus, &directory.0, &mut vms);
     let started = begin.elapsed();
 
     let begin = Instant::now();
     let answered = answer(&directory.0);
     let asked = begin.elapsed();
-    assert_eq!(answered, count, "a VM does not answer");
 
     let processes = idle::processes(&vms);
     let percent = idle::cpu_ms_in_10_s(&processes) / 100.0;
@@ -55,40 +56,44 @@ fn of(phase: Phase, count: usize) -> [Figure; 5] {
 
     let begin = Instant::now();
     vms.iter().for_each(Idle::signal);
-    for vm in &mut vms {
-        let status = vm.wait();
-        assert_eq!(status.code(), Some(Cause::Terminated.code().into()), "a VM was not stopped: {status}");
-    }
+    let codes: Vec<_> = vms.iter_mut().map(|vm| vm.wait().code()).collect();
     let stopped = begin.elapsed();
 
+    // Only now, for a VM would outlive this process.
+    result.expect("hv can be run that often at a time");
+    assert_eq!(answered.expect("`hv ps` can be run"), count, "not all VMs answer");
+    let by_signal = Some(Cause::Terminated.code().into());
+    assert!(codes.iter().all(|code| *code == by_signal), "a VM was not stopped: {codes:?}");
+
+    let s = if vcpus == 1 { "" } else { "s" };
     let row = |what: &str, unit: &str, samples| {
-        Figure::new(&format!("{count} idle VMs: {what}"), unit, phase, samples)
+        Figure::new(&format!("{count} idle VMs, {vcpus} vCPU{s}: {what}"), unit, phase, samples)
     };
-    let seconds = |time: Duration| vec![time.as_secs_f64()];
+    let ms = |time: Duration| vec![time.as_secs_f64() * 1e3];
     [
-        row("start of all", "s", seconds(started)).at_most(30.0),
-        row("hv ps", "s", seconds(asked)),
+        row("start of all", "ms", ms(started)).at_most(30_000.0),
+        row("hv ps", "ms", ms(asked)),
         row("Private_Dirty of each", "KiB", dirty).at_most(2048.0),
-        row("host CPU of all, of a core", "%", vec![percent]).at_most(1.0),
-        row("stop of all", "s", seconds(stopped)),
+        row("host CPU, % of a core", "%", vec![percent]).at_most(1.0),
+        row("stop of all", "ms", ms(stopped)),
     ]
 }
 
-fn start(count: usize, directory: &Path) -> Vec<Idle> {
-    let mut vms: Vec<Idle> = Vec::new();
+fn start(count: usize, vcpus: u32, directory: &Path, vms: &mut Vec<Idle>) -> io::Result<()> {
     while vms.len() < count {
         let first = vms.len();
-        vms.extend((first..count.min(first + AT_ONCE)).map(|_| Idle::spawn(directory)));
-        vms[first..].iter_mut().for_each(Idle::wait_until_idle);
+        for _ in first..count.min(first + AT_ONCE) {
+            vms.push(Idle::spawn(directory, vcpus)?);
+        }
+        vms[first..].iter_mut().try_for_each(Idle::wait_until_idle)?;
     }
-    vms
+    Ok(())
 }
 
 /// How many VMs say how they are.
-fn answer(directory: &Path) -> usize {
-    let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
-    let output =
-        command.args(["ps", "--json"]).env("HV_RUNTIME_DIR", directory).output().expect("hv can be run");
-    let listed: Value = serde_json::from_slice(&output.stdout).expect("`hv ps --json` prints JSON");
-    listed.as_array().map_or(0, Vec::len)
+fn answer(directory: &Path) -> io::Result<usize> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let output = command.args(["ps", "--json"]).env("HV_RUNTIME_DIR", directory).output()?;
+    let listed: Value = serde_json::from_slice(&output.stdout)?;
+    Ok(listed.as_array().map_or(0, Vec::len))
 }

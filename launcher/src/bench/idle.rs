@@ -4,7 +4,7 @@ use crate::cpu_time;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashMap;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -16,23 +16,22 @@ const COUNTED: Duration = Duration::from_secs(10);
 pub(super) struct Idle(Child);
 
 impl Idle {
-    /// Starts one, which may not be there yet. Its control socket is in that directory.
-    pub(super) fn spawn(directory: &Path) -> Self {
-        let child = Command::new(std::env::current_exe().expect("this program has a path"))
-            .args(["run", "bench", "--", "idle"])
+    /// Starts one with so many vCPUs, which may not be there yet. Its control socket is in that directory.
+    pub(super) fn spawn(directory: &Path, vcpus: u32) -> io::Result<Self> {
+        let child = Command::new(std::env::current_exe()?)
+            .args(["run", "--cpus", &vcpus.to_string(), "bench", "--", "idle"])
             .env("HV_RUNTIME_DIR", directory)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn();
-        Self(child.expect("hv can be run"))
+        child.map(Self)
     }
 
     /// Waits until its guest has said that it idles. It says nothing more, so the pipe is closed.
-    pub(super) fn wait_until_idle(&mut self) {
-        let mut line = [0; 5];
+    pub(super) fn wait_until_idle(&mut self) -> io::Result<()> {
         let mut stdout = self.0.stdout.take().expect("it is waited for once");
-        stdout.read_exact(&mut line).expect("the guest says that it is there");
+        stdout.read_exact(&mut [0; 5])
     }
 
     /// Asks it to stop.

@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use guest_sdk::events::Channel;
 use guest_sdk::hv_abi::call::NEVER;
 use guest_sdk::time::{Duration, Instant, sleep, sleep_until};
-use guest_sdk::{boot, hypercall, print, println};
+use guest_sdk::{boot, hypercall, print, println, smp};
 
 guest_sdk::entry!(main);
 
@@ -69,9 +69,16 @@ fn breakpoint() {
     unsafe { core::arch::asm!("int3") };
 }
 
-/// Says that it is there, then gives its CPU back for good.
+/// Says that it is there, then gives its CPUs back for good.
 fn idle() {
+    for vcpu in 1..smp::count() {
+        smp::start(vcpu, forever).expect("it is not started yet");
+    }
     println!("idle");
+    forever();
+}
+
+fn forever() {
     loop {
         hypercall::block(NEVER);
     }
