@@ -444,6 +444,10 @@ impl Drop for Vm {
 }
 
 /// How asking all vCPUs to stop went.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is looked at where it is made, and the large one is a VM's last"
+)]
 enum Stop {
     /// All stand.
     Stopped,
