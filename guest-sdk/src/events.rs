@@ -11,7 +11,9 @@ use crate::upcall::Masked;
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering;
 use hv_abi::Status;
-use hv_abi::vcpu::{CONSOLE_CHANNEL, EVENT_CHANNELS, EVENT_WORDS, TIMER_CHANNEL, VcpuPage, upcall};
+use hv_abi::vcpu::{
+    BALLOON_CHANNEL, CONSOLE_CHANNEL, EVENT_CHANNELS, EVENT_WORDS, TIMER_CHANNEL, VcpuPage, upcall,
+};
 
 /// What is called when a channel fires.
 pub type Handler = fn(Channel);
@@ -43,6 +45,9 @@ pub struct Channel(u32);
 impl Channel {
     /// This vCPU's timer; set it with [`timer`](crate::time::timer).
     pub const TIMER: Self = Self(TIMER_CHANNEL);
+
+    /// A change of what the host asks the balloon to hold; see [`balloon`](crate::balloon).
+    pub const BALLOON: Self = Self(BALLOON_CHANNEL);
 
     /// The console's input; see [`console::read`](crate::console::read).
     pub const CONSOLE: Self = Self(CONSOLE_CHANNEL);

@@ -6,6 +6,7 @@ use crate::memory::{phys_of, phys_of_mut};
 use crate::raw;
 use hv_abi::call::{MULTICALL_MAX, MulticallEntry, PanicReport};
 use hv_abi::mmu::MmuUpdate;
+use hv_abi::pages::PageRun;
 use hv_abi::user::UserContext;
 use hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS};
 use hv_abi::{Call, Features, GuestPhys, Status};
@@ -286,6 +287,44 @@ pub unsafe fn enter_user(root: GuestPhys, context: &mut UserContext) -> Result<u
     let at = phys_of_mut(core::slice::from_mut(context)).ok_or(Status::BAD_ADDRESS)?;
     // SAFETY: the host writes the context, which the caller lent us to write; the rest the caller answers for.
     unsafe { raw::enter_user(root.0, at.0) }.result().map(|trap| trap as u32)
+}
+
+/// Tells the host that pages are free: it takes their memory back, and they are zero when they are claimed.
+///
+/// # Errors
+///
+/// `OUT_OF_RANGE` for more than [`PAGE_RUNS_MAX`](hv_abi::pages::PAGE_RUNS_MAX) runs, `BAD_ADDRESS` for a run that is not
+/// pages of guest memory, or if the runs are not in memory that the host can see, `UNKNOWN_CALL` without `PAGE_REPORTING`;
+/// then nothing was reported.
+///
+/// # Safety
+///
+/// The pages must be nobody's: nothing reads or writes them until they are claimed, neither through a reference, nor as a
+/// page table, a program's page, or a context or area that the host may write.
+pub unsafe fn pages_report(runs: &[PageRun]) -> Result<(), Status> {
+    let at = phys_of(runs).ok_or(Status::BAD_ADDRESS)?;
+    // SAFETY: the host writes nothing but the pages, which the caller answers for.
+    unsafe { raw::call(Call::PAGES_REPORT.0, [at.0, runs.len() as u64, 0, 0, 0]) }.result().map(drop)
+}
+
+/// Takes reported pages back, all or none. They are zero. Those that were not reported stay as they are.
+///
+/// # Errors
+///
+/// As [`pages_report`], and `BUSY` if the host does not give them now, or the [balloon](balloon) is said to hold them; then
+/// nothing was claimed.
+pub fn pages_claim(runs: &[PageRun]) -> Result<(), Status> {
+    let at = phys_of(runs).ok_or(Status::BAD_ADDRESS)?;
+    call(Call::PAGES_CLAIM, [at.0, runs.len() as u64, 0, 0, 0]).map(drop)
+}
+
+/// Says how many of the reported pages the balloon holds; gives how many the host asks for.
+///
+/// # Errors
+///
+/// `UNKNOWN_CALL` without `PAGE_REPORTING`.
+pub fn balloon(held: u64) -> Result<u64, Status> {
+    call(Call::BALLOON, [held, 0, 0, 0, 0])
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ extern crate std;
 extern crate alloc;
 
 pub mod area;
+pub mod balloon;
 pub mod boot;
 pub mod console;
 pub mod elf;

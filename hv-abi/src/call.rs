@@ -64,11 +64,11 @@ macro_rules! for_each_call {
             /// Brings the saved extended state of a user context up to date.
             20 USER_XSTATE user_xstate(context) -> none, [BAD_ADDRESS, BAD_ARGUMENT], alone, served;
             /// Tells the host which pages are free; they read as zero when taken again.
-            21 PAGES_REPORT pages_report(runs, count) -> done, [BAD_ADDRESS, OUT_OF_RANGE], data, later;
+            21 PAGES_REPORT pages_report(runs, count) -> done, [BAD_ADDRESS, OUT_OF_RANGE], data, served;
             /// Takes reported pages back before they are used.
-            22 PAGES_CLAIM pages_claim(runs, count) -> done, [BAD_ADDRESS, OUT_OF_RANGE, BUSY], data, later;
-            /// Asks for, or agrees to, the balloon's target.
-            23 BALLOON balloon(held) -> target, [], data, later;
+            22 PAGES_CLAIM pages_claim(runs, count) -> done, [BAD_ADDRESS, OUT_OF_RANGE, BUSY], data, served;
+            /// Says how many pages the balloon holds, and asks how many it should.
+            23 BALLOON balloon(held) -> target, [], data, served;
             /// Reads a device register.
             24 DEVICE_READ device_read(device, offset) -> value, [NOT_FOUND, OUT_OF_RANGE], data, later;
             /// Writes a device register.

@@ -22,7 +22,7 @@ bitflags! {
         const MMU_AD = 1 << 3;
         /// More than one vCPU.
         const SMP = 1 << 4;
-        /// Free-page reporting and the balloon. Not yet served.
+        /// Free-page reporting and the balloon.
         const PAGE_REPORTING = 1 << 5;
         /// virtio devices over the hypercall transport. Not yet served.
         const DEVICES = 1 << 6;

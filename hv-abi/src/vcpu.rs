@@ -23,6 +23,9 @@ pub const EVENT_WORDS: usize = EVENT_CHANNELS as usize / 64;
 /// The channel by which each vCPU's own timer fires. It is always open and bound to every vCPU.
 pub const TIMER_CHANNEL: u32 = 0;
 
+/// The channel by which a change of the balloon's target fires. It is always open and bound to vCPU 0.
+pub const BALLOON_CHANNEL: u32 = 1;
+
 /// The channel by which the console's input fires. It is always open and bound to vCPU 0.
 pub const CONSOLE_CHANNEL: u32 = 3;
 

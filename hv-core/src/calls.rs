@@ -7,6 +7,7 @@ use crate::dispatch::{CallResult, Hypercalls, dispatch};
 use crate::ledger::{Bypass, Ledger};
 use crate::memory::BadAddress;
 use crate::memory::GuestMemory;
+use crate::presence::Held;
 use crate::report::{End, Place};
 use crate::vcpus::NotStarted;
 use crate::vm::Shared;
@@ -16,10 +17,12 @@ use hv_abi::call::{
     PanicReport,
 };
 use hv_abi::mmu::{EAGER, MMU_UPDATE_MAX, MmuUpdate};
+use hv_abi::pages::{PAGE_RUNS_MAX, PageRun};
 use hv_abi::user::UserContext;
 use hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS, VcpuPage, upcall};
 use hv_abi::{ABI_VERSION, Call, GuestPhys, PAGE_SIZE, Status};
 use std::mem::offset_of;
+use std::ops::Range;
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, MutexGuard};
 use zerocopy::{FromBytes, IntoBytes};
@@ -263,6 +266,24 @@ impl Hypercalls for Calls<'_> {
         if held || user.xstate_valid == 1 { Ok(0) } else { Err(Status::BAD_ARGUMENT) }
     }
 
+    fn pages_report(&mut self, runs: u64, count: u64) -> CallResult {
+        let pages = self.copy_runs(runs, count)?;
+        self.vm.memory.report(pages);
+        // Tables that are in use were not free: it is told here, where it was done.
+        self.check_tables(Ledger::check_all);
+        Ok(count)
+    }
+
+    fn pages_claim(&mut self, runs: u64, count: u64) -> CallResult {
+        let pages = self.copy_runs(runs, count)?;
+        self.vm.memory.claim(pages).map_err(|Held| Status::BUSY)?;
+        Ok(count)
+    }
+
+    fn balloon(&mut self, held: u64) -> CallResult {
+        Ok(self.vm.memory.presence().hold(held))
+    }
+
     fn multicall(&mut self, entries: u64, count: u64) -> CallResult {
         if count > MULTICALL_MAX {
             return Err(Status::OUT_OF_RANGE);
@@ -330,6 +351,21 @@ impl<'a> Calls<'a> {
         let mut array: Vec<T> = (0..count).map(|_| T::new_zeroed()).collect();
         self.vm.memory.read_bytes(GuestPhys(start), array.as_mut_slice().as_mut_bytes())?;
         Ok(array)
+    }
+
+    /// Copies runs of pages out of guest memory, and gives the numbers of their pages.
+    fn copy_runs(&self, start: u64, count: u64) -> Result<Vec<Range<u64>>, Status> {
+        if count > PAGE_RUNS_MAX {
+            return Err(Status::OUT_OF_RANGE);
+        }
+        let pages = |run: PageRun| {
+            let length = run.count.checked_mul(PAGE_SIZE)?;
+            let good = run.start.0.is_multiple_of(PAGE_SIZE) && self.vm.memory.contains(run.start, length);
+            let first = run.start.0 / PAGE_SIZE;
+            good.then_some(first..first + run.count)
+        };
+        let runs: Vec<PageRun> = self.copy_array(start, count)?;
+        runs.into_iter().map(|run| pages(run).ok_or(Status::BAD_ADDRESS)).collect()
     }
 
     /// Copies at most `most` bytes out of guest memory.

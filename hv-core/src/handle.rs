@@ -6,6 +6,7 @@
 //! Start at [`VmHandle`].
 
 use crate::engine::{Control, Counters};
+use crate::presence::MemoryStats;
 use crate::vm::Shared;
 use crossbeam_channel::{Sender, bounded};
 use serde::Serialize;
@@ -52,10 +53,8 @@ pub struct VmHandle {
 pub struct Stats {
     /// It was paused, and has not gone on.
     pub paused: bool,
-    /// Guest-physical memory, in bytes.
-    pub memory: u64,
-    /// Bytes of that which the host holds; the rest is zero and costs nothing.
-    pub resident: u64,
+    /// Its memory.
+    pub memory: MemoryStats,
     /// What its crossings cost so far, vCPU by vCPU.
     pub counters: Vec<Counters>,
     /// Host processes that carry its guest code.
@@ -103,8 +102,7 @@ impl VmHandle {
         let control = self.control.upgrade().ok_or(RequestError::Ended)?;
         Ok(Stats {
             paused: shared.paused.load(SeqCst),
-            memory: shared.memory.size(),
-            resident: shared.memory.resident(),
+            memory: shared.memory.stats(),
             counters: shared.counters(&*control),
             processes: control.processes(),
         })

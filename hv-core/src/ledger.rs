@@ -43,7 +43,7 @@ impl fmt::Display for Bypass {
             f,
             "the page-table entry at P {entry:#x} (level {level}, for V {virt:#x} under the root at P {root:#x}) is \
              {found:#x}, where the last MMU_UPDATE left {expected:#x}: a live table is changed by MMU_UPDATE only, by \
-             guest_sdk's AddressSpace and Area"
+             guest_sdk's AddressSpace and Area, and is not reported as free"
         )
     }
 }

@@ -18,6 +18,7 @@ pub mod image;
 mod ledger;
 pub mod memory;
 mod mmu;
+mod presence;
 pub mod report;
 mod shared;
 mod symbols;
@@ -32,6 +33,7 @@ pub use console_input::ConsoleInput;
 pub use engine::EngineKind;
 pub use handle::VmHandle;
 pub use image::{Image, ImageError};
+pub use presence::MemoryStats;
 pub use report::{End, Report};
 pub use vm::Vm;
 
@@ -51,5 +53,10 @@ pub fn prepare() -> std::io::Result<()> {
 
 /// What this hypervisor serves of the ABI.
 pub fn offered_features() -> Features {
-    Features::EVENTS | Features::MULTICALL | Features::MMU | Features::SMP | Features::CONSOLE_INPUT
+    Features::EVENTS
+        | Features::MULTICALL
+        | Features::MMU
+        | Features::SMP
+        | Features::PAGE_REPORTING
+        | Features::CONSOLE_INPUT
 }

@@ -18,15 +18,17 @@ use crate::image::Image;
 use crate::ledger::Ledger;
 use crate::memory::GuestMemory;
 use crate::mmu::Roots;
+use crate::presence::MemoryStats;
 use crate::report::{End, Report};
 use crate::vcpu::Order;
 use crate::vcpus::{NotStarted, Vcpus};
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
-use hv_abi::Features;
+use hv_abi::vcpu::BALLOON_CHANNEL;
+use hv_abi::{Features, PAGE_SIZE};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 /// What a vCPU's thread tells.
@@ -96,6 +98,16 @@ impl Shared {
         }
     }
 
+    /// Asks the guest's balloon to hold so many bytes. Whether the guest was told.
+    pub(crate) fn set_balloon(&self, bytes: u64) -> bool {
+        let follows = self.features.contains(Features::PAGE_REPORTING);
+        let pages = bytes.min(self.memory.size()) / PAGE_SIZE;
+        if follows && self.memory.presence().set_target(pages) {
+            self.events.raise(0, BALLOON_CHANNEL);
+        }
+        follows
+    }
+
     /// Its vCPUs.
     ///
     /// # Panics
@@ -143,6 +155,39 @@ impl Stopper {
     /// Makes [`Vm::wait`] stop the guest and return. Does not wait for that; asking twice is asking once.
     pub fn stop(&self) {
         let _ = self.0.try_send(()); // full: it has been asked for; disconnected: the VM is gone
+    }
+}
+
+/// Looks at a VM's memory, and asks for some of it back, from any thread. It does not keep the VM.
+#[derive(Clone)]
+pub struct MemoryControl(Weak<Shared>);
+
+/// Why the balloon cannot be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BalloonError {
+    /// It has ended.
+    #[error("the VM has ended")]
+    Ended,
+    /// It would never hear of it.
+    #[error("the guest has no balloon: its image does not ask for the feature PAGE_REPORTING")]
+    NoBalloon,
+}
+
+impl MemoryControl {
+    /// What of the VM's memory is there; `None` once the VM is gone.
+    pub fn stats(&self) -> Option<MemoryStats> {
+        self.0.upgrade().map(|vm| vm.memory.stats())
+    }
+
+    /// Asks the guest to give up so many bytes, rounded down to pages and at most all, until it is asked for another number. A
+    /// guest follows if it likes and as far as it can: [`MemoryStats::ballooned`] says how far it has.
+    ///
+    /// # Errors
+    ///
+    /// There is nobody to ask.
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), BalloonError> {
+        let vm = self.0.upgrade().ok_or(BalloonError::Ended)?;
+        if vm.set_balloon(bytes) { Ok(()) } else { Err(BalloonError::NoBalloon) }
     }
 }
 
@@ -341,6 +386,16 @@ impl Vm {
     /// Guest memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.shared.memory
+    }
+
+    /// What of guest memory is there, and what it costs the host.
+    pub fn memory_stats(&self) -> MemoryStats {
+        self.shared.memory.stats()
+    }
+
+    /// Something by which other threads look at the VM's memory and set its balloon.
+    pub fn memory_control(&self) -> MemoryControl {
+        MemoryControl(Arc::downgrade(&self.shared))
     }
 
     /// Host processes that carry the VM's guest code.

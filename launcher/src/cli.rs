@@ -47,6 +47,8 @@ pub(crate) enum Command {
     Stop(StopOptions),
     /// Show what a running VM does and holds
     Stats(StatsOptions),
+    /// Ask a guest to give up memory, or let it have it back
+    Balloon(BalloonOptions),
     /// List the built-in guests
     Images(ImagesOptions),
     /// Run the tests that an image carries
@@ -70,7 +72,7 @@ impl Command {
             Self::Doctor(options) => options.json,
             Self::Bench(options) => options.json,
             Self::Test(options) => options.runner.json,
-            Self::New(_) | Self::Pause(_) | Self::Resume(_) | Self::Stop(_) => false,
+            Self::New(_) | Self::Pause(_) | Self::Resume(_) | Self::Stop(_) | Self::Balloon(_) => false,
         }
     }
 }
@@ -217,6 +219,24 @@ pub(crate) struct StatsOptions {
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `hv balloon`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv balloon shell 32M              the guest is to give up 32 MiB, for the host to use
+  hv balloon shell 0                it may have all of its memory again
+  hv stats shell                    how far it has come
+
+The guest agrees or does not: it gives up what it can do without, when it next runs. What it has given up is the
+host's at once.")]
+pub(crate) struct BalloonOptions {
+    /// The VM's name, as `hv ps` shows it, or the beginning of it
+    pub(crate) name: String,
+    /// What the guest is to do without, in all: bytes, or a number with K, M, G or T
+    #[arg(value_parser = units::parse_size)]
+    pub(crate) size: u64,
 }
 
 /// `hv images`

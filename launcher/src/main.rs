@@ -44,6 +44,7 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::Resume(options) => control::commands::resume(options),
         Command::Stop(options) => control::commands::stop(options),
         Command::Stats(options) => control::commands::stats(options),
+        Command::Balloon(options) => control::commands::balloon(options),
         Command::Images(options) => images::list(options),
         Command::Test(options) => test::run(options),
         Command::New(options) => new::write(options),

@@ -55,7 +55,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let ending = Arc::new(Ending { cause: OnceLock::new(), stopper: vm.stopper(), sink: sink.clone() });
     sink.stop_with(vm.stopper());
     let image = options.image.to_string_lossy().into_owned();
-    let subject = Subject { image, started, handle: vm.handle(), ending: ending.clone() };
+    let subject =
+        Subject { image, started, handle: vm.handle(), memory: vm.memory_control(), ending: ending.clone() };
     let served = listening.map(|listening| control::serve(listening, subject)).transpose();
     let served =
         served.map_err(|error| Failure::cannot("the host does not let hv wait for commands", error))?;

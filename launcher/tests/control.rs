@@ -197,6 +197,28 @@ fn all_vcpus_of_a_vm_are_paused_and_counted() {
 }
 
 #[test]
+fn a_guest_gives_memory_up_and_takes_it_back() {
+    let directory = Directory::new("balloon");
+    let _vm = directory.start("vm", &["minios", "--", "-c", "echo there; sleep 100"]);
+    for (size, bytes) in [("16M", 16 << 20), ("0", 0)] {
+        let told = directory.does(&["balloon", "vm", size]);
+        assert!(told.starts_with("vm is asked to give up"), "{told}");
+        let start = Instant::now();
+        loop {
+            let status = directory.json(&["stats", "vm", "--json"]);
+            assert_eq!(status["balloon_target"], bytes);
+            if status["ballooned"] == bytes {
+                break;
+            }
+            assert!(start.elapsed() < PATIENCE, "the guest does not follow: {status}");
+        }
+    }
+    let _without = directory.idle("without");
+    assert_told(&directory.output(&["balloon", "without", "1M"]), 125, &["`without`", "PAGE_REPORTING"]);
+    assert_told(&directory.output(&["balloon", "vm", "lots"]), 2, &["such as 64M"]);
+}
+
+#[test]
 fn stats_are_of_the_running_vm() {
     let directory = Directory::new("stats");
     let _vm = directory.start("busy", &["minios", "--", "-c", "echo there; spin"]);
@@ -499,7 +521,7 @@ fn listen_as(directory: &Directory, name: &str, connections: &'static [&'static 
     });
 }
 
-const A_STATUS: &str = r#"{"version":1,"status":{"name":"vm","pid":4711,"image":"x","state":"running","vcpus":1,"memory":1,"resident":1,"up_ns":1,"monitor_cpu_ns":1,"sandbox_cpu_ns":1,"counters":{"hypercalls":5,"of-a-later-hv":6}}}"#;
+const A_STATUS: &str = r#"{"version":1,"status":{"name":"vm","pid":4711,"image":"x","state":"running","vcpus":1,"memory":1,"resident":1,"reported":0,"ballooned":0,"balloon_target":0,"up_ns":1,"monitor_cpu_ns":1,"sandbox_cpu_ns":1,"counters":{"hypercalls":5,"of-a-later-hv":6}}}"#;
 
 #[test]
 fn a_vm_that_does_not_go_is_told_with_what_to_do() {

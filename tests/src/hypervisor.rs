@@ -31,6 +31,8 @@ pub struct Machine {
     /// What is typed on its console, in pieces: each comes once the guest has read and found nothing, and so does the end
     /// behind the last. `None`: nobody can type.
     pub typed: Option<Vec<Vec<u8>>>,
+    /// How many bytes its balloon is asked to hold, one after the other: each once it holds as many as it was asked to.
+    pub balloon: Vec<u64>,
     /// It is ended after this time if it has not ended by then.
     pub limit: Duration,
     /// It is stopped and goes on, again and again, for as long as it runs.
@@ -47,6 +49,7 @@ impl Machine {
             vcpus: 4,
             ramdisk: Vec::new(),
             typed: None,
+            balloon: Vec::new(),
             limit,
             pauses: false,
         }

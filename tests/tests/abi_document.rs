@@ -8,7 +8,9 @@
 
 use bitflags::Flags;
 use hv_abi::call::{CALLS, Description};
-use hv_abi::{CpuFeatures, Features, Status, address, boot, call, clock, mmu, note, testing, user, vcpu};
+use hv_abi::{
+    CpuFeatures, Features, Status, address, boot, call, clock, mmu, note, pages, testing, user, vcpu,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Write};
 use std::fs;
@@ -339,6 +341,7 @@ fn constants() -> Vec<(&'static str, Value)> {
         mmu::EAGER,
         note::OWNER,
         note::TYPE,
+        pages::PAGE_RUNS_MAX,
         testing::SECTION,
         user::GATE,
         user::LOWEST_USER,
@@ -355,6 +358,7 @@ fn constants() -> Vec<(&'static str, Value)> {
         vcpu::EVENT_CHANNELS,
         vcpu::EVENT_WORDS,
         vcpu::TIMER_CHANNEL,
+        vcpu::BALLOON_CHANNEL,
         vcpu::NO_PROCESSOR,
         vcpu::CONSOLE_CHANNEL,
         vcpu::FIRST_DYNAMIC_CHANNEL,
@@ -431,6 +435,7 @@ fn layouts() -> Vec<Layout> {
         call::PanicReport { message, message_length, file, file_length, line, column }
         call::MulticallEntry { call, status, arguments, value, reserved }
         mmu::MmuUpdate { entry, new, old, status, reserved }
+        pages::PageRun { start, count }
         user::UserContext {
             rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8_to_r15, rip, rflags, fs_base, xstate, xstate_valid, trap,
             access, vector, address, reserved,

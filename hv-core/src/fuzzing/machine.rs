@@ -39,6 +39,9 @@ pub(super) struct State {
     pub pages: [Page; VCPUS as usize],
     pub console: Vec<u8>,
     pub timer: Option<u64>,
+    /// Pages that are reported, and how many of them the balloon holds.
+    pub reported: u64,
+    pub held: u64,
     pub end: Option<End>,
 }
 
@@ -52,6 +55,7 @@ impl State {
         assert_eq!(self.pages, expected.pages, "after {}", after());
         assert!(self.console == expected.console, "the console is wrong after {}", after());
         assert_eq!((self.timer, &self.end), (expected.timer, &expected.end), "after {}", after());
+        assert_eq!((self.reported, self.held), (expected.reported, expected.held), "after {}", after());
     }
 }
 
@@ -152,12 +156,15 @@ impl Machine {
             }
         };
         let (pages, console) = ([page(0), page(1)], self.written.lock().unwrap().clone());
+        let stats = self.vm.memory.stats();
+        let held = stats.ballooned / PAGE_SIZE;
+        let reported = stats.reported / PAGE_SIZE + held;
         let end = match &calls.then {
             Some(AfterCall::End(end)) => Some(end.clone()),
             Some(after) => panic!("a call left {after:?}"),
             None => None,
         };
-        State { memory, pages, console, timer: calls.timer, end }
+        State { memory, pages, console, timer: calls.timer, reported, held, end }
     }
 }
 
@@ -189,7 +196,9 @@ pub(super) fn arguments(u: &mut Unstructured<'_>, number: u32) -> arbitrary::Res
             // Tables, and updates in them that a step has written.
             (16 | 17 | 19, 0) if u.ratio(3, 4)? => page(u)?,
             (18, 0) | (20, 0) if u.ratio(3, 4)? => page(u)? + 64 * u64::from(u.arbitrary::<u8>()? % 4),
-            (18, 1) if u.ratio(3, 4)? => u.int_in_range(0..=4)?,
+            (21 | 22, 0) if u.ratio(3, 4)? => page(u)? + 64 * u64::from(u.arbitrary::<u8>()? % 4),
+            (23, 0) if u.ratio(3, 4)? => u.int_in_range(0..=20)?,
+            (18 | 21 | 22, 1) if u.ratio(3, 4)? => u.int_in_range(0..=4)?,
             (18, 2) if u.ratio(7, 8)? => u.int_in_range(0..=1)?,
             (19, 1 | 2) if u.ratio(3, 4)? => PAGE_SIZE << u.int_in_range(0..=36)?,
             (10..=12, 0) if u.ratio(3, 4)? => open,
@@ -212,7 +221,8 @@ pub(super) fn number(u: &mut Unstructured<'_>) -> arbitrary::Result<u32> {
     Ok(match any % 4 {
         0 => any,
         1 => 27,
-        _ => 16 + any / 4 % 6,
+        2 => 21 + any / 4 % 3,
+        _ => 16 + any / 4 % 5,
     })
 }
 

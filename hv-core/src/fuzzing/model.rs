@@ -1,10 +1,12 @@
 //! What docs/abi.md says that calls do, written down a second time and as plainly as possible.
 //!
 //! It knows nothing of how the host does it. Where the document leaves a choice (which of several errors, which free
-//! channel), the model takes what the host chose if that is allowed. Page tables are in `model_mmu`.
+//! channel), the model takes what the host chose if that is allowed. Page tables are in `model_mmu`, free pages
+//! in `model_pages`.
 
 use super::machine::{MEMORY, State, VCPUS};
 use super::model_mmu::Tables;
+use super::model_pages::Pages;
 use crate::report::{End, Place};
 use hv_abi::{Features, Status};
 use std::collections::BTreeMap;
@@ -23,6 +25,7 @@ pub(super) struct Model {
     /// Open channels and the vCPUs that they are bound to.
     open: BTreeMap<u64, usize>,
     pub(super) tables: Tables,
+    pub(super) pages: Pages,
     /// What was typed and is not read yet.
     typed: Vec<u8>,
     input_ended: bool,
@@ -46,8 +49,8 @@ fn no_vcpu(vcpu: u64) -> bool {
 
 impl Model {
     pub(super) fn new(state: State, features: Features) -> Self {
-        let (open, tables) = (BTreeMap::new(), Tables::default());
-        Self { state, features, open, tables, typed: Vec::new(), input_ended: false }
+        let (open, tables, pages) = (BTreeMap::new(), Tables::default(), Pages::default());
+        Self { state, features, open, tables, pages, typed: Vec::new(), input_ended: false }
     }
 
     /// Takes note of a call that the host has made, after which memory was as in `after`.
@@ -84,7 +87,7 @@ impl Model {
         }
         let has = match number {
             0 | 1 | 5 | 15 => 0,
-            2 | 7 | 12 | 13 | 27 => 2,
+            2 | 7 | 12 | 13 | 21 | 22 | 27 => 2,
             14 | 18 | 19 => 3,
             _ => 1,
         };
@@ -117,9 +120,16 @@ impl Model {
             18 => self.mmu_update(a[0], a[1], a[2], after),
             19 => self.mmu_flush(a[0], a[1], a[2]),
             20 => self.user_xstate(a[0]),
+            21 => self.pages_report(a[0], a[1]),
+            22 => self.pages_claim(a[0], a[1]),
+            23 => Ok(self.hold(a[0])),
             27 => self.console_read(a[0], a[1]),
             _ => self.multicall(a[0], a[1], after),
         }
+    }
+
+    pub(super) fn offers_balloon(&self) -> bool {
+        self.features.contains(Features::PAGE_REPORTING)
     }
 
     /// Sections 11 and 21.
@@ -130,6 +140,7 @@ impl Model {
             7..=12 => self.features.contains(Features::EVENTS),
             13 => self.features.contains(Features::MULTICALL),
             16..=20 => self.features.contains(Features::MMU),
+            21..=23 => self.features.contains(Features::PAGE_REPORTING),
             27 => self.features.contains(Features::CONSOLE_INPUT),
             _ => false,
         }

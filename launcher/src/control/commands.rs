@@ -1,9 +1,9 @@
-//! What people type: `hv ps`, `hv pause`, `hv resume`, `hv stop`, `hv stats`.
+//! What people type: `hv ps`, `hv pause`, `hv resume`, `hv stop`, `hv stats`, `hv balloon`.
 
 use super::client::{self, Connection, NoAnswer};
 use super::directory::Directory;
 use super::protocol::{Outcome, Status, Wanted};
-use crate::cli::{NameOptions, PsOptions, StatsOptions, StopOptions};
+use crate::cli::{BalloonOptions, NameOptions, PsOptions, StatsOptions, StopOptions};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::output::{self, Style};
@@ -120,6 +120,21 @@ pub(crate) fn stop(options: &StopOptions) -> Result<u8, Failure> {
     }
 }
 
+/// `hv balloon`; gives the exit code.
+///
+/// # Errors
+///
+/// There is no such VM, or its guest has no balloon.
+pub(crate) fn balloon(options: &BalloonOptions) -> Result<u8, Failure> {
+    let mut connection = client::find(&client::directory()?, &options.name)?;
+    connection.ask(Wanted::Balloon { bytes: options.size })?;
+    let status = status(&mut connection)?;
+    let (name, target, held) = (&connection.name, status.balloon_target, status.ballooned);
+    let (target, held) = (show_size(target), show_size(held));
+    output::print(&format!("{name} is asked to give up {target}, and has given up {held} by now\n"))?;
+    Ok(0)
+}
+
 /// `hv stats`; gives the exit code.
 ///
 /// # Errors
@@ -196,6 +211,15 @@ fn sheet(vm: &Status, style: &Style) -> String {
             format!("{} in the monitor, {} in guest code", time(vm.monitor_cpu_ns), time(vm.sandbox_cpu_ns)),
         ),
         ("memory", format!("{}, of which the host holds {}", show_size(vm.memory), show_size(vm.resident))),
+        (
+            "given up",
+            format!(
+                "{} reported free, {} of {} in the balloon",
+                show_size(vm.reported),
+                show_size(vm.ballooned),
+                show_size(vm.balloon_target)
+            ),
+        ),
         ("hypercalls", format!("{} came to the monitor", c.hypercalls)),
         ("traps", format!("{} came to the monitor", c.traps)),
         ("sleeps", format!("{} of the monitor's threads", c.sleeps)),
@@ -220,6 +244,9 @@ mod tests {
             vcpus: 2,
             memory: 64 << 20,
             resident: 4096,
+            reported: 8192,
+            ballooned: 1 << 20,
+            balloon_target: 2 << 20,
             up_ns: 200_000_000_000,
             monitor_cpu_ns: 1_000_000,
             sandbox_cpu_ns: 2_000_000,
@@ -251,9 +278,14 @@ mod tests {
     #[test]
     fn a_sheet_says_all() {
         let text = sheet(&status("a"), &Style::plain());
-        for part in
-            ["a (./a", "process 4711", "paused, 2 vCPUs, up 3m 20s", "the host holds 4 KiB", "hypercalls"]
-        {
+        for part in [
+            "a (./a",
+            "process 4711",
+            "paused, 2 vCPUs, up 3m 20s",
+            "the host holds 4 KiB",
+            "1 MiB of 2 MiB",
+            "hypercalls",
+        ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
     }

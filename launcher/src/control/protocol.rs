@@ -35,6 +35,8 @@ pub(super) enum Wanted {
     Resume,
     /// To end, at a stopping point. Answered at once; the connection ends when the VM is gone.
     Stop,
+    /// To ask the guest to give up so many bytes. Answered at once; the status says how far it is.
+    Balloon { bytes: u64 },
 }
 
 /// An answer.
@@ -79,6 +81,11 @@ pub(crate) struct Status {
     pub(crate) memory: u64,
     /// Bytes of that which the host holds.
     pub(crate) resident: u64,
+    /// Bytes that the guest has reported free.
+    pub(crate) reported: u64,
+    /// Bytes that its balloon holds, and what it was asked to hold.
+    pub(crate) ballooned: u64,
+    pub(crate) balloon_target: u64,
     /// Since it was started.
     pub(crate) up_ns: u64,
     /// Processor time of the monitor.
@@ -146,6 +153,7 @@ mod tests {
             (Wanted::Pause, r#"{"version":1,"request":"pause"}"#),
             (Wanted::Resume, r#"{"version":1,"request":"resume"}"#),
             (Wanted::Stop, r#"{"version":1,"request":"stop"}"#),
+            (Wanted::Balloon { bytes: 33_554_432 }, r#"{"version":1,"request":"balloon","bytes":33554432}"#),
         ] {
             assert_eq!(serde_json::to_string(&Request { version: VERSION, wanted }).unwrap(), line);
             assert_eq!(parse(line.as_bytes()), Ok(wanted));

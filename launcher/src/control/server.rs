@@ -13,8 +13,10 @@ use crate::exit_code::Cause;
 use crate::run::Ending;
 use hv_core::VmHandle;
 use hv_core::handle::RequestError;
+use hv_core::vm::MemoryControl;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::geteuid;
+use std::error::Error;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -31,6 +33,7 @@ pub(crate) struct Subject {
     pub(crate) image: String,
     pub(crate) started: Instant,
     pub(crate) handle: VmHandle,
+    pub(crate) memory: MemoryControl,
     pub(crate) ending: Arc<Ending>,
 }
 
@@ -172,17 +175,18 @@ impl Subject {
     /// Does what is wanted. Takes a second at the most, for a pause that the guest does not come to.
     fn answer(&self, wanted: Wanted, entry: &Entry) -> Outcome {
         tracing::debug!(?wanted, "asked by the control socket");
-        let done = match wanted {
+        let done: Result<(), Box<dyn Error>> = match wanted {
             Wanted::Status => match self.status(entry) {
                 Ok(status) => return Outcome::Status(Box::new(status)),
-                Err(error) => Err(error),
+                Err(error) => Err(error.into()),
             },
-            Wanted::Pause => self.handle.pause(),
-            Wanted::Resume => self.handle.resume(),
+            Wanted::Pause => self.handle.pause().map_err(Into::into),
+            Wanted::Resume => self.handle.resume().map_err(Into::into),
             Wanted::Stop => {
                 self.ending.stop(Cause::Stopped);
                 Ok(())
             }
+            Wanted::Balloon { bytes } => self.memory.set_balloon(bytes).map_err(Into::into),
         };
         done.map_or_else(|error| Outcome::Error(error.to_string()), |()| Outcome::Done)
     }
@@ -195,8 +199,11 @@ impl Subject {
             image: self.image.clone(),
             state: if stats.paused { State::Paused } else { State::Running },
             vcpus: stats.counters.len() as u32,
-            memory: stats.memory,
-            resident: stats.resident,
+            memory: stats.memory.size,
+            resident: stats.memory.host,
+            reported: stats.memory.reported,
+            ballooned: stats.memory.ballooned,
+            balloon_target: stats.memory.balloon_target,
             up_ns: self.started.elapsed().as_nanos() as u64,
             monitor_cpu_ns: cpu_time::of_this_process(),
             sandbox_cpu_ns: cpu_time::of_threads(&stats.processes) + cpu_time::of_gone_children(),

@@ -6,6 +6,7 @@
 
 extern crate alloc;
 
+mod memory;
 mod mmu;
 
 use alloc::vec::Vec;
@@ -24,6 +25,7 @@ fn main() -> u8 {
     match what {
         "first" => println!("first"),
         "idle" => idle(),
+        "poll" => poll(),
         "null" => batches(samples, 20_000, || {
             hypercall::version();
         }),
@@ -37,10 +39,14 @@ fn main() -> u8 {
         "blocked" => from_host(samples, || {
             hypercall::block(NEVER);
         }),
+        _ if memory::measure(what, samples) => {}
         _ if mmu::measure(what, samples, arguments) => {}
         _ => {
-            println!("usage: bench first|idle|null|clock|trap|self|sleep|running|blocked [SAMPLES]");
+            println!("usage: bench first|idle|poll|null|clock|trap|self|sleep|running|blocked [SAMPLES]");
             println!("       bench stream|stream-unused|fault|protect|map [SAMPLES]");
+            println!(
+                "       bench zero-known|zero-cleared-again|zero-used|report|claim|touch-claimed [SAMPLES]"
+            );
             println!("       bench update SAMPLES BATCH [eager] [used]");
             return 2;
         }
@@ -67,6 +73,15 @@ fn batches(samples: usize, count: u64, operation: impl Fn()) {
 fn breakpoint() {
     // SAFETY: the host is told to go on after breakpoints, with all registers as they were.
     unsafe { core::arch::asm!("int3") };
+}
+
+/// Polls a channel that never fires.
+fn poll() {
+    let channel = Channel::allocate().expect("a channel");
+    println!("poll");
+    loop {
+        guest_sdk::events::poll(&[channel], Instant::START + Duration::MAX);
+    }
 }
 
 /// Says that it is there, then gives its CPUs back for good.

@@ -23,6 +23,7 @@ mod mmu;
 mod mmu_calls;
 mod mmu_random;
 mod multicall;
+mod pages;
 mod poll;
 mod probe;
 mod program;

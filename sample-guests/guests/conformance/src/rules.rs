@@ -9,6 +9,7 @@ use guest_sdk::hv_abi::call::{
     CALLS, CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, PANIC_TEXT_MAX, PanicReport,
 };
 use guest_sdk::hv_abi::mmu::MMU_UPDATE_MAX;
+use guest_sdk::hv_abi::pages::PAGE_RUNS_MAX;
 use guest_sdk::hv_abi::vcpu::{EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL};
 use guest_sdk::hv_abi::{Call, GuestPhys, Status};
 
@@ -41,6 +42,11 @@ fn failing() -> Vec<(Call, [u64; 2], Status)> {
         (Call::MMU_FLUSH, [4096, 0], Status::NOT_FOUND),
         (Call::MMU_FLUSH, [0, 1], Status::BAD_ARGUMENT),
         (Call::USER_XSTATE, [outside, 0], Status::BAD_ADDRESS),
+        (Call::PAGES_REPORT, [outside, 1], Status::BAD_ADDRESS),
+        (Call::PAGES_REPORT, [0, PAGE_RUNS_MAX + 1], Status::OUT_OF_RANGE),
+        (Call::PAGES_CLAIM, [outside, 1], Status::BAD_ADDRESS),
+        (Call::PAGES_CLAIM, [0, PAGE_RUNS_MAX + 1], Status::OUT_OF_RANGE),
+        (Call::BALLOON, [0, 1], Status::BAD_ARGUMENT),
     ];
     for of_a_channel in [Call::EVENT_CLOSE, Call::EVENT_SEND, Call::EVENT_BIND] {
         all.push((of_a_channel, [past, 0], Status::OUT_OF_RANGE));
