@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod console_input;
 mod cpu;
+pub mod cpu_share;
 mod dispatch;
 pub mod engine;
 mod events;
@@ -27,6 +28,7 @@ mod watched;
 
 pub use config::{Breakpoints, Config, StartError};
 pub use console_input::ConsoleInput;
+pub use cpu_share::CpuShare;
 pub use engine::EngineKind;
 pub use image::{Image, ImageError};
 pub use report::{End, Report};

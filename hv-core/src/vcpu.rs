@@ -3,6 +3,7 @@
 use crate::calls::Calls;
 use crate::clock::GuestClock;
 use crate::config::Breakpoints;
+use crate::cpu_share::steal;
 use crate::dispatch::dispatch;
 use crate::engine::{Control, EnterError, Exit, Fault, Registers, Trap, UserExit, VcpuRunner};
 use crate::report::End;
@@ -30,6 +31,7 @@ pub(crate) struct VcpuThread {
     pub runner: Box<dyn VcpuRunner>,
     pub control: Arc<dyn Control>,
     pub clock: GuestClock,
+    pub delay: steal::Delay,
     pub messages: Sender<Message>,
     pub orders: Receiver<Order>,
 }
@@ -202,6 +204,7 @@ impl VcpuThread {
         }
         if timer.is_some_and(|at| at <= self.clock.now()) {
             *timer = None;
+            self.delay.tell(&*self.control, &self.vm.pages);
             self.vm.events.raise(self.vcpu, TIMER_CHANNEL);
         }
     }

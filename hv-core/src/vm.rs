@@ -10,6 +10,7 @@ use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
+use crate::cpu_share::{Gate, Keeper, Measured, steal};
 use crate::engine::process::ProcessEngine;
 use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
 use crate::events::{Events, Notify, VcpuPages};
@@ -93,6 +94,8 @@ impl Shared {
 pub struct Vm {
     shared: Arc<Shared>,
     control: Arc<dyn Control>,
+    gate: Arc<Gate>,
+    keeper: Option<Keeper>,
     image: Image,
     mappings: Vec<Mapping>,
     messages: Receiver<Message>,
@@ -142,7 +145,9 @@ impl Vm {
         let argument = boot.load(&memory)?;
         let pages = Arc::new(VcpuPages::new(VCPUS).map_err(host("the vCPU pages"))?);
         let mappings = boot::mappings(&config.image, memory.size());
+        let gate = Arc::new(Gate::new());
         let setup = Setup {
+            gate: &gate,
             memory: &memory,
             pages: &pages,
             mappings: &mappings,
@@ -176,6 +181,7 @@ impl Vm {
             runner: running.vcpus.remove(0),
             control: control.clone(),
             clock: GuestClock::start(shared.pages.clock()),
+            delay: steal::Delay::new(0),
             messages: messages_in,
             orders: orders_out,
         };
@@ -184,16 +190,21 @@ impl Vm {
             .spawn(move || thread.run())
             .map_err(host("a vCPU's thread"))?;
         tracing::debug!(memory = config.memory, ?features, "started");
-        Ok(Self {
+        let mut vm = Self {
             shared,
             control,
+            gate,
+            keeper: None,
             image: config.image,
             mappings,
             messages,
             orders,
             stop_requests: bounded(1),
             thread: Some(thread),
-        })
+        };
+        vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared.pages)
+            .map_err(host("the thread that keeps its share of the processors"))?;
+        Ok(vm)
     }
 
     /// Waits until the VM has ended, or until a [`Stopper`] ends it.
@@ -287,6 +298,8 @@ impl Vm {
 
     /// Asks a vCPU to stop until it does, repeating the request, for it can miss one.
     fn stop_vcpu(&mut self, vcpu: u32) -> Stop {
+        let gate = self.gate.clone();
+        let _lifted = gate.lift(); // it is to come to its stopping point at once
         self.shared.stopping[vcpu as usize].store(true, SeqCst);
         let start = Instant::now();
         let cpu_at_start = self.control.cpu_time(vcpu);
@@ -312,8 +325,8 @@ impl Vm {
         }
     }
 
-    /// Ends the guest's code and the vCPU's thread.
-    fn end_thread(&mut self) {
+    /// Ends the guest's code and its threads. Gives what the one that kept its share measured.
+    fn end_threads(&mut self) -> Option<Measured> {
         self.control.kill();
         self.shared.console_input.let_go();
         // The thread may yet serve what the guest had published, and then wait for an order: without anyone to give
@@ -322,11 +335,12 @@ impl Vm {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        self.keeper.take().map(Keeper::finish)
     }
 
     /// Ends everything and writes the report.
     fn finish(&mut self, message: Option<Message>) -> Report {
-        self.end_thread();
+        let cpu = self.end_threads();
         let (vcpu, end, registers, counters) = match message {
             Some(Message::Ended { vcpu, end, registers, counters }) => (vcpu, end, registers, counters),
             Some(Message::Stopped { vcpu, registers }) => {
@@ -356,13 +370,13 @@ impl Vm {
         };
         self.control.wait_until_gone();
         tracing::debug!(%end, "ended");
-        Report { end, vcpu, registers, backtrace, counters }
+        Report { end, vcpu, registers, backtrace, counters, cpu }
     }
 }
 
 impl Drop for Vm {
     fn drop(&mut self) {
-        self.end_thread();
+        self.end_threads();
         self.control.wait_until_gone();
     }
 }

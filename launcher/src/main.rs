@@ -17,6 +17,7 @@ mod new;
 mod output;
 mod report;
 mod run;
+mod runtime_dir;
 mod signals;
 mod test;
 mod units;

@@ -10,7 +10,8 @@ use crate::failure::Failure;
 use crate::input::{self, Terminal};
 use crate::output::{self, Style};
 use crate::signals::Signals;
-use crate::{images, lockdown, report};
+use crate::{images, lockdown, report, runtime_dir};
+use hv_core::cpu_share::{CpuShare, Peers};
 use hv_core::vm::Stopper;
 use hv_core::{Config, End, Vm};
 use std::os::unix::process::CommandExt;
@@ -32,6 +33,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let cannot_watch = |error| Failure::cannot("the host does not let hv wait for signals", error);
     let signals = Signals::catch().map_err(cannot_watch)?;
     let sink = Sink::new().map_err(cannot_watch)?;
+    let cpu = CpuShare { cap: options.cpu_cap, weight: options.cpu_weight.map(join_peers).transpose()? };
     let landlocked = lockdown::apply()
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
     tracing::debug!(?landlocked, "locked down");
@@ -44,6 +46,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         console: Box::new(Console(sink.clone())),
         console_input: true,
         check_tables: options.check_tables,
+        cpu,
         ..Config::new(image)
     })
     .map_err(|error| Failure::cannot("the VM could not be started", error))?;
@@ -76,6 +79,18 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     }
     output::tell(&if options.json { told.json() } else { told.text(&Style::stderr(), &sink) });
     Ok(told.exit_code())
+}
+
+/// Takes a place among the VMs of this user that share by weight.
+fn join_peers(weight: u32) -> Result<(u32, Peers), Failure> {
+    let path = runtime_dir::open()?.join("cpu-shares");
+    let peers = Peers::join(&path).map_err(|error| {
+        Failure::cannot(
+            format!("{}, by which VMs share processors, could not be used", path.display()),
+            error,
+        )
+    })?;
+    Ok((weight, peers))
 }
 
 /// Becomes a program of the host's. Comes back only if that fails.

@@ -47,9 +47,11 @@ pub(super) enum Death {
     Unknown,
 }
 
-/// How far a sandbox's end has come.
+/// How far a sandbox's life has come.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Stage {
+pub(super) enum Stage<'a> {
+    /// It has this number and this handle, and has executed.
+    Started(i32, &'a Arc<OwnedFd>),
     /// It runs no more.
     Dead(Death),
     /// Nothing of it is left on the host.
@@ -57,7 +59,7 @@ pub(super) enum Stage {
 }
 
 /// Told, on the spawner's thread, of each stage.
-pub(super) type Notice = Box<dyn Fn(Stage) + Send>;
+pub(super) type Notice = Box<dyn Fn(Stage<'_>) + Send>;
 
 /// How long the spawner rests when the host cannot let it wait.
 const BREATH: std::time::Duration = std::time::Duration::from_millis(10);
@@ -148,6 +150,7 @@ fn run(executable: &OwnedFd, inbox: &Receiver<Request>, doorbell: &OwnedFd) {
                 &mut stack,
             );
             if let Ok(child) = &child {
+                notice(Stage::Started(child.pid, &child.handle));
                 children.push((child.handle.clone(), notice));
             }
             let _ = reply.send(child); // whoever asked may have given up; the child is then dropped
