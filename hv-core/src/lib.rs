@@ -7,6 +7,7 @@ pub mod clock;
 pub mod config;
 pub mod console_input;
 mod cpu;
+mod cpu_clock;
 pub mod cpu_share;
 mod dispatch;
 pub mod engine;

@@ -191,8 +191,12 @@ impl VcpuThread {
         if !self.vm.stopping[self.vcpu as usize].load(SeqCst) {
             return None; // the guest forged it, or the request was taken back
         }
+        let preempted = &self.vm.pages.page(self.vcpu).preempted;
+        preempted.store(1, SeqCst);
         let _ = self.messages.send(Message::Stopped { vcpu: self.vcpu, registers });
-        match self.orders.recv() {
+        let order = self.orders.recv();
+        preempted.store(0, SeqCst);
+        match order {
             Ok(Order::Resume) => None,
             Ok(Order::End) | Err(_) => Some(Then::End(End::Stopped, registers)),
         }

@@ -10,6 +10,7 @@ use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
+use crate::cpu_clock::ThreadClock;
 use crate::cpu_share::{Gate, Keeper, Measured, steal};
 use crate::engine::process::ProcessEngine;
 use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
@@ -202,7 +203,8 @@ impl Vm {
             stop_requests: bounded(1),
             thread: Some(thread),
         };
-        vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared.pages)
+        let clocks: Vec<_> = vm.thread.iter().filter_map(ThreadClock::of).collect();
+        vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared.pages, &clocks)
             .map_err(host("the thread that keeps its share of the processors"))?;
         Ok(vm)
     }

@@ -33,6 +33,8 @@ pub struct Machine {
     pub limit: Duration,
     /// It is stopped and goes on, again and again, for as long as it runs.
     pub pauses: bool,
+    /// At most so many percent of one host processor; `None`: as many as there are.
+    pub cpu_cap: Option<u32>,
 }
 
 impl Machine {
@@ -46,6 +48,7 @@ impl Machine {
             typed: None,
             limit,
             pauses: false,
+            cpu_cap: None,
         }
     }
 }

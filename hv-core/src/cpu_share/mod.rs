@@ -1,8 +1,8 @@
 //! How much processor time a VM gets: a cap, and a weight against others.
 //!
-//! One thread, which is there only for a VM that has either, looks at the processor time of all host processes of the VM, this
-//! one included, and holds guest code back when it has had its part. What it looks at, and how it holds back, is out of the
-//! guest's reach: the host's clocks of processes, and SIGSTOP. Its own time counts, too.
+//! One thread, which is there only for a VM that has either, looks at the processor time of the VM: of all its sandboxes, of
+//! what starting them took, of the threads that serve its vCPUs, and its own. It holds guest code back when it has had
+//! its part. What it looks at, and how it holds back, is out of the guest's reach: the host's own clocks, and SIGSTOP.
 //!
 //! Start at [`Keeper::start`]. [`policy`] decides, [`gate`] agrees with the monitor's other threads on when guest code
 //! may be held back, [`peers`] is how monitors know of each other. [`steal`] tells the guest.
@@ -16,11 +16,11 @@ pub(crate) use gate::{Gate, Pass};
 pub use peers::Peers;
 
 use crate::clock::monotonic_ns;
+use crate::cpu_clock::{self, ThreadClock};
 use crate::engine::Control;
 use crate::events::VcpuPages;
 use gate::Waited;
 use policy::{Cap, Figures, Rivalry, Step};
-use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::io;
@@ -31,8 +31,7 @@ use std::time::Duration;
 /// How much processor time a VM gets. By default, what the host's scheduler gives it.
 #[derive(Debug, Default)]
 pub struct CpuShare {
-    /// At most so many percent of one processor, of all host processes of the VM together; this process counts as one of
-    /// them. At least 1.
+    /// At most so many percent of one processor, for guest code and all that the monitor does for it. At least 1.
     pub cap: Option<u32>,
     /// Its weight against other VMs on the same processors, 1 to 10000, and how their monitors find each other.
     pub weight: Option<(u32, Peers)>,
@@ -45,7 +44,7 @@ pub struct Measured {
     pub cap: Option<u32>,
     /// The weight.
     pub weight: Option<u32>,
-    /// Processor time that the VM's host processes have had, in nanoseconds.
+    /// Processor time of guest code and of what the monitor did for it, in nanoseconds.
     pub cpu_ns: u64,
     /// The time in which it had it, in nanoseconds.
     pub wall_ns: u64,
@@ -72,6 +71,7 @@ impl Keeper {
         gate: &Arc<Gate>,
         control: &Arc<dyn Control>,
         pages: &Arc<VcpuPages>,
+        monitor: &[ThreadClock],
     ) -> io::Result<Option<Self>> {
         if share.cap.is_none() && share.weight.is_none() {
             return Ok(None);
@@ -90,7 +90,7 @@ impl Keeper {
             first: monotonic_ns(),
             last: monotonic_ns(),
             used: 0,
-            monitor_at_start: monitor_time(),
+            monitor: monitor.to_vec(),
             measured: measured.clone(),
         };
         let builder = std::thread::Builder::new().name("hv-cpu-share".into()).stack_size(128 << 10);
@@ -120,7 +120,8 @@ struct Thread {
     /// The last look.
     last: u64,
     used: u64,
-    monitor_at_start: u64,
+    /// The monitor's other threads that work for this VM.
+    monitor: Vec<ThreadClock>,
     measured: Arc<Mutex<Measured>>,
 }
 
@@ -148,9 +149,11 @@ impl Thread {
     /// Looks at what was used, and decides.
     fn look(&mut self, held_back: bool) -> Step {
         let now = monotonic_ns();
-        let all = monitor_time().saturating_sub(self.monitor_at_start) + self.control.total_cpu_time();
+        // A thread that is gone was the VM's: it is ending, and no share is to be kept any more.
+        let monitor: u64 = self.monitor.iter().filter_map(|clock| clock.read()).sum();
+        let all = (cpu_clock::this_thread() + monitor + self.control.total_cpu_time()).max(self.used);
         let elapsed = Duration::from_nanos(now - self.last);
-        let used = Duration::from_nanos(all.saturating_sub(self.used));
+        let used = Duration::from_nanos(all - self.used);
         (self.last, self.used) = (now, all);
         let by_cap = self.cap.as_mut().map(|cap| cap.look(elapsed, used));
         let by_weight = self.look_at_peers(used, held_back);
@@ -200,9 +203,3 @@ impl Thread {
 
 /// How soon to try again when the gate could not be closed.
 const LIFTED: Duration = Duration::from_millis(1);
-
-/// Processor time of this process, in nanoseconds.
-fn monitor_time() -> u64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}

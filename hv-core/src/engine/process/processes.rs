@@ -5,8 +5,7 @@
 //! process can block or handle SIGSTOP. A process that starts while the others are held back is stopped before it has done
 //! anything.
 
-#![expect(unsafe_code, reason = "the processor clocks of other processes")]
-
+use crate::cpu_clock;
 use rustix::fd::OwnedFd;
 use rustix::process::{Signal, pidfd_send_signal};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,7 +16,7 @@ pub(super) struct Processes(Mutex<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     live: Vec<(i32, Arc<OwnedFd>)>,
-    /// Processor time of those that are gone, in nanoseconds.
+    /// Processor time of those that are gone, and for starting them all, in nanoseconds.
     gone: u64,
     held_back: bool,
 }
@@ -27,9 +26,10 @@ impl Processes {
         self.0.lock().expect("no thread panics with the lock held")
     }
 
-    /// One has started.
-    pub(super) fn started(&self, pid: i32, handle: &Arc<OwnedFd>) {
+    /// One has started, for which the spawner had this processor time.
+    pub(super) fn started(&self, pid: i32, handle: &Arc<OwnedFd>, cost: u64) {
         let mut inner = self.lock();
+        inner.gone += cost;
         if inner.held_back {
             send(handle, Signal::STOP);
         }
@@ -63,16 +63,11 @@ fn send(handle: &OwnedFd, signal: Signal) {
     let _ = pidfd_send_signal(handle, signal);
 }
 
-/// Processor time that a process has had, all its threads together, in nanoseconds.
+/// Processor time that a child has had which was not waited for.
 fn cpu_time(pid: i32) -> u64 {
-    let mut clock = 0;
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: both calls take integers and a pointer to a local of the type that they store.
-    let failed = unsafe {
-        libc::clock_getcpuclockid(pid, &raw mut clock) != 0 || libc::clock_gettime(clock, &raw mut time) != 0
-    };
-    debug_assert!(!failed, "a child that was not waited for has a clock");
-    if failed { 0 } else { time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64 }
+    let time = cpu_clock::process(pid);
+    debug_assert!(time.is_some(), "a child that was not waited for has a clock");
+    time.unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -106,10 +101,10 @@ mod tests {
     fn held_back_none_runs_also_one_that_starts_meanwhile() {
         let processes = Processes::default();
         let (mut first, first_pid, handle) = busy();
-        processes.started(first_pid, &handle);
+        processes.started(first_pid, &handle, 0);
         processes.hold_back(true);
         let (mut second, second_pid, handle) = busy();
-        processes.started(second_pid, &handle);
+        processes.started(second_pid, &handle, 0);
         for pid in [first_pid, second_pid] {
             wait_until("it is stopped", || state(pid) == 'T');
         }
@@ -128,7 +123,7 @@ mod tests {
     fn the_time_of_one_that_is_gone_counts() {
         let processes = Processes::default();
         let (mut child, pid, handle) = busy();
-        processes.started(pid, &handle);
+        processes.started(pid, &handle, 0);
         wait_until("it has run", || processes.cpu_time() > 20_000_000);
         child.kill().expect("it lives");
         wait_until("it is dead", || state(pid) == 'Z');

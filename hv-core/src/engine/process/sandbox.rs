@@ -230,9 +230,9 @@ impl Shared {
     /// On the spawner's thread.
     fn has_come_to(&self, stage: Stage<'_>) {
         match stage {
-            Stage::Started(pid, handle) => {
+            Stage::Started { pid, handle, cost } => {
                 self.pid.store(pid, SeqCst);
-                self.processes.started(pid, handle);
+                self.processes.started(pid, handle, cost);
             }
             Stage::Dead(death) => {
                 self.processes.died(self.pid.load(SeqCst));

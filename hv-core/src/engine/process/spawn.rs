@@ -9,6 +9,7 @@
 #![expect(unsafe_code, reason = "clone, and a child that shares memory until it executes")]
 
 use super::elf;
+use crate::cpu_clock::this_thread;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -50,8 +51,15 @@ pub(super) enum Death {
 /// How far a sandbox's life has come.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Stage<'a> {
-    /// It has this number and this handle, and has executed.
-    Started(i32, &'a Arc<OwnedFd>),
+    /// It has executed.
+    Started {
+        /// Its process number.
+        pid: i32,
+        /// Reaches it.
+        handle: &'a Arc<OwnedFd>,
+        /// Processor time that the spawner had for it, in nanoseconds.
+        cost: u64,
+    },
     /// It runs no more.
     Dead(Death),
     /// Nothing of it is left on the host.
@@ -144,13 +152,15 @@ fn run(executable: &OwnedFd, inbox: &Receiver<Request>, doorbell: &OwnedFd) {
         }
         let _ = rustix::io::read(doorbell, &mut [0_u8; 8]);
         for Request { descriptors, notice, reply } in inbox.try_iter() {
+            let before = this_thread();
             let child = spawn_child(
                 executable.as_raw_fd(),
                 descriptors.each_ref().map(AsRawFd::as_raw_fd),
                 &mut stack,
             );
             if let Ok(child) = &child {
-                notice(Stage::Started(child.pid, &child.handle));
+                let cost = this_thread() - before;
+                notice(Stage::Started { pid: child.pid, handle: &child.handle, cost });
                 children.push((child.handle.clone(), notice));
             }
             let _ = reply.send(child); // whoever asked may have given up; the child is then dropped
