@@ -5,31 +5,40 @@
 //! process can block or handle SIGSTOP. A process that starts while the others are held back is stopped before it has done
 //! anything.
 
+use super::spawn::Bill;
 use crate::cpu_clock;
 use rustix::fd::OwnedFd;
 use rustix::process::{Signal, pidfd_send_signal};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 #[derive(Debug, Default)]
-pub(super) struct Processes(Mutex<Inner>);
+pub(super) struct Processes {
+    inner: Mutex<Inner>,
+    bill: Bill,
+}
 
 #[derive(Debug, Default)]
 struct Inner {
     live: Vec<(i32, Arc<OwnedFd>)>,
-    /// Processor time of those that are gone, and for starting them all, in nanoseconds.
+    /// Processor time of those that are gone, in nanoseconds.
     gone: u64,
     held_back: bool,
 }
 
 impl Processes {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().expect("no thread panics with the lock held")
+        self.inner.lock().expect("no thread panics with the lock held")
     }
 
-    /// One has started, for which the spawner had this processor time.
-    pub(super) fn started(&self, pid: i32, handle: &Arc<OwnedFd>, cost: u64) {
+    /// Where the spawner writes what it did for them: a guest that starts and ends many has it do much.
+    pub(super) fn bill(&self) -> Bill {
+        self.bill.clone()
+    }
+
+    /// One has started.
+    pub(super) fn started(&self, pid: i32, handle: &Arc<OwnedFd>) {
         let mut inner = self.lock();
-        inner.gone += cost;
         if inner.held_back {
             send(handle, Signal::STOP);
         }
@@ -43,10 +52,10 @@ impl Processes {
         inner.gone += cpu_time(pid);
     }
 
-    /// Processor time that all have had, in nanoseconds.
+    /// Processor time that all have had, with the spawner's for them, in nanoseconds.
     pub(super) fn cpu_time(&self) -> u64 {
         let inner = self.lock();
-        inner.gone + inner.live.iter().map(|(pid, _)| cpu_time(*pid)).sum::<u64>()
+        self.bill.load(Relaxed) + inner.gone + inner.live.iter().map(|(pid, _)| cpu_time(*pid)).sum::<u64>()
     }
 
     /// Stops all, also those that are yet to start, or lets them go on.
@@ -101,10 +110,10 @@ mod tests {
     fn held_back_none_runs_also_one_that_starts_meanwhile() {
         let processes = Processes::default();
         let (mut first, first_pid, handle) = busy();
-        processes.started(first_pid, &handle, 0);
+        processes.started(first_pid, &handle);
         processes.hold_back(true);
         let (mut second, second_pid, handle) = busy();
-        processes.started(second_pid, &handle, 0);
+        processes.started(second_pid, &handle);
         for pid in [first_pid, second_pid] {
             wait_until("it is stopped", || state(pid) == 'T');
         }
@@ -123,7 +132,7 @@ mod tests {
     fn the_time_of_one_that_is_gone_counts() {
         let processes = Processes::default();
         let (mut child, pid, handle) = busy();
-        processes.started(pid, &handle, 0);
+        processes.started(pid, &handle);
         wait_until("it has run", || processes.cpu_time() > 20_000_000);
         child.kill().expect("it lives");
         wait_until("it is dead", || state(pid) == 'Z');

@@ -138,7 +138,7 @@ impl Starting {
             let shared = shared.clone();
             Box::new(move |stage: Stage<'_>| shared.has_come_to(stage))
         };
-        let child = spawn::spawn(descriptors, notice).map_err(host(STARTING))?;
+        let child = spawn::spawn(descriptors, notice, files.processes.bill()).map_err(host(STARTING))?;
         Ok(Self { shared, mapper, commands: commands.len(), child })
     }
 
@@ -230,9 +230,9 @@ impl Shared {
     /// On the spawner's thread.
     fn has_come_to(&self, stage: Stage<'_>) {
         match stage {
-            Stage::Started { pid, handle, cost } => {
+            Stage::Started { pid, handle } => {
                 self.pid.store(pid, SeqCst);
-                self.processes.started(pid, handle, cost);
+                self.processes.started(pid, handle);
             }
             Stage::Dead(death) => {
                 self.processes.died(self.pid.load(SeqCst));
