@@ -7,8 +7,12 @@ use hv_abi::Features;
 use hv_abi::boot::BootInfo;
 
 /// Features that the SDK uses when the host has them.
-pub const NOTE_LIKED: Features =
-    Features::EVENTS.union(Features::MULTICALL).union(Features::MMU).union(Features::CONSOLE_INPUT);
+pub const NOTE_LIKED: Features = Features::EVENTS
+    .union(Features::MULTICALL)
+    .union(Features::MMU)
+    .union(Features::SMP)
+    .union(Features::PAGE_REPORTING)
+    .union(Features::CONSOLE_INPUT);
 
 /// Makes `main` the guest's entry: writes the ELF note, the panic handler, the global allocator and the first
 /// instructions into the image. To be used once, in the binary.

@@ -8,13 +8,12 @@
 
 use crate::raw;
 use crate::upcall::Masked;
-#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering;
 use hv_abi::Status;
-#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
-use hv_abi::vcpu::EVENT_CHANNELS;
-use hv_abi::vcpu::{CONSOLE_CHANNEL, TIMER_CHANNEL, VcpuPage, upcall};
+use hv_abi::vcpu::{
+    BALLOON_CHANNEL, CONSOLE_CHANNEL, EVENT_CHANNELS, EVENT_WORDS, TIMER_CHANNEL, VcpuPage, upcall,
+};
 
 /// What is called when a channel fires.
 pub type Handler = fn(Channel);
@@ -25,7 +24,21 @@ static HANDLERS: [AtomicPtr<()>; EVENT_CHANNELS as usize] =
 #[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
 static HANDLERS: crate::fake::Handlers = crate::fake::Handlers;
 
-/// An event channel of this vCPU.
+/// Each vCPU's own, for its timer.
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
+static TIMER_HANDLERS: crate::smp::PerVcpu<AtomicPtr<()>> =
+    crate::smp::PerVcpu::new([const { AtomicPtr::new(core::ptr::null_mut()) }; _]);
+
+/// Where the handler of a channel is kept.
+fn handler(channel: Channel) -> &'static AtomicPtr<()> {
+    #[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
+    if channel == Channel::TIMER {
+        return &TIMER_HANDLERS;
+    }
+    &HANDLERS[channel.0 as usize]
+}
+
+/// An event channel. Masking, taking and waiting are for the vCPU that it is bound to, and that one's to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Channel(u32);
 
@@ -33,16 +46,43 @@ impl Channel {
     /// This vCPU's timer; set it with [`timer`](crate::time::timer).
     pub const TIMER: Self = Self(TIMER_CHANNEL);
 
+    /// A change of what the host asks the balloon to hold; see [`balloon`](crate::balloon).
+    pub const BALLOON: Self = Self(BALLOON_CHANNEL);
+
     /// The console's input; see [`console::read`](crate::console::read).
     pub const CONSOLE: Self = Self(CONSOLE_CHANNEL);
 
-    /// Takes a free channel; masked, not pending.
+    /// Takes a free channel for this vCPU; masked, not pending.
     ///
     /// # Errors
     ///
     /// `NO_SPACE` if all are taken: close one first.
     pub fn allocate() -> Result<Self, Status> {
-        crate::hypercall::event_allocate(raw::vcpu_page().vcpu.load(Ordering::Relaxed)).map(Self)
+        Self::allocate_for(crate::smp::current())
+    }
+
+    /// Takes a free channel for another vCPU, by which that can be sent events; masked, not pending.
+    ///
+    /// # Errors
+    ///
+    /// As [`allocate`](Self::allocate), and `NOT_FOUND` if there is no such vCPU.
+    pub fn allocate_for(vcpu: u32) -> Result<Self, Status> {
+        crate::hypercall::event_allocate(vcpu).map(Self)
+    }
+
+    /// The channel of that number, which somebody has taken.
+    pub fn from_number(number: u32) -> Self {
+        assert!(number < EVENT_CHANNELS, "there are {EVENT_CHANNELS} channels, and {number} is none of them");
+        Self(number)
+    }
+
+    /// Binds it to another vCPU, masked or not as that has it; a pending event goes with it.
+    ///
+    /// # Errors
+    ///
+    /// `NOT_FOUND` if it is not allocated, or there is no such vCPU.
+    pub fn bind(self, vcpu: u32) -> Result<(), Status> {
+        crate::hypercall::event_bind(self.0, vcpu)
     }
 
     /// Its number, for telling others.
@@ -52,13 +92,13 @@ impl Channel {
 
     /// Makes `handler` run whenever the channel fires while unmasked, and unmasks it.
     pub fn on_event(self, handler: Handler) {
-        HANDLERS[self.0 as usize].store(handler as *mut (), Ordering::Release);
+        self::handler(self).store(handler as *mut (), Ordering::Release);
         self.unmask();
     }
 
     /// When it fires it stays pending until it is taken.
     pub(crate) fn without_handler(self) {
-        HANDLERS[self.0 as usize].store(core::ptr::null_mut(), Ordering::Release);
+        handler(self).store(core::ptr::null_mut(), Ordering::Release);
     }
 
     /// Fires the channel.
@@ -132,6 +172,16 @@ impl Channel {
     }
 }
 
+/// Waits until one of these channels, which are bound to this vCPU, has fired, until `deadline`, or until an upcall is pending;
+/// gives the lowest that has. It stays pending, and need not be unmasked: nobody is interrupted by the others.
+pub fn poll(channels: &[Channel], deadline: crate::time::Instant) -> Option<Channel> {
+    let mut set = [0; EVENT_WORDS];
+    for (word, bit) in channels.iter().map(|channel| channel.place()) {
+        set[word] |= bit;
+    }
+    crate::hypercall::poll(&set, deadline.as_nanos()).map(Channel)
+}
+
 /// This vCPU's page, for what the rest of this module does not cover.
 pub fn vcpu_page() -> &'static VcpuPage {
     raw::vcpu_page()
@@ -153,7 +203,7 @@ pub(crate) fn run_pending(page: &VcpuPage) {
             let bit = ready & ready.wrapping_neg();
             ready &= !bit;
             let channel = Channel(word as u32 * 64 + bit.trailing_zeros());
-            let handler = HANDLERS[channel.0 as usize].load(Ordering::Acquire);
+            let handler = handler(channel).load(Ordering::Acquire);
             // A handler before this one may have masked or taken this channel.
             let unmasked = masked.load(Ordering::SeqCst) & bit == 0;
             if !handler.is_null() && unmasked && pending.fetch_and(!bit, Ordering::SeqCst) & bit != 0 {

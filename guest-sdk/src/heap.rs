@@ -6,9 +6,8 @@
 
 #![expect(unsafe_code, reason = "the memory that the allocator is given")]
 
-use crate::upcall::Masked;
+pub(crate) use crate::sync::RawLock as UpcallLock;
 use core::alloc::{GlobalAlloc, Layout};
-use core::sync::atomic::{AtomicBool, Ordering};
 use hv_abi::PAGE_SIZE;
 use talc::{OomHandler, Span, Talc, Talck};
 
@@ -17,43 +16,6 @@ const GROWTH: u64 = 64;
 
 /// Bytes that the allocator may need beside what it is asked for: its own data, once, and an allocation's.
 const OVERHEAD: u64 = 4096;
-
-/// A lock that masks this vCPU's upcalls while it is held.
-pub struct UpcallLock {
-    locked: AtomicBool,
-    was_masked: AtomicBool,
-}
-
-// SAFETY: `lock` returns only when `locked` went from false to true, `unlock` sets it back, so one holder at a time.
-unsafe impl lock_api::RawMutex for UpcallLock {
-    const INIT: Self = Self { locked: AtomicBool::new(false), was_masked: AtomicBool::new(false) };
-    type GuardMarker = lock_api::GuardNoSend;
-
-    fn lock(&self) {
-        let was_masked = Masked::set();
-        while self.locked.swap(true, Ordering::Acquire) {
-            core::hint::spin_loop();
-        }
-        self.was_masked.store(was_masked, Ordering::Relaxed);
-    }
-
-    fn try_lock(&self) -> bool {
-        let was_masked = Masked::set();
-        let free = !self.locked.swap(true, Ordering::Acquire);
-        if free {
-            self.was_masked.store(was_masked, Ordering::Relaxed);
-        } else {
-            Masked::restore(was_masked);
-        }
-        free
-    }
-
-    unsafe fn unlock(&self) {
-        let was_masked = self.was_masked.load(Ordering::Relaxed);
-        self.locked.store(false, Ordering::Release);
-        Masked::restore(was_masked);
-    }
-}
 
 /// Takes more memory when there is none left.
 struct Grow {
@@ -120,7 +82,6 @@ unsafe impl GlobalAlloc for Heap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::events::{Channel, without_upcalls};
     use crate::fake;
 
     fn allocate(heap: &Heap, size: usize) -> *mut u8 {
@@ -167,35 +128,5 @@ mod tests {
             allocated += 1;
         }
         assert!(allocated >= 32, "{allocated}");
-    }
-
-    #[test]
-    fn a_lock_that_another_vcpu_holds_leaves_upcalls_unmasked() {
-        let lock = UpcallLock { locked: AtomicBool::new(true), was_masked: AtomicBool::new(false) };
-        assert!(!lock_api::RawMutex::try_lock(&lock));
-        fake::finish();
-    }
-
-    #[test]
-    fn the_lock_masks_upcalls_and_goes_back_to_what_was_before() {
-        static LOCK: lock_api::Mutex<UpcallLock, u32> = lock_api::Mutex::new(0);
-        fn count(_: Channel) {
-            *LOCK.lock() += 1;
-        }
-        let channel = Channel::allocate().unwrap();
-        channel.on_event(count);
-        let held = LOCK.lock();
-        fake::raise(channel);
-        assert!(LOCK.try_lock().is_none());
-        assert_eq!(*held, 0);
-        drop(held);
-        assert_eq!(*LOCK.lock(), 1, "the event was handled when the lock was given back");
-        without_upcalls(|| {
-            drop(LOCK.try_lock().unwrap());
-            fake::raise(channel);
-            assert_eq!(*LOCK.lock(), 1, "upcalls were masked before the lock was taken");
-        });
-        assert_eq!(*LOCK.lock(), 2);
-        fake::finish();
     }
 }

@@ -6,7 +6,9 @@ use crate::memory::{phys_of, phys_of_mut};
 use crate::raw;
 use hv_abi::call::{MULTICALL_MAX, MulticallEntry, PanicReport};
 use hv_abi::mmu::MmuUpdate;
+use hv_abi::pages::PageRun;
 use hv_abi::user::UserContext;
+use hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS};
 use hv_abi::{Call, Features, GuestPhys, Status};
 
 /// Makes a call that writes no guest memory.
@@ -90,6 +92,48 @@ pub fn panic(message: &[u8], file: &[u8], line: u32, column: u32) -> Result<(), 
 /// Lets others run on this host CPU.
 pub fn yield_now() {
     let _ = call(Call::YIELD, [0; 5]);
+}
+
+/// Lets another vCPU run first, for whose doing this one waits.
+///
+/// # Errors
+///
+/// `NOT_FOUND` if there is no such vCPU.
+pub fn yield_to(vcpu: u32) -> Result<(), Status> {
+    call(Call::YIELD_TO, [vcpu.into(), 0, 0, 0, 0]).map(drop)
+}
+
+/// Waits until a channel of the set, which is laid out as `VcpuPage::pending`, is pending on this vCPU, and gives the lowest;
+/// `None` at `deadline` on the guest's clock, or if an upcall is pending. Nothing is cleared.
+pub fn poll(set: &[u64; EVENT_WORDS], deadline: u64) -> Option<u32> {
+    // It lies in the stack frame of the caller, which is memory that the host can see.
+    let at = phys_of(set).unwrap_or_default();
+    let channel = call(Call::POLL, [at.0, deadline, 0, 0, 0]).unwrap_or(EVENT_CHANNELS.into());
+    (channel < EVENT_CHANNELS.into()).then_some(channel as u32)
+}
+
+/// Starts a vCPU that is not started, at V `entry`, with `argument` in RDI. It has no stack of its own, and upcalls masked:
+/// [`smp::start`](crate::smp::start) is what a kernel wants.
+///
+/// # Errors
+///
+/// `NOT_FOUND` if there is no such vCPU, `BUSY` if it is started or the host is short of something, `BAD_ADDRESS` if `entry` is
+/// no V of a guest's, `UNKNOWN_CALL` without the feature `SMP`.
+///
+/// # Safety
+///
+/// There must be code at `entry` that is right for a vCPU in that state.
+pub unsafe fn vcpu_start(vcpu: u32, entry: u64, argument: u64) -> Result<(), Status> {
+    call(Call::VCPU_START, [vcpu.into(), entry, argument, 0, 0]).map(drop)
+}
+
+/// Stops this vCPU. Returns only if it fails.
+///
+/// # Errors
+///
+/// `BUSY` if no other vCPU is started, `UNKNOWN_CALL` without the feature `SMP`.
+pub fn vcpu_stop() -> Status {
+    call(Call::VCPU_STOP, [0; 5]).err().unwrap_or(Status::SUCCESS)
 }
 
 /// Gives the CPU back until an event is pending, or until `deadline` on the guest's clock, in nanoseconds
@@ -243,6 +287,44 @@ pub unsafe fn enter_user(root: GuestPhys, context: &mut UserContext) -> Result<u
     let at = phys_of_mut(core::slice::from_mut(context)).ok_or(Status::BAD_ADDRESS)?;
     // SAFETY: the host writes the context, which the caller lent us to write; the rest the caller answers for.
     unsafe { raw::enter_user(root.0, at.0) }.result().map(|trap| trap as u32)
+}
+
+/// Tells the host that pages are free: it takes their memory back, and they are zero when they are claimed.
+///
+/// # Errors
+///
+/// `OUT_OF_RANGE` for more than [`PAGE_RUNS_MAX`](hv_abi::pages::PAGE_RUNS_MAX) runs, `BAD_ADDRESS` for a run that is not
+/// pages of guest memory, or if the runs are not in memory that the host can see, `UNKNOWN_CALL` without `PAGE_REPORTING`;
+/// then nothing was reported.
+///
+/// # Safety
+///
+/// The pages must be nobody's: nothing reads or writes them until they are claimed, neither through a reference, nor as a
+/// page table, a program's page, or a context or area that the host may write.
+pub unsafe fn pages_report(runs: &[PageRun]) -> Result<(), Status> {
+    let at = phys_of(runs).ok_or(Status::BAD_ADDRESS)?;
+    // SAFETY: the host writes nothing but the pages, which the caller answers for.
+    unsafe { raw::call(Call::PAGES_REPORT.0, [at.0, runs.len() as u64, 0, 0, 0]) }.result().map(drop)
+}
+
+/// Takes reported pages back, all or none. They are zero. Those that were not reported stay as they are.
+///
+/// # Errors
+///
+/// As [`pages_report`], and `BUSY` if the host does not give them now, or the [balloon](balloon) is said to hold them; then
+/// nothing was claimed.
+pub fn pages_claim(runs: &[PageRun]) -> Result<(), Status> {
+    let at = phys_of(runs).ok_or(Status::BAD_ADDRESS)?;
+    call(Call::PAGES_CLAIM, [at.0, runs.len() as u64, 0, 0, 0]).map(drop)
+}
+
+/// Says how many of the reported pages the balloon holds; gives how many the host asks for.
+///
+/// # Errors
+///
+/// `UNKNOWN_CALL` without `PAGE_REPORTING`.
+pub fn balloon(held: u64) -> Result<u64, Status> {
+    call(Call::BALLOON, [held, 0, 0, 0, 0])
 }
 
 #[cfg(test)]

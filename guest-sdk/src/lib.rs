@@ -7,6 +7,7 @@ extern crate std;
 extern crate alloc;
 
 pub mod area;
+pub mod balloon;
 pub mod boot;
 pub mod console;
 pub mod elf;
@@ -23,7 +24,9 @@ pub mod panic;
 pub mod preempt;
 pub mod process;
 mod raw;
+pub mod smp;
 pub mod space;
+pub mod sync;
 pub mod testing;
 pub mod time;
 mod upcall;

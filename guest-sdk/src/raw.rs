@@ -94,7 +94,12 @@ mod real {
 
     /// This vCPU's page.
     pub(crate) fn vcpu_page() -> &'static VcpuPage {
-        let page = VCPU_PAGES + number() * VCPU_STRIDE;
+        page_of(number() as u32)
+    }
+
+    /// The page of a vCPU that there is.
+    pub(crate) fn page_of(vcpu: u32) -> &'static VcpuPage {
+        let page = VCPU_PAGES + u64::from(vcpu) * VCPU_STRIDE;
         // SAFETY: the ABI maps a `VcpuPage` there for as long as the guest runs; all its fields that change are
         // atomics.
         unsafe { &*core::ptr::with_exposed_provenance(page as usize) }

@@ -104,7 +104,8 @@ pub mod timer {
 
     /// What [`arm`] has set the timer to, in nanoseconds; `NEVER` if it has not.
     #[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
-    static ARMED: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(NEVER);
+    static ARMED: crate::smp::PerVcpu<core::sync::atomic::AtomicU64> =
+        crate::smp::PerVcpu::new([const { core::sync::atomic::AtomicU64::new(NEVER) }; _]);
     #[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
     static ARMED: crate::fake::Armed = crate::fake::Armed;
 

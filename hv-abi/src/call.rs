@@ -33,9 +33,9 @@ macro_rules! for_each_call {
             /// Lets others run on this host CPU.
             5 YIELD yield_now() -> none, [], alone, served;
             /// Lets another vCPU run instead of this one.
-            6 YIELD_TO yield_to(vcpu) -> none, [NOT_FOUND], alone, later;
+            6 YIELD_TO yield_to(vcpu) -> none, [NOT_FOUND], alone, served;
             /// Blocks until one of a set of event channels fires.
-            7 POLL poll(set, deadline) -> channel, [BAD_ADDRESS], alone, later;
+            7 POLL poll(set, deadline) -> channel, [BAD_ADDRESS], alone, served;
             /// Sets or clears this vCPU's timer.
             8 TIMER_SET timer_set(deadline) -> none, [], data, served;
             /// Takes a free event channel.
@@ -49,9 +49,9 @@ macro_rules! for_each_call {
             /// Makes several calls in one crossing.
             13 MULTICALL multicall(entries, count) -> done, [BAD_ADDRESS, OUT_OF_RANGE], alone, served;
             /// Starts a vCPU at an entry point.
-            14 VCPU_START vcpu_start(vcpu, entry, argument) -> none, [NOT_FOUND, BUSY, BAD_ADDRESS], alone, later;
+            14 VCPU_START vcpu_start(vcpu, entry, argument) -> none, [NOT_FOUND, BUSY, BAD_ADDRESS], alone, served;
             /// Stops the calling vCPU until it is started again.
-            15 VCPU_STOP vcpu_stop() -> none, [BUSY], alone, later;
+            15 VCPU_STOP vcpu_stop() -> none, [BUSY], alone, served;
             /// Makes a page a root page table.
             16 ROOT_CREATE root_create(table) -> none, [BAD_ADDRESS, BAD_ARGUMENT, BUSY, NO_SPACE], data, served;
             /// Ends the use of a root page table.
@@ -64,11 +64,11 @@ macro_rules! for_each_call {
             /// Brings the saved extended state of a user context up to date.
             20 USER_XSTATE user_xstate(context) -> none, [BAD_ADDRESS, BAD_ARGUMENT], alone, served;
             /// Tells the host which pages are free; they read as zero when taken again.
-            21 PAGES_REPORT pages_report(runs, count) -> done, [BAD_ADDRESS, OUT_OF_RANGE], data, later;
+            21 PAGES_REPORT pages_report(runs, count) -> done, [BAD_ADDRESS, OUT_OF_RANGE], data, served;
             /// Takes reported pages back before they are used.
-            22 PAGES_CLAIM pages_claim(runs, count) -> done, [BAD_ADDRESS, OUT_OF_RANGE, BUSY], data, later;
-            /// Asks for, or agrees to, the balloon's target.
-            23 BALLOON balloon(held) -> target, [], data, later;
+            22 PAGES_CLAIM pages_claim(runs, count) -> done, [BAD_ADDRESS, OUT_OF_RANGE, BUSY], data, served;
+            /// Says how many pages the balloon holds, and asks how many it should.
+            23 BALLOON balloon(held) -> target, [], data, served;
             /// Reads a device register.
             24 DEVICE_READ device_read(device, offset) -> value, [NOT_FOUND, OUT_OF_RANGE], data, later;
             /// Writes a device register.

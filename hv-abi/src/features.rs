@@ -16,13 +16,13 @@ bitflags! {
         const EVENTS = 1 << 0;
         /// Several hypercalls in one crossing.
         const MULTICALL = 1 << 1;
-        /// Page tables by hypercall and guest user mode. Not yet served.
+        /// Page tables by hypercall and guest user mode.
         const MMU = 1 << 2;
         /// Accessed and dirty bits in page-table entries mean something. Not yet served.
         const MMU_AD = 1 << 3;
-        /// More than one vCPU. Not yet served.
+        /// More than one vCPU.
         const SMP = 1 << 4;
-        /// Free-page reporting and the balloon. Not yet served.
+        /// Free-page reporting and the balloon.
         const PAGE_REPORTING = 1 << 5;
         /// virtio devices over the hypercall transport. Not yet served.
         const DEVICES = 1 << 6;

@@ -11,7 +11,7 @@
 //! * Widths are fixed, padding is explicit, and an assertion under each structure pins its layout.
 //! * Numbers are never reused. To change the contract, add.
 //!
-//! Start at [`call`], the table of hypercalls, then [`boot`], [`vcpu`], [`mmu`] and [`user`].
+//! Start at [`call`], the table of hypercalls, then [`boot`], [`vcpu`], [`mmu`], [`user`] and [`pages`].
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -23,6 +23,7 @@ pub mod clock;
 pub mod features;
 pub mod mmu;
 pub mod note;
+pub mod pages;
 pub mod status;
 pub mod testing;
 pub mod user;

@@ -23,6 +23,9 @@ pub const EVENT_WORDS: usize = EVENT_CHANNELS as usize / 64;
 /// The channel by which each vCPU's own timer fires. It is always open and bound to every vCPU.
 pub const TIMER_CHANNEL: u32 = 0;
 
+/// The channel by which a change of the balloon's target fires. It is always open and bound to vCPU 0.
+pub const BALLOON_CHANNEL: u32 = 1;
+
 /// The channel by which the console's input fires. It is always open and bound to vCPU 0.
 pub const CONSOLE_CHANNEL: u32 = 3;
 
@@ -47,6 +50,9 @@ pub mod run_state {
     pub const STOPPED: u32 = 2;
 }
 
+/// [`VcpuPage::processor`] of a vCPU of which nothing is known.
+pub const NO_PROCESSOR: u32 = u32::MAX;
+
 /// One vCPU's page; only its beginning is used. GS base points here in the guest kernel.
 #[derive(Debug, FromBytes, IntoBytes, KnownLayout)]
 #[repr(C)]
@@ -63,8 +69,13 @@ pub struct VcpuPage {
     pub preempted: AtomicU32,
     /// Nanoseconds for which this vCPU wanted to run and could not. The host adds to it.
     pub steal_ns: AtomicU64,
-    /// Zero.
-    pub reserved: [u64; 4],
+    /// The engine's.
+    pub engine0: u32,
+    /// Host processor that this vCPU runs on or last ran on, or [`NO_PROCESSOR`]: a hint for locks. A holder that last ran
+    /// where the waiter runs now does not run.
+    pub processor: AtomicU32,
+    /// The engine's.
+    pub engine1: [u64; 3],
     /// Channels that have fired.
     pub pending: [AtomicU64; EVENT_WORDS],
     /// Channels that must not cause an upcall or end a `block`. All bits are set at start.
@@ -72,6 +83,8 @@ pub struct VcpuPage {
 }
 const _: () = assert!(size_of::<VcpuPage>() == 192);
 const _: () = assert!(core::mem::offset_of!(VcpuPage, upcall_entry) == 8);
+const _: () = assert!(core::mem::offset_of!(VcpuPage, engine0) == 32);
+const _: () = assert!(core::mem::offset_of!(VcpuPage, processor) == 36);
 const _: () = assert!(core::mem::offset_of!(VcpuPage, pending) == 64);
 const _: () = assert!(core::mem::offset_of!(VcpuPage, masked) == 128);
 

@@ -7,16 +7,24 @@ use crate::dispatch::{CallResult, Hypercalls, dispatch};
 use crate::ledger::{Bypass, Ledger};
 use crate::memory::BadAddress;
 use crate::memory::GuestMemory;
+use crate::presence::Held;
 use crate::report::{End, Place};
+use crate::vcpus::NotStarted;
 use crate::vm::Shared;
+use hv_abi::address::{LOWEST_MAPPABLE, SLOT_255};
 use hv_abi::call::{
     CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, Description, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX,
     PanicReport,
 };
 use hv_abi::mmu::{EAGER, MMU_UPDATE_MAX, MmuUpdate};
+use hv_abi::pages::{PAGE_RUNS_MAX, PageRun};
 use hv_abi::user::UserContext;
+use hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS, VcpuPage, upcall};
 use hv_abi::{ABI_VERSION, Call, GuestPhys, PAGE_SIZE, Status};
 use std::mem::offset_of;
+use std::ops::Range;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, MutexGuard};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// First V that is not in the lower half.
@@ -24,11 +32,42 @@ const LOWER_HALF_END: u64 = 1 << 47;
 
 /// A vCPU's calls, and what they leave for its loop to do.
 pub(crate) struct Calls<'a> {
-    pub vm: &'a Shared,
+    pub vm: &'a Arc<Shared>,
+    pub vcpu: u32,
     /// Deadline of the vCPU's timer, on the guest's clock.
     pub timer: Option<u64>,
-    /// Set by the call that ends the VM.
-    pub end: Option<End>,
+    /// Set by a call that is not to be answered yet, or at all.
+    pub then: Option<AfterCall>,
+}
+
+/// What a call leaves for its vCPU's loop to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum AfterCall {
+    /// To end the VM.
+    End(End),
+    /// To stop the vCPU.
+    Stop,
+    /// To wait for a channel.
+    Poll(Poll),
+}
+
+/// A set of channels that a vCPU waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Poll {
+    set: [u64; EVENT_WORDS],
+    /// On the guest's clock.
+    pub deadline: u64,
+}
+
+impl Poll {
+    /// The lowest channel of the set that is pending; or `EVENT_CHANNELS`, if an upcall is. `None`: neither is.
+    pub(crate) fn ready(&self, page: &VcpuPage) -> Option<u32> {
+        let words = (0..).zip(self.set.iter().zip(&page.pending));
+        let mut ready = words.map(|(word, (set, pending))| (word, set & pending.load(SeqCst)));
+        let channel = ready.find(|(_, ready)| *ready != 0);
+        let upcall = page.upcall.load(SeqCst) & upcall::PENDING != 0;
+        channel.map(|(word, ready)| word * 64 + ready.trailing_zeros()).or(upcall.then_some(EVENT_CHANNELS))
+    }
 }
 
 impl From<BadAddress> for Status {
@@ -67,7 +106,7 @@ impl Hypercalls for Calls<'_> {
 
     fn shutdown(&mut self, code: u64) -> CallResult {
         let code = u8::try_from(code).map_err(|_| Status::BAD_ARGUMENT)?;
-        self.end = Some(End::Shutdown { code });
+        self.then = Some(AfterCall::End(End::Shutdown { code }));
         Ok(0)
     }
 
@@ -80,12 +119,51 @@ impl Hypercalls for Calls<'_> {
         let message = text(report.message, report.message_length)?;
         let file = text(report.file, report.file_length)?;
         let place = (!file.is_empty()).then_some(Place { file, line: report.line, column: report.column });
-        self.end = Some(End::Panic { message, place });
+        self.then = Some(AfterCall::End(End::Panic { message, place }));
         Ok(0)
     }
 
     fn yield_now(&mut self) -> CallResult {
         std::thread::yield_now();
+        Ok(0)
+    }
+
+    fn yield_to(&mut self, vcpu: u64) -> CallResult {
+        let vcpu = self.vm.events.vcpu(vcpu)?;
+        if vcpu != self.vcpu {
+            self.vm.spaces.yield_to(vcpu);
+        }
+        Ok(0)
+    }
+
+    fn poll(&mut self, set: u64, deadline: u64) -> CallResult {
+        let poll = Poll { set: self.vm.memory.read(GuestPhys(set))?, deadline };
+        match poll.ready(self.vm.pages.page(self.vcpu)) {
+            Some(channel) => Ok(channel.into()),
+            None => {
+                self.then = Some(AfterCall::Poll(poll));
+                Ok(EVENT_CHANNELS.into())
+            }
+        }
+    }
+
+    fn vcpu_start(&mut self, vcpu: u64, entry: u64, argument: u64) -> CallResult {
+        let vcpu = self.vm.events.vcpu(vcpu)?;
+        if !(LOWEST_MAPPABLE..SLOT_255).contains(&entry) {
+            return Err(Status::BAD_ADDRESS);
+        }
+        let vcpus = self.vm.vcpus.as_ref().ok_or(Status::BUSY)?;
+        vcpus.start(self.vm, vcpu, entry, argument).map(|()| 0).map_err(|error| {
+            if !matches!(error, NotStarted::Busy) {
+                tracing::warn!(vcpu, %error, "a vCPU could not be started");
+            }
+            Status::BUSY
+        })
+    }
+
+    fn vcpu_stop(&mut self) -> CallResult {
+        self.vm.vcpus.as_ref().ok_or(Status::BUSY)?.begin_stop(self.vcpu)?;
+        self.then = Some(AfterCall::Stop);
         Ok(0)
     }
 
@@ -111,12 +189,14 @@ impl Hypercalls for Calls<'_> {
     }
 
     fn root_create(&mut self, table: u64) -> CallResult {
+        let _alone = self.alone();
         self.vm.roots.create(&self.vm.memory, table)?;
         self.check_tables(|ledger, memory| ledger.check(memory, table));
         Ok(0)
     }
 
     fn root_destroy(&mut self, table: u64) -> CallResult {
+        let _alone = self.alone();
         if self.vm.roots.is_kernel(table) {
             return Err(Status::BUSY);
         }
@@ -142,11 +222,13 @@ impl Hypercalls for Calls<'_> {
             return Err(Status::BAD_ARGUMENT);
         }
         let mut batch: Vec<MmuUpdate> = self.copy_array(updates, count)?;
+        let alone = self.alone();
         for update in &mut batch {
             let result = self.update_entry(update);
             update.status = result.err().unwrap_or(Status::SUCCESS);
             update.old = result.unwrap_or(0);
         }
+        drop(alone);
         match flags & EAGER {
             0 => self.vm.spaces.flush_kernel(),
             _ => self.vm.spaces.flush(),
@@ -169,6 +251,7 @@ impl Hypercalls for Calls<'_> {
             return Err(Status::NOT_FOUND);
         }
         self.vm.spaces.flush();
+        let _alone = self.alone();
         self.check_tables(|ledger, memory| match root {
             0 => ledger.check_all(memory),
             root => ledger.check(memory, root),
@@ -181,6 +264,24 @@ impl Hypercalls for Calls<'_> {
         let held = user.xstate_valid <= 1 && self.vm.spaces.release_user(context);
         // With 1, the area is what counts, whether the engine held the context or not.
         if held || user.xstate_valid == 1 { Ok(0) } else { Err(Status::BAD_ARGUMENT) }
+    }
+
+    fn pages_report(&mut self, runs: u64, count: u64) -> CallResult {
+        let pages = self.copy_runs(runs, count)?;
+        self.vm.memory.report(pages);
+        // Tables that are in use were not free: it is told here, where it was done.
+        self.check_tables(Ledger::check_all);
+        Ok(count)
+    }
+
+    fn pages_claim(&mut self, runs: u64, count: u64) -> CallResult {
+        let pages = self.copy_runs(runs, count)?;
+        self.vm.memory.claim(pages).map_err(|Held| Status::BUSY)?;
+        Ok(count)
+    }
+
+    fn balloon(&mut self, held: u64) -> CallResult {
+        Ok(self.vm.memory.presence().hold(held))
     }
 
     fn multicall(&mut self, entries: u64, count: u64) -> CallResult {
@@ -200,7 +301,7 @@ impl Hypercalls for Calls<'_> {
     }
 }
 
-impl Calls<'_> {
+impl<'a> Calls<'a> {
     /// One entry of a multicall. What changes mode or ends something stays outside.
     fn entry(&mut self, entry: &MulticallEntry) -> CallResult {
         let served = |call: &&Description| call.served && self.vm.features.contains(call.call.feature());
@@ -228,12 +329,17 @@ impl Calls<'_> {
         Ok(old)
     }
 
+    /// While tables are checked, no other vCPU changes any.
+    fn alone(&self) -> Option<MutexGuard<'a, ()>> {
+        self.vm.ledger.as_ref().map(Ledger::alone)
+    }
+
     /// Looks for a store that bypassed `MMU_UPDATE`, if that is wanted; it ends the VM.
     fn check_tables(&mut self, check: impl FnOnce(&Ledger, &GuestMemory) -> Result<(), Bypass>) {
         if let Some(ledger) = &self.vm.ledger
             && let Err(bypass) = check(ledger, &self.vm.memory)
         {
-            self.end = Some(End::TableBypass(bypass));
+            self.then = Some(AfterCall::End(End::TableBypass(bypass)));
         }
     }
 
@@ -245,6 +351,21 @@ impl Calls<'_> {
         let mut array: Vec<T> = (0..count).map(|_| T::new_zeroed()).collect();
         self.vm.memory.read_bytes(GuestPhys(start), array.as_mut_slice().as_mut_bytes())?;
         Ok(array)
+    }
+
+    /// Copies runs of pages out of guest memory, and gives the numbers of their pages.
+    fn copy_runs(&self, start: u64, count: u64) -> Result<Vec<Range<u64>>, Status> {
+        if count > PAGE_RUNS_MAX {
+            return Err(Status::OUT_OF_RANGE);
+        }
+        let pages = |run: PageRun| {
+            let length = run.count.checked_mul(PAGE_SIZE)?;
+            let good = run.start.0.is_multiple_of(PAGE_SIZE) && self.vm.memory.contains(run.start, length);
+            let first = run.start.0 / PAGE_SIZE;
+            good.then_some(first..first + run.count)
+        };
+        let runs: Vec<PageRun> = self.copy_array(start, count)?;
+        runs.into_iter().map(|run| pages(run).ok_or(Status::BAD_ADDRESS)).collect()
     }
 
     /// Copies at most `most` bytes out of guest memory.

@@ -4,7 +4,7 @@ use crate::cpu_share::CpuShare;
 use crate::engine::{EngineError, EngineKind};
 use crate::image::Image;
 use hv_abi::PAGE_SIZE;
-use hv_abi::address::MAX_MEMORY;
+use hv_abi::address::{MAX_MEMORY, MAX_VCPUS};
 use std::io::Write;
 
 /// What becomes of an `int3` in the guest kernel.
@@ -23,6 +23,9 @@ pub struct Config {
     pub image: Image,
     /// Guest-physical memory, in bytes; a multiple of 4096. Default 64 MiB.
     pub memory: u64,
+    /// Virtual processors, 1 to 64; more than the host has is allowed. Only vCPU 0 runs at first: a guest starts the others.
+    /// Default 1.
+    pub vcpus: u32,
     /// Which engine runs it.
     pub engine: EngineKind,
     /// The guest's arguments.
@@ -54,6 +57,7 @@ impl Config {
         Self {
             image,
             memory: 64 << 20,
+            vcpus: 1,
             engine: EngineKind::Auto,
             command_line: Vec::new(),
             ramdisk: Vec::new(),
@@ -80,6 +84,8 @@ pub enum StartError {
     MemoryTooLarge { memory: u64 },
     #[error("the guest needs {needed} bytes of memory and has {memory}; give it more with --memory")]
     MemoryTooSmall { memory: u64, needed: u64 },
+    #[error("{vcpus} vCPUs cannot be had; a VM has 1 to {MAX_VCPUS}")]
+    Vcpus { vcpus: u32 },
     #[error("the guest's argument {index} has a zero byte in it, and that is what ends an argument")]
     ZeroInArgument { index: usize },
     #[error("the guest's arguments are {length} bytes long, at most {most} fit")]
@@ -117,6 +123,10 @@ pub(crate) fn check(config: &Config) -> Result<(), StartError> {
     }
     if let Some((weight @ (0 | 10_001..), _)) = config.cpu.weight {
         return Err(StartError::Weight { weight });
+    }
+    let vcpus = config.vcpus;
+    if !(1..=MAX_VCPUS).contains(&vcpus) {
+        return Err(StartError::Vcpus { vcpus });
     }
     if !crate::cpu::fsgsbase() {
         return Err(StartError::NoFsgsbase);

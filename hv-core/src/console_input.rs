@@ -112,6 +112,8 @@ mod tests {
 
     struct Nobody;
     impl Notify for Nobody {
+        fn pending(&self, _: u32) {}
+
         fn notify(&self, _: u32) {}
     }
 

@@ -5,10 +5,20 @@
 
 use crate::shared::SharedFile;
 use hv_abi::clock::ClockPage;
-use hv_abi::vcpu::{EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL, VcpuPage, upcall};
+use hv_abi::vcpu::{EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL, NO_PROCESSOR, VcpuPage, run_state, upcall};
 use hv_abi::{PAGE_SIZE, Status};
+use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex};
+
+/// Which vCPU each dynamic channel is bound to, or [`UNBOUND`]: where guests see it, and engines that send for them. What
+/// counts is the monitor's own copy.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Bindings(pub [AtomicU8; EVENT_CHANNELS as usize]);
+
+/// In [`Bindings`]: the channel is not open, or a fixed one.
+pub(crate) const UNBOUND: u8 = 0xff;
 
 /// The vCPU pages of a VM, and the clock page that stands behind each.
 #[derive(Debug)]
@@ -19,14 +29,17 @@ pub(crate) struct VcpuPages {
 
 impl VcpuPages {
     pub(crate) fn new(vcpus: u32) -> std::io::Result<Self> {
-        let file = SharedFile::new("hv-vcpu-pages", (u64::from(vcpus) + 1) * PAGE_SIZE)?;
+        let file = SharedFile::new("hv-vcpu-pages", Self::offset(vcpus) + PAGE_SIZE)?;
         let pages = Self { file, vcpus };
         for vcpu in 0..vcpus {
             let page = pages.page(vcpu);
             page.vcpu.store(vcpu, Relaxed);
             page.upcall.store(upcall::MASKED, Relaxed);
             page.masked.iter().for_each(|word| word.store(u64::MAX, Relaxed));
+            page.run_state.store(if vcpu == 0 { run_state::RUNNING } else { run_state::STOPPED }, Relaxed);
+            page.processor.store(NO_PROCESSOR, Relaxed);
         }
+        pages.bindings().0.iter().for_each(|vcpu| vcpu.store(UNBOUND, Relaxed));
         Ok(pages)
     }
 
@@ -47,6 +60,23 @@ impl VcpuPages {
         self.file.at(Self::offset(vcpu))
     }
 
+    /// Offset in the file of [`Bindings`], of a VM with so many vCPUs.
+    pub(crate) fn bindings_offset(vcpus: u32) -> u64 {
+        Self::offset(vcpus)
+    }
+
+    fn bindings(&self) -> &Bindings {
+        self.file.at(Self::bindings_offset(self.vcpus))
+    }
+
+    /// Readies the page of a vCPU that is to be started. What is pending stays so.
+    pub(crate) fn start(&self, vcpu: u32) {
+        let page = self.page(vcpu);
+        page.masked.iter().for_each(|word| word.store(u64::MAX, SeqCst));
+        page.upcall.store(upcall::MASKED, SeqCst);
+        page.run_state.store(run_state::RUNNING, SeqCst);
+    }
+
     pub(crate) fn clock(&self) -> &ClockPage {
         self.file.at(0)
     }
@@ -57,6 +87,9 @@ pub(crate) trait Notify: Send + Sync {
     /// An upcall is pending in the vCPU's page. If the vCPU runs with upcalls unmasked, or is blocked, it must
     /// see it soon.
     fn notify(&self, vcpu: u32);
+
+    /// A channel has become pending in its page, masked or not. If it waits in [`POLL`](hv_abi::Call::POLL), it must look.
+    fn pending(&self, vcpu: u32);
 }
 
 /// Who owns which channel of a VM.
@@ -77,6 +110,7 @@ impl Events {
         let page = self.pages.page(vcpu);
         let (word, bit) = (channel as usize / 64, 1_u64 << (channel % 64));
         page.pending[word].fetch_or(bit, SeqCst);
+        self.notify.pending(vcpu);
         if page.masked[word].load(SeqCst) & bit == 0 {
             // Once is enough: until the guest clears the bit, it has yet to look. A flood of events is one upcall.
             if page.upcall.fetch_or(upcall::PENDING, SeqCst) & upcall::PENDING == 0 {
@@ -92,6 +126,7 @@ impl Events {
         let channel = free.ok_or(Status::NO_SPACE)?;
         bound[channel] = Some(vcpu);
         self.reset(vcpu, channel as u32);
+        self.show(channel as u32, Some(vcpu));
         Ok(channel as u32)
     }
 
@@ -99,6 +134,7 @@ impl Events {
         let mut bound = self.bound();
         let (channel, owner) = slot(&mut bound, channel)?;
         let vcpu = owner.take().ok_or(Status::NOT_FOUND)?;
+        self.show(channel, None);
         self.reset(vcpu, channel);
         Ok(())
     }
@@ -120,6 +156,8 @@ impl Events {
             return Ok(()); // a pending event stays pending; it does not fire anew
         }
         *owner = Some(vcpu);
+        // Who sends to the old one meanwhile looks at the binding again afterwards; here it is the other way round.
+        self.show(channel, Some(vcpu));
         let (word, bit) = (channel as usize / 64, 1_u64 << (channel % 64));
         let was = self.pages.page(old).pending[word].fetch_and(!bit, SeqCst);
         if was & bit != 0 {
@@ -128,8 +166,14 @@ impl Events {
         Ok(())
     }
 
+    /// Shows guests whom a channel is bound to.
+    fn show(&self, channel: u32, vcpu: Option<u32>) {
+        let vcpu = vcpu.map_or(UNBOUND, |vcpu| vcpu as u8);
+        self.pages.bindings().0[channel as usize].store(vcpu, SeqCst);
+    }
+
     /// A vCPU that exists.
-    fn vcpu(&self, vcpu: u64) -> Result<u32, Status> {
+    pub(crate) fn vcpu(&self, vcpu: u64) -> Result<u32, Status> {
         u32::try_from(vcpu).ok().filter(|vcpu| *vcpu < self.pages.vcpus()).ok_or(Status::NOT_FOUND)
     }
 
@@ -164,6 +208,7 @@ mod tests {
         fn notify(&self, _: u32) {
             self.0.fetch_add(1, Relaxed);
         }
+        fn pending(&self, _: u32) {}
     }
 
     fn events() -> (Events, Arc<VcpuPages>, Arc<Count>) {

@@ -43,7 +43,7 @@ impl fmt::Display for Bypass {
             f,
             "the page-table entry at P {entry:#x} (level {level}, for V {virt:#x} under the root at P {root:#x}) is \
              {found:#x}, where the last MMU_UPDATE left {expected:#x}: a live table is changed by MMU_UPDATE only, by \
-             guest_sdk's AddressSpace and Area"
+             guest_sdk's AddressSpace and Area, and is not reported as free"
         )
     }
 }
@@ -66,11 +66,20 @@ struct Place {
 
 /// All live tables that were seen, by their P and level.
 #[derive(Default)]
-pub(crate) struct Ledger(Mutex<BTreeMap<(u64, u32), Table>>);
+pub(crate) struct Ledger {
+    tables: Mutex<BTreeMap<(u64, u32), Table>>,
+    alone: Mutex<()>,
+}
 
 impl Ledger {
+    /// Keeps other vCPUs from changing tables: held from before an entry is exchanged until the ledger knows, and over each
+    /// comparison.
+    pub(crate) fn alone(&self) -> MutexGuard<'_, ()> {
+        self.alone.lock().expect("no thread panics with the lock held")
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(u64, u32), Table>> {
-        self.0.lock().expect("no thread panics with the lock held")
+        self.tables.lock().expect("no thread panics with the lock held")
     }
 
     /// One that has seen the guest kernel's own root, if it has one.

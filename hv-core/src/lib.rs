@@ -19,11 +19,13 @@ pub mod image;
 mod ledger;
 pub mod memory;
 mod mmu;
+mod presence;
 pub mod report;
 mod shared;
 mod symbols;
 mod user;
 mod vcpu;
+mod vcpus;
 pub mod vm;
 mod watched;
 
@@ -32,6 +34,7 @@ pub use console_input::ConsoleInput;
 pub use cpu_share::CpuShare;
 pub use engine::EngineKind;
 pub use image::{Image, ImageError};
+pub use presence::MemoryStats;
 pub use report::{End, Report};
 pub use vm::Vm;
 
@@ -51,5 +54,10 @@ pub fn prepare() -> std::io::Result<()> {
 
 /// What this hypervisor serves of the ABI.
 pub fn offered_features() -> Features {
-    Features::EVENTS | Features::MULTICALL | Features::MMU | Features::CONSOLE_INPUT
+    Features::EVENTS
+        | Features::MULTICALL
+        | Features::MMU
+        | Features::SMP
+        | Features::PAGE_REPORTING
+        | Features::CONSOLE_INPUT
 }

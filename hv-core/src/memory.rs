@@ -6,10 +6,13 @@
 //! The memory is one memfd, so that sandboxes map it by descriptor; it starts all zero and costs nothing until
 //! it is touched.
 
+use crate::presence::{Held, MemoryStats, Presence, disjoint};
 use crate::shared::memory_file;
 use crate::watched::Watched;
-use hv_abi::GuestPhys;
+use hv_abi::{GuestPhys, PAGE_SIZE};
 use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fs::FallocateFlags;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory};
@@ -36,6 +39,7 @@ pub struct GuestMemory {
     map: GuestMemoryMmap,
     size: u64,
     watched: Arc<Watched>,
+    presence: Arc<Presence>,
 }
 
 impl GuestMemory {
@@ -49,7 +53,8 @@ impl GuestMemory {
         let length = usize::try_from(size).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
         let range = (GuestAddress(0), length, Some(FileOffset::from_arc(file.clone(), 0)));
         let map = GuestMemoryMmap::from_ranges_with_files([range]).map_err(std::io::Error::other)?;
-        Ok(Self { file, map, size, watched: Arc::default() })
+        let presence = Arc::new(Presence::new(size.div_ceil(PAGE_SIZE)));
+        Ok(Self { file, map, size, watched: Arc::default(), presence })
     }
 
     /// Bytes of guest memory.
@@ -65,6 +70,48 @@ impl GuestMemory {
     /// Frames of which somebody keeps a copy.
     pub(crate) fn watched(&self) -> &Watched {
         &self.watched
+    }
+
+    /// Which of its pages the guest has given up, and what is asked of its balloon.
+    pub(crate) fn presence(&self) -> &Presence {
+        &self.presence
+    }
+
+    /// What of it is there, and what it costs the host at the moment.
+    pub fn stats(&self) -> MemoryStats {
+        const BLOCK: u64 = 512; // the unit of `st_blocks`
+        // It fails for what is no open file only.
+        let blocks = rustix::fs::fstat(&self.file).map_or(0, |status| status.st_blocks as u64);
+        self.presence.stats(self.size, blocks * BLOCK)
+    }
+
+    /// Gives pages back to the host, given by their numbers, which must be in guest memory. They are zero from then on, in
+    /// every mapping of the file.
+    pub(crate) fn report(&self, pages: Vec<Range<u64>>) {
+        let pages = disjoint(pages);
+        self.presence.report(&pages);
+        for range in pages {
+            let (start, length) = (range.start * PAGE_SIZE, (range.end - range.start) * PAGE_SIZE);
+            self.punch(start, length);
+            self.watched.note_write(start, length);
+        }
+    }
+
+    /// Takes them again, all or none.
+    pub(crate) fn claim(&self, pages: Vec<Range<u64>>) -> Result<(), Held> {
+        self.presence.claim(&disjoint(pages))
+    }
+
+    /// Makes a hole in the file. Where the host refuses that, its memory stays spent, and the promise of zeros is kept by hand.
+    fn punch(&self, start: u64, length: u64) {
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if let Err(error) = rustix::fs::fallocate(&self.file, hole, start, length) {
+            tracing::warn!(%error, start, length, "the host does not take free pages back");
+            let zeros = [0; PAGE_SIZE as usize];
+            for at in (start..start + length).step_by(zeros.len()) {
+                self.map.write_slice(&zeros, GuestAddress(at)).expect("the pages are in guest memory");
+            }
+        }
     }
 
     /// Whether the whole range is guest memory; an empty one is, wherever it is.
@@ -180,6 +227,21 @@ mod tests {
         let mut last = [0xa5; 2];
         memory.read_bytes(GuestPhys(8190), &mut last).unwrap();
         assert_eq!(last, [0, 0]);
+    }
+
+    #[test]
+    fn reported_pages_go_back_to_the_host_and_are_zero() {
+        let memory = GuestMemory::new(64 * 4096).unwrap();
+        memory.write_bytes(GuestPhys(0), &[7; 64 * 4096]).unwrap();
+        assert_eq!((memory.stats().size, memory.stats().host), (64 * 4096, 64 * 4096));
+        memory.report(vec![8..40, 0..1, 30..48, 63..63]);
+        let stats = memory.stats();
+        assert_eq!((stats.host, stats.reported, stats.pages_reported), (23 * 4096, 41 * 4096, 41));
+        for (page, byte) in [(0, 0), (1, 7), (7, 7), (8, 0), (47, 0), (48, 7), (63, 7)] {
+            let mut bytes = [1; 4096];
+            memory.read_bytes(GuestPhys(page * 4096), &mut bytes).unwrap();
+            assert_eq!(bytes, [byte; 4096], "page {page}");
+        }
     }
 
     #[test]

@@ -40,6 +40,8 @@ unsafe impl Shared for hv_abi::clock::ClockPage {}
 unsafe impl Shared for crate::engine::process::handover::Handover {}
 // SAFETY: as above.
 unsafe impl Shared for crate::engine::process::layout::Report {}
+// SAFETY: an array of atomics.
+unsafe impl Shared for crate::events::Bindings {}
 // SAFETY: an atomic.
 unsafe impl Shared for AtomicU32 {}
 // SAFETY: an atomic.

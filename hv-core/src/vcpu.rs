@@ -1,21 +1,22 @@
 //! A vCPU's loop: the monitor's thread that serves it.
 
-use crate::calls::Calls;
+use crate::calls::{AfterCall, Calls, Poll};
 use crate::clock::GuestClock;
 use crate::config::Breakpoints;
 use crate::cpu_share::steal;
 use crate::dispatch::dispatch;
-use crate::engine::{Control, EnterError, Exit, Fault, Registers, Trap, UserExit, VcpuRunner};
+use crate::engine::{Control, Counters, EnterError, Exit, Fault, Registers, Trap, UserExit, VcpuRunner};
+use crate::ledger::Ledger;
 use crate::report::End;
 use crate::user;
 use crate::vm::{Message, Shared};
 use crossbeam_channel::{Receiver, Sender};
-use hv_abi::call::woken_by;
-use hv_abi::vcpu::TIMER_CHANNEL;
+use hv_abi::call::{NEVER, woken_by};
+use hv_abi::vcpu::{EVENT_CHANNELS, TIMER_CHANNEL, run_state};
 use hv_abi::{Features, Status};
 use std::num::NonZeroU64;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What a stopped vCPU is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +31,8 @@ pub(crate) struct VcpuThread {
     pub vcpu: u32,
     pub runner: Box<dyn VcpuRunner>,
     pub control: Arc<dyn Control>,
-    pub clock: GuestClock,
+    /// The VM's, which all its vCPUs' threads correct.
+    pub clock: Arc<Mutex<GuestClock>>,
     pub delay: steal::Delay,
     pub messages: Sender<Message>,
     pub orders: Receiver<Order>,
@@ -55,17 +57,19 @@ struct Next {
 enum Then {
     Run,
     End(End, Registers),
+    /// The vCPU stops itself.
+    Stop,
 }
 
 const BREAKPOINT: u64 = 3;
 
 impl VcpuThread {
-    /// Runs until the VM ends, and says how.
-    pub(crate) fn run(mut self) {
+    /// Runs until the vCPU stops itself, or the VM ends, and then says how, if nobody else has. Gives what it has counted.
+    pub(crate) fn run(mut self) -> Counters {
         // The guest's timer is kept here; by default the host may let it be 50 us late. If it does not let us, it is.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let vm = self.vm.clone();
-        let mut calls = Calls { vm: &vm, timer: None, end: None };
+        let mut calls = Calls { vm: &vm, vcpu: self.vcpu, timer: None, then: None };
         let mut next = self.next(calls.timer);
         loop {
             if calls.timer != next.timer {
@@ -73,14 +77,20 @@ impl VcpuThread {
             }
             let exit = self.runner.run(next.monotonic);
             let slept_to_the_end = matches!(exit, Exit::Deadline);
-            if let Then::End(end, registers) = self.handle(exit, &mut calls) {
-                // Nothing of the guest runs on, whoever may be looking at the report, or not yet.
-                self.control.kill();
-                let message =
-                    Message::Ended { vcpu: self.vcpu, end, registers, counters: self.runner.counters() };
-                // The VM may be gone already; then nobody asks.
-                let _ = self.messages.send(message);
-                return;
+            match self.handle(exit, &mut calls) {
+                Then::Run => {}
+                Then::End(end, registers) => {
+                    self.end(end, registers);
+                    return self.runner.counters();
+                }
+                Then::Stop => {
+                    let counters = self.runner.counters();
+                    self.vm.vcpus().has_stopped(self.vcpu, counters, || {
+                        self.vm.pages.page(self.vcpu).run_state.store(run_state::STOPPED, SeqCst);
+                        self.runner.park();
+                    });
+                    return counters;
+                }
             }
             // A guest that calls all the time is never waited for, so the time is looked at after each exit.
             if slept_to_the_end || crate::clock::tsc_now() >= next.tsc {
@@ -90,13 +100,28 @@ impl VcpuThread {
         }
     }
 
+    /// Ends the VM, if no other vCPU has.
+    fn end(&self, end: End, registers: Registers) {
+        if !self.vm.ended.swap(true, SeqCst) {
+            // Nothing of the guest runs on, whoever may be looking at the report, or not yet.
+            self.control.kill();
+            // The VM may be gone already; then nobody asks.
+            let _ = self.messages.send(Message::Ended { vcpu: self.vcpu, end, registers });
+        }
+    }
+
+    fn clock(&self) -> MutexGuard<'_, GuestClock> {
+        self.clock.lock().expect("no thread panics with the lock held")
+    }
+
     /// When this loop has something to do by itself.
     fn next(&self, timer: Option<u64>) -> Next {
-        let correction = self.clock.next_correction();
+        let clock = self.clock();
+        let correction = clock.next_correction();
         let until_correction = correction.saturating_sub(crate::clock::monotonic_ns());
-        let guest = timer.unwrap_or(u64::MAX).min(self.clock.now().saturating_add(until_correction));
-        let monotonic = timer.map_or(u64::MAX, |at| self.clock.to_monotonic(at)).min(correction);
-        Next { timer, monotonic, tsc: self.clock.to_tsc(guest) }
+        let guest = timer.unwrap_or(u64::MAX).min(clock.now().saturating_add(until_correction));
+        let monotonic = timer.map_or(u64::MAX, |at| clock.to_monotonic(at)).min(correction);
+        Next { timer, monotonic, tsc: clock.to_tsc(guest) }
     }
 
     fn handle(&mut self, exit: Exit, calls: &mut Calls<'_>) -> Then {
@@ -125,11 +150,47 @@ impl VcpuThread {
     fn hypercall(&mut self, number: u32, arguments: [u64; 5], calls: &mut Calls<'_>) -> Then {
         let result = dispatch(calls, self.vm.features, number, arguments);
         tracing::trace!(vcpu = self.vcpu, call = ?hv_abi::Call(number), ?arguments, ?result, "hypercall");
-        if let Some(end) = calls.end.take() {
-            return Then::End(end, self.runner.registers_in_call());
-        }
+        let result = match calls.then.take() {
+            None => result,
+            Some(AfterCall::End(end)) => return Then::End(end, self.runner.registers_in_call()),
+            Some(AfterCall::Stop) => return Then::Stop,
+            Some(AfterCall::Poll(poll)) => match self.poll(&poll, &mut calls.timer) {
+                Ok(channel) => Ok(channel.into()),
+                Err(then) => return then,
+            },
+        };
         self.runner.answer(result.err().unwrap_or(Status::SUCCESS), result.unwrap_or(0));
         self.stop_after_call().unwrap_or(Then::Run)
+    }
+
+    /// Waits for a channel of the set. Gives which, or `EVENT_CHANNELS`; or what to do instead.
+    fn poll(&mut self, poll: &Poll, timer: &mut Option<u64>) -> Result<u32, Then> {
+        let vm = self.vm.clone();
+        let stopping = &vm.stopping[self.vcpu as usize];
+        let page = vm.pages.page(self.vcpu);
+        loop {
+            if stopping.load(SeqCst)
+                && let Some(then) = self.stopped(self.runner.registers_in_call())
+            {
+                return Err(then);
+            }
+            if let Some(channel) = poll.ready(page) {
+                return Ok(channel);
+            }
+            if poll.deadline <= self.clock().now() {
+                return Ok(EVENT_CHANNELS);
+            }
+            if self.runner.has_died() {
+                return Err(Then::End(
+                    End::Died { reason: "its sandbox is gone".into() },
+                    Registers::default(),
+                ));
+            }
+            let next = self.next(Some(timer.unwrap_or(NEVER).min(poll.deadline)));
+            self.runner
+                .sleep_in_call(next.monotonic, &mut || poll.ready(page).is_some() || stopping.load(SeqCst));
+            self.deadline_passed(timer);
+        }
     }
 
     /// A call is answered, and not yet returned from: a stopping point.
@@ -153,12 +214,14 @@ impl VcpuThread {
             }
         };
         let tables = [Some(root), self.vm.roots.kernel()].into_iter().flatten();
+        let alone = self.vm.ledger.as_ref().map(Ledger::alone);
         let ledger = self.vm.ledger.iter();
         let mut checks =
             ledger.flat_map(|ledger| tables.clone().map(|root| ledger.check(&self.vm.memory, root)));
         if let Some(Err(bypass)) = checks.find(Result::is_err) {
             return Then::End(End::TableBypass(bypass), self.runner.registers_in_call());
         }
+        drop((checks, alone));
         match self.runner.enter_user(root, context, &program) {
             Ok(()) => {}
             Err(EnterError::NoExtendedState) => self.runner.answer(Status::BAD_ARGUMENT, 0),
@@ -203,10 +266,13 @@ impl VcpuThread {
     }
 
     fn deadline_passed(&mut self, timer: &mut Option<u64>) {
-        if crate::clock::monotonic_ns() >= self.clock.next_correction() {
-            self.clock.correct(self.vm.pages.clock());
+        let mut clock = self.clock();
+        if crate::clock::monotonic_ns() >= clock.next_correction() {
+            clock.correct(self.vm.pages.clock());
         }
-        if timer.is_some_and(|at| at <= self.clock.now()) {
+        let now = clock.now();
+        drop(clock);
+        if timer.is_some_and(|at| at <= now) {
             *timer = None;
             self.delay.tell(&*self.control, &self.vm.pages);
             self.vm.events.raise(self.vcpu, TIMER_CHANNEL);

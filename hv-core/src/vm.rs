@@ -1,6 +1,6 @@
 //! A virtual machine: started from a [`Config`], stopped or waited for, and what is said of it at its end.
 //!
-//! One thread per vCPU serves that vCPU (`vcpu`); whoever holds the [`Vm`] hears from them over a channel. Guest
+//! One thread per vCPU that is started serves it (`vcpus`, `vcpu`); whoever holds the [`Vm`] hears from them over a channel. Guest
 //! code runs elsewhere, where the engine put it.
 //!
 //! Start at [`Vm::start`].
@@ -10,8 +10,7 @@ use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
-use crate::cpu_clock::ThreadClock;
-use crate::cpu_share::{Gate, Keeper, Measured, steal};
+use crate::cpu_share::{Gate, Keeper, Measured};
 use crate::engine::process::ProcessEngine;
 use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
 use crate::events::{Events, Notify, VcpuPages};
@@ -19,20 +18,31 @@ use crate::image::Image;
 use crate::ledger::Ledger;
 use crate::memory::GuestMemory;
 use crate::mmu::Roots;
+use crate::presence::MemoryStats;
 use crate::report::{End, Report};
-use crate::vcpu::{Order, VcpuThread};
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, bounded, never, select, unbounded};
-use hv_abi::Features;
+use crate::vcpu::Order;
+use crate::vcpus::{NotStarted, Vcpus};
+use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
+use hv_abi::vcpu::BALLOON_CHANNEL;
+use hv_abi::{Features, PAGE_SIZE};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 /// What a vCPU's thread tells.
 pub(crate) enum Message {
-    Stopped { vcpu: u32, registers: Registers },
-    Ended { vcpu: u32, end: End, registers: Registers, counters: Counters },
+    Stopped {
+        vcpu: u32,
+        registers: Registers,
+    },
+    /// By the first vCPU that ends; the others are silent.
+    Ended {
+        vcpu: u32,
+        end: End,
+        registers: Registers,
+    },
 }
 
 /// What a VM's threads share.
@@ -50,6 +60,10 @@ pub(crate) struct Shared {
     pub breakpoints: Breakpoints,
     /// Per vCPU: somebody waits for it to stop.
     pub stopping: Vec<AtomicBool>,
+    /// Which vCPUs are started.
+    pub vcpus: Option<Vcpus>,
+    /// A vCPU has ended the VM.
+    pub ended: AtomicBool,
     console: Mutex<Option<Box<dyn Write + Send>>>,
 }
 
@@ -74,9 +88,30 @@ impl Shared {
             features,
             breakpoints,
             stopping: (0..pages.vcpus()).map(|_| AtomicBool::new(false)).collect(),
+            vcpus: None,
+            ended: AtomicBool::new(false),
             console: Mutex::new(Some(console)),
             pages,
         }
+    }
+
+    /// Asks the guest's balloon to hold so many bytes. Whether the guest was told.
+    pub(crate) fn set_balloon(&self, bytes: u64) -> bool {
+        let follows = self.features.contains(Features::PAGE_REPORTING);
+        let pages = bytes.min(self.memory.size()) / PAGE_SIZE;
+        if follows && self.memory.presence().set_target(pages) {
+            self.events.raise(0, BALLOON_CHANNEL);
+        }
+        follows
+    }
+
+    /// Its vCPUs.
+    ///
+    /// # Panics
+    ///
+    /// Panics in a VM without an engine, which has none that run.
+    pub(crate) fn vcpus(&self) -> &Vcpus {
+        self.vcpus.as_ref().expect("a VM that runs has vCPUs")
     }
 
     /// Writes to the console. Output that nobody takes is dropped: it is no fault of the guest's.
@@ -100,9 +135,7 @@ pub struct Vm {
     image: Image,
     mappings: Vec<Mapping>,
     messages: Receiver<Message>,
-    orders: Sender<Order>,
     stop_requests: (Sender<()>, Receiver<()>),
-    thread: Option<JoinHandle<()>>,
 }
 
 /// Ends a VM from another thread than the one that waits for it.
@@ -116,11 +149,43 @@ impl Stopper {
     }
 }
 
-/// One vCPU until several are served.
-const VCPUS: u32 = 1;
+/// Looks at a VM's memory, and asks for some of it back, from any thread. It does not keep the VM.
+#[derive(Clone)]
+pub struct MemoryControl(Weak<Shared>);
+
+/// Why the balloon cannot be set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BalloonError {
+    /// It has ended.
+    #[error("the VM has ended")]
+    Ended,
+    /// It would never hear of it.
+    #[error("the guest has no balloon: its image does not ask for the feature PAGE_REPORTING")]
+    NoBalloon,
+}
+
+impl MemoryControl {
+    /// What of the VM's memory is there; `None` once the VM is gone.
+    pub fn stats(&self) -> Option<MemoryStats> {
+        self.0.upgrade().map(|vm| vm.memory.stats())
+    }
+
+    /// Asks the guest to give up so many bytes, rounded down to pages and at most all, until it is asked for another number. A
+    /// guest follows if it likes and as far as it can: [`MemoryStats::ballooned`] says how far it has.
+    ///
+    /// # Errors
+    ///
+    /// There is nobody to ask.
+    pub fn set_balloon(&self, bytes: u64) -> Result<(), BalloonError> {
+        let vm = self.0.upgrade().ok_or(BalloonError::Ended)?;
+        if vm.set_balloon(bytes) { Ok(()) } else { Err(BalloonError::NoBalloon) }
+    }
+}
 
 /// A vCPU that used this much processor time after it was asked to stop will not.
 const STOP_CPU_TIME: Duration = Duration::from_millis(10);
+/// How often one is asked.
+const ASK_AGAIN: Duration = Duration::from_millis(1);
 /// Nor one that took this long.
 const STOP_WALL_TIME: Duration = Duration::from_secs(1);
 
@@ -141,10 +206,10 @@ impl Vm {
             ramdisk: &config.ramdisk,
             command_line: &config.command_line,
             features,
-            vcpus: VCPUS,
+            vcpus: config.vcpus,
         };
         let argument = boot.load(&memory)?;
-        let pages = Arc::new(VcpuPages::new(VCPUS).map_err(host("the vCPU pages"))?);
+        let pages = Arc::new(VcpuPages::new(config.vcpus).map_err(host("the vCPU pages"))?);
         let mappings = boot::mappings(&config.image, memory.size());
         let gate = Arc::new(Gate::new());
         let setup = Setup {
@@ -153,16 +218,13 @@ impl Vm {
             pages: &pages,
             mappings: &mappings,
             rewrite: config.rewrite,
-            entry: config.image.entry,
-            argument,
             kernel_root: boot::kernel_root(features),
             sees_entries: config.check_tables,
         };
         let engine = match config.engine {
             EngineKind::Auto | EngineKind::Process => ProcessEngine,
         };
-        let mut running = engine.start(&setup)?;
-        let control = running.control;
+        let control = engine.start(&setup)?;
         let mut shared = Shared::new(
             memory,
             pages,
@@ -174,22 +236,18 @@ impl Vm {
         );
         shared.console_input = ConsoleInput::new(shared.events.clone(), config.console_input);
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
+        let (messages_in, messages) = unbounded();
+        let clock = GuestClock::start(shared.pages.clock());
+        shared.vcpus = Some(Vcpus::new(config.vcpus, control.clone(), clock, messages_in));
         let shared = Arc::new(shared);
-        let ((messages_in, messages), (orders, orders_out)) = (unbounded(), bounded(1));
-        let thread = VcpuThread {
-            vm: shared.clone(),
-            vcpu: 0,
-            runner: running.vcpus.remove(0),
-            control: control.clone(),
-            clock: GuestClock::start(shared.pages.clock()),
-            delay: steal::Delay::new(0),
-            messages: messages_in,
-            orders: orders_out,
-        };
-        let thread = std::thread::Builder::new()
-            .name("hv-vcpu0".into())
-            .spawn(move || thread.run())
-            .map_err(host("a vCPU's thread"))?;
+        match shared.vcpus().start(&shared, 0, config.image.entry, argument) {
+            Ok(()) => {}
+            Err(NotStarted::Engine(error)) => return Err(error.into()),
+            Err(NotStarted::Thread(source)) => {
+                return Err(StartError::Host { what: "a vCPU's thread", source });
+            }
+            Err(NotStarted::Busy) => unreachable!("no vCPU is started yet"),
+        }
         tracing::debug!(memory = config.memory, ?features, "started");
         let mut vm = Self {
             shared,
@@ -199,12 +257,9 @@ impl Vm {
             image: config.image,
             mappings,
             messages,
-            orders,
             stop_requests: bounded(1),
-            thread: Some(thread),
         };
-        let clocks: Vec<_> = vm.thread.iter().filter_map(ThreadClock::of).collect();
-        vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared.pages, &clocks)
+        vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared)
             .map_err(host("the thread that keeps its share of the processors"))?;
         Ok(vm)
     }
@@ -242,23 +297,24 @@ impl Vm {
         Stopper(self.stop_requests.0.clone())
     }
 
-    /// Ends the VM from outside, at a stopping point if its vCPU comes to one.
+    /// Ends the VM from outside, at stopping points if its vCPUs come to them.
     pub fn stop(mut self) -> Report {
-        match self.stop_vcpu(0) {
-            Stop::Stopped(_) => {
-                let _ = self.orders.send(Order::End);
+        match self.stop_vcpus() {
+            Stop::Stopped(stopped) => {
+                let first = *stopped.keys().next().expect("a VM has a vCPU that is started");
+                self.shared.vcpus().order(first, Order::End);
                 let message = self.messages.recv();
                 self.finish(message.ok())
             }
             Stop::Ended(message) => self.finish(Some(message)),
-            Stop::Unanswered => {
-                let (registers, counters) = Default::default();
-                self.finish(Some(Message::Ended { vcpu: 0, end: End::Unanswered, registers, counters }))
+            Stop::Unanswered(vcpu) => {
+                let (end, registers) = (End::Unanswered, Registers::default());
+                self.finish(Some(Message::Ended { vcpu, end, registers }))
             }
         }
     }
 
-    /// Stops all vCPUs at their next stopping point, and gives the registers of the first.
+    /// Stops all vCPUs at their next stopping points.
     ///
     /// # Errors
     ///
@@ -266,13 +322,16 @@ impl Vm {
     #[expect(clippy::result_large_err, reason = "a report is made once in a VM's life")]
     pub fn pause(self) -> Result<Paused, Report> {
         let mut vm = self;
-        match vm.stop_vcpu(0) {
-            Stop::Stopped(registers) => {
-                let cpu_time = vm.control.cpu_time(0);
-                Ok(Paused { vm, registers, cpu_time })
+        match vm.stop_vcpus() {
+            Stop::Stopped(vcpus) => {
+                let cpu_time =
+                    |vcpu: u32, registers| Standing { registers, cpu_time: vm.control.cpu_time(vcpu) };
+                let vcpus =
+                    vcpus.into_iter().map(|(vcpu, registers)| (vcpu, cpu_time(vcpu, registers))).collect();
+                Ok(Paused { vm, vcpus })
             }
             Stop::Ended(message) => Err(vm.finish(Some(message))),
-            Stop::Unanswered => Err(vm.stop()),
+            Stop::Unanswered(_) => Err(vm.stop()),
         }
     }
 
@@ -293,67 +352,69 @@ impl Vm {
         &self.shared.memory
     }
 
+    /// What of guest memory is there, and what it costs the host.
+    pub fn memory_stats(&self) -> MemoryStats {
+        self.shared.memory.stats()
+    }
+
+    /// Something by which other threads look at the VM's memory and set its balloon.
+    pub fn memory_control(&self) -> MemoryControl {
+        MemoryControl(Arc::downgrade(&self.shared))
+    }
+
     /// Host processes that carry the VM's guest code.
     pub fn processes(&self) -> Vec<u32> {
         self.control.processes()
     }
 
-    /// Asks a vCPU to stop until it does, repeating the request, for it can miss one.
-    fn stop_vcpu(&mut self, vcpu: u32) -> Stop {
+    /// Asks all vCPUs to stop until they do, repeating the request, for one can miss it.
+    fn stop_vcpus(&mut self) -> Stop {
         let gate = self.gate.clone();
-        let _lifted = gate.lift(); // it is to come to its stopping point at once
-        self.shared.stopping[vcpu as usize].store(true, SeqCst);
-        let start = Instant::now();
-        let cpu_at_start = self.control.cpu_time(vcpu);
+        let _lifted = gate.lift(); // they are to come to their stopping points at once
+        self.shared.stopping.iter().for_each(|stopping| stopping.store(true, SeqCst));
+        let (mut stopped, mut asked) = (BTreeMap::new(), BTreeMap::new());
         loop {
-            self.control.request_stop(vcpu);
-            match self.messages.recv_timeout(Duration::from_millis(1)) {
-                Ok(Message::Stopped { registers, .. }) => {
-                    self.control.cancel_stop(vcpu);
-                    return Stop::Stopped(registers);
-                }
-                Ok(ended) => return Stop::Ended(ended),
-                Err(RecvTimeoutError::Disconnected) => return Stop::Unanswered,
-                Err(RecvTimeoutError::Timeout) => {}
+            // One that runs may start another, until it has stopped itself.
+            let mut left = self.shared.vcpus().started();
+            left.retain(|vcpu| !stopped.contains_key(vcpu));
+            if left.is_empty() {
+                return Stop::Stopped(stopped);
             }
-            let used = self
-                .control
-                .cpu_time(vcpu)
-                .zip(cpu_at_start)
-                .map_or(0, |(now, then)| now.saturating_sub(then));
-            if used > STOP_CPU_TIME.as_nanos() as u64 || start.elapsed() > STOP_WALL_TIME {
-                return Stop::Unanswered;
+            for vcpu in left {
+                self.control.request_stop(vcpu);
+                let used = self.control.cpu_time(vcpu).unwrap_or(0);
+                let (since, used_then) = asked.entry(vcpu).or_insert((Instant::now(), used));
+                let used = used.saturating_sub(*used_then);
+                if used > STOP_CPU_TIME.as_nanos() as u64 || since.elapsed() > STOP_WALL_TIME {
+                    return Stop::Unanswered(vcpu);
+                }
+            }
+            let until = Instant::now() + ASK_AGAIN;
+            while let Ok(message) = self.messages.recv_deadline(until) {
+                let Message::Stopped { vcpu, registers } = message else { return Stop::Ended(message) };
+                self.control.cancel_stop(vcpu);
+                stopped.insert(vcpu, registers);
+                if stopped.len() >= self.shared.vcpus().started().len() {
+                    break;
+                }
             }
         }
     }
 
-    /// Ends the guest's code and its threads. Gives what the one that kept its share measured.
-    fn end_threads(&mut self) -> Option<Measured> {
+    /// Ends the guest's code and its threads. Gives what all vCPUs have counted, and what its share came to.
+    fn end_threads(&mut self) -> (Counters, Option<Measured>) {
         self.control.kill();
         self.shared.console_input.let_go();
-        // The thread may yet serve what the guest had published, and then wait for an order: without anyone to give
-        // one, it ends.
-        (self.orders, _) = bounded(0);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-        self.keeper.take().map(Keeper::finish)
+        (self.shared.vcpus().end(), self.keeper.take().map(Keeper::finish))
     }
 
     /// Ends everything and writes the report.
     fn finish(&mut self, message: Option<Message>) -> Report {
-        let cpu = self.end_threads();
-        let (vcpu, end, registers, counters) = match message {
-            Some(Message::Ended { vcpu, end, registers, counters }) => (vcpu, end, registers, counters),
-            Some(Message::Stopped { vcpu, registers }) => {
-                (vcpu, End::Stopped, registers, Counters::default())
-            }
-            None => (
-                0,
-                End::Died { reason: "its vCPU's thread ended".into() },
-                Registers::default(),
-                Counters::default(),
-            ),
+        let (counters, cpu) = self.end_threads();
+        let (vcpu, end, registers) = match message {
+            Some(Message::Ended { vcpu, end, registers }) => (vcpu, end, registers),
+            Some(Message::Stopped { vcpu, registers }) => (vcpu, End::Stopped, registers),
+            None => (0, End::Died { reason: "its vCPUs' threads ended".into() }, Registers::default()),
         };
         let view =
             View { memory: &self.shared.memory, mappings: &self.mappings, root: self.shared.roots.kernel() };
@@ -383,25 +444,32 @@ impl Drop for Vm {
     }
 }
 
-/// How asking a vCPU to stop went.
+/// How asking all vCPUs to stop went.
 enum Stop {
-    Stopped(Registers),
+    /// Where each goes on.
+    Stopped(BTreeMap<u32, Registers>),
     Ended(Message),
-    Unanswered,
+    /// By this one.
+    Unanswered(u32),
 }
 
 /// A VM whose vCPUs stand at stopping points.
 pub struct Paused {
     vm: Vm,
+    vcpus: BTreeMap<u32, Standing>,
+}
+
+/// A vCPU that has stopped.
+struct Standing {
     registers: Registers,
-    /// Processor time of vCPU 0 when it said that it had stopped.
+    /// Its processor time when it said that it had stopped.
     cpu_time: Option<u64>,
 }
 
 impl Paused {
-    /// Where vCPU 0 goes on; in a hypercall only RSP and RBP are known.
-    pub fn registers(&self) -> &Registers {
-        &self.registers
+    /// Where each vCPU that is started goes on, in the order of their numbers; in a hypercall only RSP and RBP are known.
+    pub fn registers(&self) -> impl Iterator<Item = (u32, &Registers)> {
+        self.vcpus.iter().map(|(vcpu, standing)| (*vcpu, &standing.registers))
     }
 
     /// Guest memory.
@@ -411,14 +479,16 @@ impl Paused {
 
     /// Runs on. A guest that ran while it said that it stood is ended instead: nobody could rely on its pauses.
     pub fn resume(self) -> Vm {
-        let ran =
-            self.vm.control.cpu_time(0).zip(self.cpu_time).map_or(0, |(now, then)| now.saturating_sub(then));
-        if ran > STOP_CPU_TIME.as_nanos() as u64 {
-            tracing::warn!(ran_ns = ran, "a paused vCPU ran on, and is ended");
-            self.vm.control.kill();
+        for (vcpu, standing) in &self.vcpus {
+            let now = self.vm.control.cpu_time(*vcpu);
+            let ran = now.zip(standing.cpu_time).map_or(0, |(now, then)| now.saturating_sub(then));
+            if ran > STOP_CPU_TIME.as_nanos() as u64 {
+                tracing::warn!(vcpu, ran_ns = ran, "a paused vCPU ran on, and its VM is ended");
+                self.vm.control.kill();
+            }
         }
-        self.vm.shared.stopping[0].store(false, SeqCst);
-        let _ = self.vm.orders.send(Order::Resume);
+        self.vm.shared.stopping.iter().for_each(|stopping| stopping.store(false, SeqCst));
+        self.vcpus.keys().for_each(|vcpu| self.vm.shared.vcpus().order(*vcpu, Order::Resume));
         self.vm
     }
 }

@@ -79,6 +79,9 @@ pub(crate) struct RunOptions {
     /// The guest's memory: bytes, or a number with K, M, G or T
     #[arg(long, short, value_name = "SIZE", default_value = "64M", value_parser = units::parse_size)]
     pub(crate) memory: u64,
+    /// Virtual processors, 1 to 64; more than this machine has is allowed
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) cpus: u32,
     /// A file that the guest finds in its memory
     #[arg(long, value_name = "FILE")]
     pub(crate) ramdisk: Option<PathBuf>,

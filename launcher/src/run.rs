@@ -39,6 +39,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     tracing::debug!(?landlocked, "locked down");
     let vm = Vm::start(Config {
         memory: options.memory,
+        vcpus: options.cpus,
         engine: options.engine.into(),
         command_line: options.args.clone(),
         ramdisk,

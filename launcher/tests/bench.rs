@@ -63,6 +63,13 @@ fn all_rows_of_mmu_are_there() {
             "protect, fault, give back, a page",
             "host: lat_mmap, 64 KiB of a memfd",
             "map, touch and unmap 64 KiB",
+            "zeroed page, known to be zero",
+            "the same, cleared nevertheless",
+            "zeroed page, used before and cleared",
+            "PAGES_REPORT of 64 MiB, a page",
+            "PAGES_CLAIM of 64 MiB, a page",
+            "touch of a page that was claimed",
+            "host: hole of 64 MiB in a memfd, a page",
         ],
     );
 }

@@ -24,11 +24,15 @@ pub struct Machine {
     pub arguments: Vec<String>,
     /// Bytes of guest-physical memory.
     pub memory: u64,
+    /// Virtual processors.
+    pub vcpus: u32,
     /// The ramdisk; none if it is empty.
     pub ramdisk: Vec<u8>,
     /// What is typed on its console, in pieces: each comes once the guest has read and found nothing, and so does the end
     /// behind the last. `None`: nobody can type.
     pub typed: Option<Vec<Vec<u8>>>,
+    /// How many bytes its balloon is asked to hold, one after the other: each once it holds as many as it was asked to.
+    pub balloon: Vec<u64>,
     /// It is ended after this time if it has not ended by then.
     pub limit: Duration,
     /// It is stopped and goes on, again and again, for as long as it runs.
@@ -38,14 +42,16 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine with 64 MiB of memory and nothing unusual.
+    /// A machine with 64 MiB of memory, four vCPUs, and nothing unusual.
     pub fn new(image: impl Into<Cow<'static, [u8]>>, arguments: &[&str], limit: Duration) -> Self {
         Self {
             image: image.into(),
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
             memory: 64 << 20,
+            vcpus: 4,
             ramdisk: Vec::new(),
             typed: None,
+            balloon: Vec::new(),
             limit,
             pauses: false,
             cpu_cap: None,

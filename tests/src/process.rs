@@ -2,6 +2,7 @@
 
 use crate::{Crash, End, Hypervisor, Machine};
 use hv_core::engine::Fault;
+use hv_core::vm::MemoryControl;
 use hv_core::{Config, ConsoleInput, CpuShare, EngineKind, Image, Report, Vm};
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -19,10 +20,12 @@ impl Hypervisor for Process {
     }
 
     fn boot(&self, machine: Machine, console: Box<dyn Write + Send>) -> End {
-        let Machine { image, arguments, memory, ramdisk, typed, limit, pauses, cpu_cap } = machine;
+        let Machine { image, arguments, memory, vcpus, ramdisk, typed, balloon, limit, pauses, cpu_cap } =
+            machine;
         let started = Image::parse(image).map_err(|error| error.to_string()).and_then(|image| {
             let config = Config {
                 memory,
+                vcpus,
                 engine: EngineKind::Process,
                 command_line: arguments,
                 ramdisk,
@@ -37,6 +40,10 @@ impl Hypervisor for Process {
         if let (Ok(vm), Some(pieces)) = (&started, typed) {
             let input = vm.console_input();
             std::thread::spawn(move || enter(&input, &pieces));
+        }
+        if let (Ok(vm), false) = (&started, balloon.is_empty()) {
+            let control = vm.memory_control();
+            std::thread::spawn(move || ask(&control, &balloon));
         }
         let ended = match started {
             Err(cause) => return End::Refused(cause),
@@ -66,6 +73,18 @@ fn enter(input: &ConsoleInput, pieces: &[Vec<u8>]) {
     }
     if input.wait_until_wanted() {
         input.close();
+    }
+}
+
+/// Asks for these numbers of bytes, each when the balloon holds what it was asked to, until the VM has ended.
+fn ask(control: &MemoryControl, targets: &[u64]) {
+    for target in targets {
+        while control.stats().is_some_and(|stats| stats.ballooned != stats.balloon_target) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if control.set_balloon(*target).is_err() {
+            return; // it has ended, and said why
+        }
     }
 }
 

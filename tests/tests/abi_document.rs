@@ -8,7 +8,9 @@
 
 use bitflags::Flags;
 use hv_abi::call::{CALLS, Description};
-use hv_abi::{CpuFeatures, Features, Status, address, boot, call, clock, mmu, note, testing, user, vcpu};
+use hv_abi::{
+    CpuFeatures, Features, Status, address, boot, call, clock, mmu, note, pages, testing, user, vcpu,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Write};
 use std::fs;
@@ -339,6 +341,7 @@ fn constants() -> Vec<(&'static str, Value)> {
         mmu::EAGER,
         note::OWNER,
         note::TYPE,
+        pages::PAGE_RUNS_MAX,
         testing::SECTION,
         user::GATE,
         user::LOWEST_USER,
@@ -355,6 +358,8 @@ fn constants() -> Vec<(&'static str, Value)> {
         vcpu::EVENT_CHANNELS,
         vcpu::EVENT_WORDS,
         vcpu::TIMER_CHANNEL,
+        vcpu::BALLOON_CHANNEL,
+        vcpu::NO_PROCESSOR,
         vcpu::CONSOLE_CHANNEL,
         vcpu::FIRST_DYNAMIC_CHANNEL,
         vcpu::upcall::PENDING,
@@ -423,13 +428,14 @@ fn layouts() -> Vec<Layout> {
         boot::Blob { start, length }
         boot::MemoryRegion { start, length, kind, flags }
         vcpu::VcpuPage {
-            upcall, vcpu, upcall_entry, run_state, preempted, steal_ns, reserved, pending, masked,
+            upcall, vcpu, upcall_entry, run_state, preempted, steal_ns, engine0, processor, engine1, pending, masked,
         }
         vcpu::UpcallFrame { rip, engine0, rflags, rsp, engine1 }
         clock::ClockPage { sequence, reserved, tsc_base, ns_base, scale, wall_base, generation }
         call::PanicReport { message, message_length, file, file_length, line, column }
         call::MulticallEntry { call, status, arguments, value, reserved }
         mmu::MmuUpdate { entry, new, old, status, reserved }
+        pages::PageRun { start, count }
         user::UserContext {
             rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8_to_r15, rip, rflags, fs_base, xstate, xstate_valid, trap,
             access, vector, address, reserved,

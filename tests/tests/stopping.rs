@@ -15,20 +15,22 @@ const SLOT_255: u64 = hv_abi::address::SLOT_255;
 fn pause_often(guest: &str, arguments: &[&str], breakpoints: Breakpoints) -> u32 {
     let (mut config, console) = config(guest, arguments);
     config.breakpoints = breakpoints;
+    config.vcpus = 4;
     let mut vm = Vm::start(config).unwrap();
     let mut in_guest = 0;
     for i in 0..400_u64 {
         match vm.pause() {
             Ok(paused) => {
-                let registers = *paused.registers();
-                assert!(registers.rip < SLOT_255, "{registers:x?}");
-                assert!(registers.rsp < SLOT_255, "{registers:x?}");
-                in_guest += u32::from(registers.rip != 0);
+                for (_, registers) in paused.registers() {
+                    assert!(registers.rip < SLOT_255, "{registers:x?}");
+                    assert!(registers.rsp < SLOT_255, "{registers:x?}");
+                    in_guest += u32::from(registers.rip != 0);
+                }
                 vm = paused.resume();
             }
             Err(report) => {
                 assert_eq!(report.end, End::Shutdown { code: 0 }, "after {i} pauses: {report:#?}");
-                assert!(!console.text().is_empty());
+                assert!(guest == "conformance" || !console.text().is_empty());
                 return in_guest;
             }
         }
@@ -75,11 +77,44 @@ fn while_its_programs_make_rewritten_calls() {
 }
 
 #[test]
+fn while_its_vcpus_wake_each_other() {
+    let test = "events_go_between_vcpus_whatever_the_other_does";
+    pause_often("conformance", &[&conformance_test(test).to_string()], Breakpoints::Crash);
+}
+
+#[test]
+fn while_its_vcpus_run_programs_of_one_space() {
+    let test = "one_address_space_runs_on_several_vcpus_at_once";
+    pause_often("conformance", &[&conformance_test(test).to_string()], Breakpoints::Crash);
+}
+
+#[test]
+fn while_it_starts_and_stops_vcpus() {
+    let test = "what_was_stored_before_is_seen";
+    pause_often("conformance", &[&conformance_test(test).to_string()], Breakpoints::Crash);
+}
+
+#[test]
+fn while_it_polls() {
+    let test = "a_channel_that_fires_masked_ends_it";
+    pause_often("conformance", &[&conformance_test(test).to_string()], Breakpoints::Crash);
+}
+
+#[test]
+fn a_guest_that_polls_can_be_paused_resumed_and_stopped() {
+    let (vm, console) = start("bench", &["poll"]);
+    console.wait_for("poll");
+    let paused = vm.pause().expect("it runs");
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(paused.resume().stop().end, End::Stopped);
+}
+
+#[test]
 fn a_blocked_guest_can_be_paused_resumed_and_stopped() {
     let (vm, console) = start("bench", &["idle"]);
     console.wait_for("idle");
     let paused = vm.pause().expect("it runs");
-    assert_eq!(paused.registers().rip, 0, "a blocked guest is in a call");
+    assert!(paused.registers().all(|(_, registers)| registers.rip == 0), "a blocked guest is in a call");
     let vm = paused.resume();
     let report = vm.stop();
     assert_eq!(report.end, End::Stopped);

@@ -110,6 +110,12 @@ unsafe fn serve(vm: &Vm, host: &mut Host, call: Call, [a, b, c, ..]: [u64; 5]) -
         Call::MMU_FLUSH => host.mmu.flush(a, b, c),
         // SAFETY: the context is initialised and still there, as this function's caller says.
         Call::USER_XSTATE => unsafe { host.mmu.user_xstate(&host.lent, GuestPhys(a)) },
+        // SAFETY: the runs are initialised and still there, and pages that are reported are nobody's, as this function's
+        // caller says.
+        Call::PAGES_REPORT => unsafe { host.pages.report(&host.lent, GuestPhys(a), b) },
+        // SAFETY: as above.
+        Call::PAGES_CLAIM => unsafe { host.pages.claim(&host.lent, GuestPhys(a), b) },
+        Call::BALLOON => Ok(host.pages.hold(a)),
         _ => Err(Status::UNKNOWN_CALL),
     }
 }

@@ -51,6 +51,7 @@
 //!   [`phys_of`](crate::memory::phys_of) since the last call, and nothing else. The memory map has 8 MiB that are
 //!   usable; boot information is outside it, and its seed is always the same.
 //! * Nothing interrupts a guest between its calls: a loop that makes none and waits for a handler hangs.
+//! * What is reported as free must be usable memory, and is cleared; that it is so still is checked when it is claimed.
 //! * Page tables are held to the rules, but no program runs on them: entering user mode asks the test what the program does,
 //!   see [`set_program`].
 //! * A guest that ends leaves by unwinding, so destructors run that would not in a VM; their calls do nothing.
@@ -62,6 +63,7 @@ mod calls;
 pub(crate) mod entry;
 mod lent;
 mod mmu;
+mod pages;
 mod program;
 mod state;
 #[cfg(test)]
@@ -180,6 +182,21 @@ pub fn calls() -> Vec<(Call, [u64; 5])> {
 pub fn fail_next(call: Call, status: Status) {
     assert!(!status.is_success(), "fake host: SUCCESS is no failure");
     vm().host.borrow_mut().failures.push((call, status));
+}
+
+/// Asks the guest's balloon to hold so many pages.
+pub fn set_balloon(pages: u64) {
+    let old = core::mem::replace(&mut vm().host.borrow_mut().pages.target, pages);
+    if old != pages {
+        vm().fire(hv_abi::vcpu::BALLOON_CHANNEL);
+        entry::deliver();
+    }
+}
+
+/// How many pages the guest has reported, and how many of them it says that its balloon holds.
+pub fn reported() -> (u64, u64) {
+    let pages = &vm().host.borrow().pages;
+    (pages.reported.len() as u64, pages.held)
 }
 
 /// Fires a channel as the host or a device would. Its handler runs before this returns, unless upcalls are masked.

@@ -3,7 +3,8 @@
 use super::End;
 use super::lent::Lent;
 use super::mmu::Mmu;
-use crate::frames;
+use super::pages::Pages;
+use crate::frames::pool;
 use core::cell::{Cell, RefCell};
 use core::ops::Deref;
 use core::sync::atomic::Ordering::SeqCst;
@@ -12,7 +13,8 @@ use hv_abi::boot::BootInfo;
 use hv_abi::call::NEVER;
 use hv_abi::clock::ClockPage;
 use hv_abi::vcpu::{
-    CONSOLE_CHANNEL, EVENT_CHANNELS, EVENT_WORDS, TIMER_CHANNEL, VcpuPage, run_state, upcall,
+    BALLOON_CHANNEL, CONSOLE_CHANNEL, EVENT_CHANNELS, EVENT_WORDS, NO_PROCESSOR, TIMER_CHANNEL, VcpuPage,
+    run_state, upcall,
 };
 use hv_abi::{Call, Features, Status};
 use std::boxed::Box;
@@ -21,8 +23,14 @@ use std::string::String;
 use std::vec::Vec;
 
 /// Features that hosts serve.
-pub(super) const OFFERED: Features =
-    Features::EVENTS.union(Features::MULTICALL).union(Features::MMU).union(Features::CONSOLE_INPUT);
+pub(super) const OFFERED: Features = Features::EVENTS
+    .union(Features::MULTICALL)
+    .union(Features::MMU)
+    .union(Features::PAGE_REPORTING)
+    .union(Features::CONSOLE_INPUT);
+
+/// Channels that are always open.
+const FIXED_CHANNELS: [u32; 3] = [TIMER_CHANNEL, BALLOON_CHANNEL, CONSOLE_CHANNEL];
 
 /// 2025-01-01 00:00:00 UTC, when every fake VM is started.
 const WALL_BASE: u64 = 1_735_689_600 * 1_000_000_000;
@@ -46,7 +54,7 @@ pub(super) struct Vm {
     handlers: [AtomicPtr<()>; EVENT_CHANNELS as usize],
     armed: AtomicU64,
     boot: AtomicPtr<BootInfo>,
-    frames: frames::Global,
+    frames: pool::Global,
     /// Time on the guest's clock, in ns, which is also the time-stamp counter.
     pub now: Cell<u64>,
     /// How often the clock was read since something happened.
@@ -75,6 +83,7 @@ pub(super) struct Host {
     pub open: Vec<u32>,
     pub wake_early: bool,
     pub mmu: Mmu,
+    pub pages: Pages,
 }
 
 /// What is typed, and has not been read.
@@ -126,7 +135,9 @@ impl Vm {
                 run_state: AtomicU32::new(run_state::RUNNING),
                 preempted: AtomicU32::new(0),
                 steal_ns: AtomicU64::new(0),
-                reserved: [0; 4],
+                engine0: 0,
+                processor: AtomicU32::new(NO_PROCESSOR),
+                engine1: [0; 3],
                 pending: [const { AtomicU64::new(0) }; EVENT_WORDS],
                 masked: [const { AtomicU64::new(u64::MAX) }; EVENT_WORDS],
             },
@@ -138,7 +149,7 @@ impl Vm {
             handlers: [const { AtomicPtr::new(core::ptr::null_mut()) }; EVENT_CHANNELS as usize],
             armed: AtomicU64::new(NEVER),
             boot: AtomicPtr::default(),
-            frames: frames::Global::new(None),
+            frames: pool::Global::new(None),
             now: Cell::new(0),
             spins: Cell::new(0),
             misused: Cell::new(false),
@@ -245,8 +256,7 @@ impl Vm {
             misuse!("the guest has set bits {bits:#x} of `upcall`, which mean nothing");
         }
         let open = &self.host.borrow().open;
-        let closed =
-            |channel: &u32| ![TIMER_CHANNEL, CONSOLE_CHANNEL].contains(channel) && !open.contains(channel);
+        let closed = |channel: &u32| !FIXED_CHANNELS.contains(channel) && !open.contains(channel);
         let touched = |(word, bit): (usize, u64)| {
             (page.pending[word].load(SeqCst) | !page.masked[word].load(SeqCst)) & bit != 0
         };
@@ -300,7 +310,7 @@ impl Deref for Info {
 pub(crate) struct Frames;
 
 impl Deref for Frames {
-    type Target = frames::Global;
+    type Target = pool::Global;
     fn deref(&self) -> &Self::Target {
         &vm().frames
     }

@@ -3,6 +3,9 @@
 //! All memory that the host calls usable belongs to one buddy allocator; the [`heap`](crate::heap) takes from it what it
 //! needs. A [`Frame`] is an owned value: dropped, it is free again. Sharing one is [`Arc`](alloc::sync::Arc)'s business.
 //!
+//! The allocator knows of each free page whether it is zero, and clears none that is. It tells the host which pages nobody
+//! needs ([`report_free`]), and claims them back when it has no others.
+//!
 //! # The one rule
 //!
 //! A frame's bytes are reached by copying only: a program that has it mapped may change it at any time, so there is never a
@@ -13,27 +16,21 @@
 #![expect(unsafe_code, reason = "copies to and from memory of the direct map")]
 
 mod buddy;
+pub(crate) mod pool;
 
-use crate::heap::UpcallLock;
+use crate::balloon;
 use crate::mem::{hv_memcpy, hv_memset};
-pub(crate) use buddy::Buddy;
-use buddy::{Block, ORDERS, Page};
-use hv_abi::boot::{MemoryRegion, region};
-use hv_abi::{GuestPhys, PAGE_SIZE};
+use crate::time::{Duration, Instant};
+pub(crate) use buddy::Content;
+use buddy::{Block, ORDERS};
+use hv_abi::{Features, GuestPhys, PAGE_SIZE};
+use pool::Pool;
 
 /// The largest order.
 pub const MAX_ORDER: u32 = ORDERS - 1;
 
 /// The order of a large page: 2 MiB.
 pub const LARGE_ORDER: u32 = 9;
-
-/// The allocator, from its first use on.
-pub(crate) type Global = lock_api::Mutex<UpcallLock, Option<Buddy>>;
-
-#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
-static FRAMES: Global = Global::new(None);
-#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
-static FRAMES: crate::fake::Frames = crate::fake::Frames;
 
 /// No run of free pages is long enough. Free frames, or unmap some and flush, and try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +57,7 @@ pub struct Frame {
 ///
 /// [`OutOfMemory`]. Does not block.
 pub fn allocate(order: u32) -> Result<Frame, OutOfMemory> {
-    take(order).map(|(frame, _)| frame)
+    pool::take(order, false).map(Frame::new)
 }
 
 /// As [`allocate`], and all bytes are zero. Memory that the host gave zeroed is not cleared again.
@@ -69,76 +66,103 @@ pub fn allocate(order: u32) -> Result<Frame, OutOfMemory> {
 ///
 /// [`OutOfMemory`]. Does not block.
 pub fn allocate_zeroed(order: u32) -> Result<Frame, OutOfMemory> {
-    let (frame, zero) = take(order)?;
-    if !zero {
+    let block = pool::take(order, true)?;
+    let frame = Frame::new(block);
+    if block.content != Content::Zero {
         frame.fill(0);
     }
     Ok(frame)
 }
 
-/// How many pages are free.
+/// How many pages are free. What was reported to the host is, what the balloon holds is not.
 pub fn available() -> u64 {
-    with(|buddy| buddy.free())
+    pool::with(|pool| pool.buddy.free())
 }
 
-fn take(order: u32) -> Result<(Frame, bool), OutOfMemory> {
-    let block = with(|buddy| buddy.take(order)).ok_or(OutOfMemory)?;
-    Ok((Frame { phys: block.page * PAGE_SIZE, order }, block.zero))
+/// What the allocator has, in pages, and what it has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Pages that are free; those of the next two are some of them.
+    pub free: u64,
+    /// Pages that are known to be zero, and cost the host nothing yet.
+    pub zero: u64,
+    /// Pages that were reported to the host.
+    pub reported: u64,
+    /// Pages that the balloon holds.
+    pub held: u64,
+    /// Pages that the host asks the balloon to hold, as far as the guest has heard.
+    pub target: u64,
+    /// Bytes that [`allocate_zeroed`] has cleared.
+    pub cleared: u64,
+    /// Bytes that it need not clear, since they were known to be zero.
+    pub saved: u64,
+}
+
+/// The figures now.
+pub fn figures() -> Figures {
+    pool::with(|pool| Figures {
+        free: pool.buddy.free(),
+        zero: pool.buddy.count(Content::Zero),
+        reported: pool.buddy.count(Content::Reported),
+        held: pool.buddy.count(Content::Held),
+        target: pool.target,
+        cleared: pool.cleared,
+        saved: pool.saved,
+    })
+}
+
+/// For how long a page is free and not needed before it is reported.
+const QUIET: Duration = Duration::from_millis(100);
+
+/// Reports free pages to the host, which takes their memory back. To be called by a kernel that is about to block, having
+/// nothing to do; gives when it should be called again if it still has nothing to do, `None` if there is no need.
+///
+/// Only what was not needed for the last tenth of a second is reported: so a kernel that is idle often and briefly keeps its
+/// pages, and one that is idle has given up all of them after two tenths. Zero pages that nobody has touched are not reported,
+/// for they cost the host nothing. Allocation claims what it needs, last of all. Does nothing without `PAGE_REPORTING`.
+pub fn report_free() -> Option<Instant> {
+    if !crate::boot::info().features.contains(Features::PAGE_REPORTING) {
+        return None;
+    }
+    balloon::follow_if_short();
+    let now = Instant::now();
+    let mut quiet = pool::with(|pool| pool.quiet_pages(now));
+    while quiet > 0 {
+        match pool::transfer(Content::Used, Content::Reported, quiet, pool::report) {
+            0 => break,
+            pages => quiet = quiet.saturating_sub(pages),
+        }
+    }
+    let (used, since) = pool::with(|pool| (pool.buddy.count(Content::Used), pool.quiet_since));
+    (used > 0).then(|| Instant::START + Duration::from_nanos(since) + QUIET)
+}
+
+impl Pool {
+    /// How many used pages were not needed for so long that they are to be reported, which the caller does.
+    fn quiet_pages(&mut self, now: Instant) -> u64 {
+        let used = self.buddy.count(Content::Used);
+        if now.as_nanos() < self.quiet_since + QUIET.as_nanos() as u64 {
+            return 0;
+        }
+        let quiet = self.least_used.min(used);
+        (self.quiet_since, self.least_used) = (now.as_nanos(), used - quiet);
+        quiet
+    }
 }
 
 /// Takes `pages` pages in one run for good; gives the first one's P.
 pub(crate) fn take_run(pages: u64) -> Option<GuestPhys> {
     let order = pages.next_power_of_two().ilog2();
-    with(|buddy| {
-        let block = buddy.take(order)?;
-        buddy.add(block.page + pages..block.page + (1 << order), block.zero);
-        Some(GuestPhys(block.page * PAGE_SIZE))
-    })
-}
-
-fn with<T>(action: impl FnOnce(&mut Buddy) -> T) -> T {
-    #[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
-    crate::fake::ensure();
-    action(FRAMES.lock().get_or_insert_with(from_memory_map))
-}
-
-fn pages_of(run: &MemoryRegion) -> core::ops::Range<u64> {
-    run.start.0 / PAGE_SIZE..(run.start.0 + run.length) / PAGE_SIZE
-}
-
-/// An allocator with all memory that is usable, but for its own table.
-fn from_memory_map() -> Buddy {
-    let usable = || crate::memory::map().iter().filter(|run| run.kind == region::USABLE && run.start.0 != 0);
-    let Some(home) = usable().max_by_key(|run| run.length) else { return Buddy::new(0, &mut []) };
-    let first = usable().map(|run| pages_of(run).start).min().unwrap_or(0);
-    let end = usable().map(|run| pages_of(run).end).max().unwrap_or(0);
-    let table_bytes = (end - first) * size_of::<Page>() as u64;
-    let table = pages_of(home).end.saturating_sub(table_bytes.div_ceil(PAGE_SIZE));
-    if table <= pages_of(home).start {
-        return Buddy::new(0, &mut []);
-    }
-    let at = crate::boot::at::<Page>(GuestPhys(table * PAGE_SIZE)).cast_mut();
-    // SAFETY: `write_bytes` and `from_raw_parts_mut` need memory that is writable, aligned, initialised and nobody else's.
-    // 1. Writable, aligned: a page's start in the direct map, and the table ends within the same region.
-    // 2. Nobody else's: the host's map calls it usable, so neither image, stack nor boot information is in it; the heap
-    //    takes memory from here only, and the pages of the table are never added below.
-    // 3. Initialised: by the host, which set `ZERO`, or here; zeros are good for a `Page`.
-    let table_of_pages = unsafe {
-        if home.flags & region::ZERO == 0 {
-            at.write_bytes(0, (end - first) as usize);
-        }
-        core::slice::from_raw_parts_mut(at, (end - first) as usize)
-    };
-    let mut buddy = Buddy::new(first, table_of_pages);
-    for run in usable() {
-        let pages = pages_of(run);
-        let end = if core::ptr::eq(run, home) { table } else { pages.end };
-        buddy.add(pages.start..end, run.flags & region::ZERO != 0);
-    }
-    buddy
+    let block = pool::take(order, false).ok()?;
+    pool::with(|pool| pool.buddy.add(block.page + pages..block.page + (1 << order), block.content));
+    Some(GuestPhys(block.page * PAGE_SIZE))
 }
 
 impl Frame {
+    fn new(block: Block) -> Self {
+        Self { phys: block.page * PAGE_SIZE, order: block.order }
+    }
+
     /// Where it is.
     pub fn phys(&self) -> GuestPhys {
         GuestPhys(self.phys)
@@ -220,7 +244,8 @@ impl Frame {
 
 impl Drop for Frame {
     fn drop(&mut self) {
-        with(|buddy| buddy.give(Block { page: self.phys / PAGE_SIZE, order: self.order, zero: false }));
+        let block = Block { page: self.phys / PAGE_SIZE, order: self.order, content: Content::Used };
+        pool::with(|pool| pool.buddy.give(block));
     }
 }
 
@@ -285,5 +310,153 @@ mod tests {
         assert!(available() < 64, "{}", available());
         drop(all);
         assert!(allocate(LARGE_ORDER).is_ok());
+    }
+
+    #[test]
+    fn what_is_known_to_be_zero_is_not_cleared() {
+        let frames: Vec<Frame> = (0..10).map(|_| allocate_zeroed(1).unwrap()).collect();
+        assert_eq!((figures().cleared, figures().saved), (0, 10 * 8192));
+        drop(frames);
+        let _frames: Vec<Frame> = (0..15).map(|_| allocate_zeroed(1).unwrap()).collect();
+        assert_eq!((figures().cleared, figures().saved), (10 * 8192, 15 * 8192));
+        let before = figures();
+        let _frame = allocate(0).unwrap();
+        assert_eq!((figures().cleared, figures().saved), (before.cleared, before.saved), "nobody asked");
+    }
+
+    /// As many used pages, all free.
+    fn use_pages(pages: u64) {
+        let frames: Vec<Frame> = (0..pages).map(|_| allocate(0).unwrap()).collect();
+        frames.iter().for_each(|frame| frame.fill(0xa5));
+    }
+
+    /// An idle kernel: calls as often as it is told to. Gives how often.
+    fn idle() -> u32 {
+        let mut calls = 1;
+        while let Some(again) = report_free() {
+            fake::advance(again - Instant::now());
+            calls += 1;
+        }
+        calls
+    }
+
+    #[test]
+    fn an_idle_guest_reports_all_that_it_has_used_and_nothing_else() {
+        use_pages(700);
+        let before = available();
+        assert!(idle() <= 3);
+        assert_eq!((fake::reported(), figures().reported), ((700, 0), 700));
+        assert_eq!(available(), before, "they are free as before");
+        fake::calls();
+        assert_eq!((report_free(), fake::calls()), (None, vec![]), "it is done");
+        fake::finish();
+    }
+
+    #[test]
+    fn what_was_needed_a_moment_ago_is_not_reported() {
+        use_pages(100);
+        fake::advance(QUIET);
+        assert!(report_free().is_some());
+        for _ in 0..50 {
+            // Busy with forty pages, and idle for moments.
+            let frames: Vec<Frame> = (0..40).map(|_| allocate(0).unwrap()).collect();
+            fake::advance(QUIET / 3);
+            drop(frames);
+            assert!(report_free().is_some());
+        }
+        assert_eq!(fake::reported().0, 60);
+        assert!(fake::calls().iter().filter(|(call, _)| *call == hv_abi::Call::PAGES_REPORT).count() <= 2);
+        idle();
+        assert_eq!(fake::reported().0, 100);
+    }
+
+    #[test]
+    fn reported_pages_are_claimed_when_there_are_no_others_and_come_zero() {
+        use_pages(available());
+        idle();
+        assert_eq!(fake::reported().0, available());
+        let frame = allocate_zeroed(3).unwrap();
+        let mut bytes = [1; 8 * 4096];
+        frame.read_at(0, &mut bytes);
+        assert_eq!(bytes, [0; 8 * 4096]);
+        assert_eq!(figures().cleared, 0, "they are known to be");
+        // One call for many pages, and all of them can be had, in large runs, too.
+        fake::calls();
+        let _more: Vec<Frame> = (0..100).map(|_| allocate(0).unwrap()).collect();
+        assert_eq!(fake::calls(), vec![]);
+        assert!(allocate(LARGE_ORDER + 1).is_ok());
+        let mut all = vec![];
+        while let Ok(frame) = allocate(0) {
+            frame.fill(7);
+            all.push(frame);
+        }
+        assert_eq!((fake::reported(), available()), ((0, 0), 0));
+    }
+
+    #[test]
+    fn a_claim_that_is_refused_is_out_of_memory_and_may_succeed_later() {
+        use_pages(available());
+        idle();
+        fake::fail_next(hv_abi::Call::PAGES_CLAIM, hv_abi::Status::BUSY);
+        let before = figures();
+        assert_eq!(allocate(0), Err(OutOfMemory));
+        assert_eq!(figures(), before);
+        assert!(allocate(0).is_ok());
+        // A report that is refused leaves the pages as they were.
+        use_pages(10);
+        fake::fail_next(hv_abi::Call::PAGES_REPORT, hv_abi::Status::BUSY);
+        idle();
+        assert!(allocate(0).is_ok());
+        fake::finish();
+    }
+
+    #[test]
+    fn without_the_feature_nothing_is_reported() {
+        fake::set_features(Features::EVENTS);
+        use_pages(100);
+        fake::calls();
+        fake::advance(10 * QUIET);
+        assert_eq!((report_free(), fake::calls()), (None, vec![]));
+    }
+
+    #[test]
+    fn patterns_survive_any_use_idleness_and_balloon() {
+        let mut random = 7_u64;
+        let mut next = move |below: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % below
+        };
+        crate::balloon::start();
+        let total = available();
+        let mut held: Vec<(Frame, u8)> = vec![];
+        for round in 0..3000 {
+            match next(100) {
+                0..50 => {
+                    let (order, zeroed) = (next(6) as u32, next(2) == 0);
+                    let Ok(frame) = (if zeroed { allocate_zeroed(order) } else { allocate(order) }) else {
+                        continue;
+                    };
+                    let mut bytes = vec![0; frame.size()];
+                    frame.read_at(0, &mut bytes);
+                    assert!(!zeroed || bytes.iter().all(|byte| *byte == 0), "round {round}");
+                    frame.fill(round as u8);
+                    held.push((frame, round as u8));
+                }
+                50..95 if !held.is_empty() => {
+                    let (frame, byte) = held.swap_remove(next(held.len() as u64) as usize);
+                    let mut bytes = vec![0; frame.size()];
+                    frame.read_at(0, &mut bytes);
+                    assert!(bytes.iter().all(|found| *found == byte), "round {round}: somebody else wrote");
+                }
+                95 => fake::set_balloon(next(total)),
+                96 => held.clear(),
+                97 => drop(idle()),
+                _ => drop(report_free()),
+            }
+            let pages: u64 = held.iter().map(|(frame, _)| frame.pages()).sum();
+            assert_eq!(available() + figures().held + pages, total, "round {round}: a page is lost");
+            assert_eq!(fake::reported(), (figures().reported + figures().held, figures().held));
+        }
+        fake::finish();
     }
 }

@@ -16,9 +16,9 @@ pub(crate) use gate::{Gate, Pass};
 pub use peers::Peers;
 
 use crate::clock::monotonic_ns;
-use crate::cpu_clock::{self, ThreadClock};
+use crate::cpu_clock;
 use crate::engine::Control;
-use crate::events::VcpuPages;
+use crate::vm::Shared;
 use gate::Waited;
 use policy::{Cap, Figures, Rivalry, Step};
 use serde::Serialize;
@@ -70,8 +70,7 @@ impl Keeper {
         share: CpuShare,
         gate: &Arc<Gate>,
         control: &Arc<dyn Control>,
-        pages: &Arc<VcpuPages>,
-        monitor: &[ThreadClock],
+        vm: &Arc<Shared>,
     ) -> io::Result<Option<Self>> {
         if share.cap.is_none() && share.weight.is_none() {
             return Ok(None);
@@ -82,7 +81,7 @@ impl Keeper {
         let mut thread = Thread {
             gate: gate.clone(),
             control: control.clone(),
-            pages: pages.clone(),
+            vm: vm.clone(),
             cap: share.cap.map(Cap::new),
             weight: weight.unwrap_or_default(),
             peers,
@@ -90,7 +89,6 @@ impl Keeper {
             first: monotonic_ns(),
             last: monotonic_ns(),
             used: 0,
-            monitor: monitor.to_vec(),
             measured: measured.clone(),
         };
         let builder = std::thread::Builder::new().name("hv-cpu-share".into()).stack_size(128 << 10);
@@ -109,7 +107,7 @@ impl Keeper {
 struct Thread {
     gate: Arc<Gate>,
     control: Arc<dyn Control>,
-    pages: Arc<VcpuPages>,
+    vm: Arc<Shared>,
     cap: Option<Cap>,
     weight: u32,
     peers: Option<Peers>,
@@ -120,8 +118,6 @@ struct Thread {
     /// The last look.
     last: u64,
     used: u64,
-    /// The monitor's other threads that work for this VM.
-    monitor: Vec<ThreadClock>,
     measured: Arc<Mutex<Measured>>,
 }
 
@@ -149,8 +145,7 @@ impl Thread {
     /// Looks at what was used, and decides.
     fn look(&mut self, held_back: bool) -> Step {
         let now = monotonic_ns();
-        // A thread that is gone was the VM's: it is ending, and no share is to be kept any more.
-        let monitor: u64 = self.monitor.iter().filter_map(|clock| clock.read()).sum();
+        let monitor = self.vm.vcpus().cpu_time(); // less when the VM ends, and with it its threads
         let all = (cpu_clock::this_thread() + monitor + self.control.total_cpu_time()).max(self.used);
         let elapsed = Duration::from_nanos(now - self.last);
         let used = Duration::from_nanos(all - self.used);
@@ -169,7 +164,7 @@ impl Thread {
 
     fn look_at_peers(&mut self, used: Duration, held_back: bool) -> Option<Step> {
         let peers = self.peers.as_ref()?;
-        let delayed = (0..self.pages.vcpus()).map(|vcpu| self.control.run_delay(vcpu)).sum();
+        let delayed = (0..self.vm.pages.vcpus()).map(|vcpu| self.control.run_delay(vcpu)).sum();
         let own = Figures { at: self.last, weight: self.weight, used: self.used, delayed };
         peers.publish(own);
         let others = peers.others();
@@ -187,7 +182,7 @@ impl Thread {
         if !self.gate.close() {
             return self.gate.wait(LIFTED);
         }
-        let stolen = steal::HeldBack::new(&self.pages);
+        let stolen = steal::HeldBack::new(&self.vm.pages);
         self.control.hold_back(true);
         stolen.begins();
         let waited = self.gate.wait(time);

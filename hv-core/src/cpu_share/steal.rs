@@ -22,8 +22,9 @@ pub(crate) struct Delay {
 }
 
 impl Delay {
-    pub(crate) fn new(vcpu: u32) -> Self {
-        Self { vcpu, told: 0, looked: Instant::now() }
+    /// From here on: what an earlier thread of the vCPU had waited has been told.
+    pub(crate) fn new(vcpu: u32, control: &dyn Control) -> Self {
+        Self { vcpu, told: control.run_delay(vcpu), looked: Instant::now() }
     }
 
     /// Adds what is new to the vCPU's page, unless that was done just now.

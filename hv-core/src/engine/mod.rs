@@ -1,7 +1,7 @@
 //! Engines: the ways in which guest code is run.
 //!
 //! An `Engine` puts a guest kernel's address space somewhere and runs its vCPUs; everything else (hypercalls,
-//! events, time) is the same for all engines and lives outside. Start at `Running`, what an engine gives.
+//! events, time) is the same for all engines and lives outside. Start at `Control`, what an engine gives.
 
 pub(crate) mod process;
 
@@ -73,25 +73,16 @@ pub(crate) struct Setup<'a> {
     pub gate: &'a Arc<Gate>,
     /// Whether system calls of programs may be made jumps.
     pub rewrite: bool,
-    /// First instruction of vCPU 0, and its RDI.
-    pub entry: u64,
-    pub argument: u64,
     /// The guest kernel's own root page table, if it has one.
     pub kernel_root: Option<u64>,
     /// The monitor is to see each entry of a program, not only those that it must.
     pub sees_entries: bool,
 }
 
-/// A VM that an engine has ready to run.
-pub(crate) struct Running {
-    pub vcpus: Vec<Box<dyn VcpuRunner>>,
-    pub control: Arc<dyn Control>,
-}
-
 /// Runs VMs.
 pub(crate) trait Engine {
-    /// Makes the guest kernel's address space and its vCPUs, ready for the first instruction.
-    fn start(&self, setup: &Setup<'_>) -> Result<Running, EngineError>;
+    /// Makes the guest kernel's address space. No vCPU runs yet.
+    fn start(&self, setup: &Setup<'_>) -> Result<Arc<dyn Control>, EngineError>;
 }
 
 /// One vCPU, run by one thread of the monitor.
@@ -109,6 +100,16 @@ pub(crate) trait VcpuRunner: Send {
     /// [`run`](Self::run) goes on with it, until [`Exit::User`]; then the exit is to be [answered](Self::answer).
     fn enter_user(&mut self, root: u64, context: u64, user: &UserContext) -> Result<(), EnterError>;
 
+    /// Sleeps in the hypercall being answered, until `ready`, at `deadline` on the host's monotonic clock, or earlier. Whoever
+    /// makes `ready` true calls [`Notify::pending`] or [`Control::request_stop`] afterwards.
+    fn sleep_in_call(&mut self, deadline: u64, ready: &mut dyn FnMut() -> bool);
+
+    /// Whether its guest code is gone.
+    fn has_died(&self) -> bool;
+
+    /// Ends the vCPU's guest code, in the hypercall being answered: it may be started anew.
+    fn park(&mut self);
+
     /// Registers at the hypercall being answered: RIP is not known, RSP and RBP are.
     fn registers_in_call(&self) -> Registers;
 
@@ -116,8 +117,11 @@ pub(crate) trait VcpuRunner: Send {
     fn counters(&self) -> Counters;
 }
 
-/// What an engine keeps of the guest's page tables and user programs, and is to be told of.
+/// What a vCPU's calls want of an engine: what it keeps of page tables and user programs, and is to be told of.
 pub(crate) trait AddressSpaces: Send + Sync {
+    /// A vCPU waits for what another does: lets that run first, if it waits for a processor.
+    fn yield_to(&self, vcpu: u32);
+
     /// An entry of a page table, at P `entry`, has changed. Programs may use the old one until they are entered again, or
     /// until [`flush`](Self::flush).
     fn entry_changed(&self, entry: u64);
@@ -138,6 +142,14 @@ pub(crate) trait AddressSpaces: Send + Sync {
 
 /// Reaches a running VM from other threads.
 pub(crate) trait Control: Notify + AddressSpaces {
+    /// Readies a vCPU for its first instruction, in the guest kernel. It is not started, or has been
+    /// [parked](VcpuRunner::park).
+    fn start_vcpu(
+        self: Arc<Self>,
+        vcpu: u32,
+        registers: &Registers,
+    ) -> Result<Box<dyn VcpuRunner>, EngineError>;
+
     /// Asks a vCPU to stop at its next stopping point; it then gives [`Exit::Stopped`], or is found to be in a
     /// hypercall. To be repeated until it did.
     fn request_stop(&self, vcpu: u32);
@@ -332,6 +344,18 @@ pub struct Counters {
     pub host_spin_ns: u64,
     /// Nanoseconds that the vCPU's thread span for answers, about, as it says.
     pub guest_spin_ns: u64,
+}
+
+impl core::ops::AddAssign for Counters {
+    fn add_assign(&mut self, other: Self) {
+        self.hypercalls += other.hypercalls;
+        self.traps += other.traps;
+        self.rewritten += other.rewritten;
+        self.not_rewritten += other.not_rewritten;
+        self.sleeps += other.sleeps;
+        self.host_spin_ns += other.host_spin_ns;
+        self.guest_spin_ns += other.guest_spin_ns;
+    }
 }
 
 impl fmt::Display for Fault {

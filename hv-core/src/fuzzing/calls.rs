@@ -2,7 +2,7 @@
 
 use super::machine::{Machine, VCPUS, arguments, edge, features, number, page};
 use super::model::Model;
-use crate::calls::Calls;
+use crate::calls::{AfterCall, Calls};
 use crate::dispatch::dispatch;
 use arbitrary::Unstructured;
 use hv_abi::vcpu::{EVENT_CHANNELS, EVENT_WORDS};
@@ -31,6 +31,8 @@ enum Step {
     Type(Vec<u8>),
     /// Nobody types any more.
     EndInput,
+    /// The host asks the balloon for so many bytes.
+    Ask(u64),
     /// The guest takes channels until there are no more.
     AllocateAll(u32),
 }
@@ -40,7 +42,7 @@ fn step(u: &mut Unstructured<'_>) -> arbitrary::Result<Step> {
     let word =
         |u: &mut Unstructured<'_>| if u.arbitrary()? { Ok(0) } else { u.int_in_range(0..=EVENT_WORDS - 1) };
     let bits = |u: &mut Unstructured<'_>| if u.arbitrary()? { Ok(0) } else { u.arbitrary() };
-    Ok(match u.int_in_range(0..=17)? {
+    Ok(match u.int_in_range(0..=20)? {
         0 => Step::Store(edge(u)?, u.arbitrary()?),
         1 => Step::Upcall(vcpu, *u.choose(&[0, 1, 0x100, 0x101])?),
         2 => Step::Pending(vcpu, word(u)?, bits(u)?),
@@ -65,6 +67,17 @@ fn step(u: &mut Unstructured<'_>) -> arbitrary::Result<Step> {
         16 if u.ratio(1, 8)? => Step::EndInput,
         16 => Step::Type(u.arbitrary()?),
         17 => Step::Call(27, arguments(u, 27)?),
+        18 => {
+            // A run of pages, where calls look for them.
+            let count = if u.ratio(7, 8)? { u.int_in_range(0..=4)? } else { edge(u)? };
+            let at = page(u)? + 16 * u64::from(u.arbitrary::<u8>()? % 16);
+            Step::Store(at, [page(u)?, count].map(u64::to_le_bytes).concat())
+        }
+        19 => {
+            let number = u.int_in_range(21..=23)?;
+            Step::Call(number, arguments(u, number)?)
+        }
+        20 => Step::Ask(edge(u)?),
         _ => {
             let number = number(u)?;
             Step::Call(number, arguments(u, number)?)
@@ -89,9 +102,11 @@ fn run(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
     let machine = Machine::new(features);
     let mut calls = machine.calls();
     let mut model = Model::new(machine.state(&calls), features);
-    while !u.is_empty() && calls.end.is_none() {
+    while !u.is_empty() && model.state.end.is_none() {
         let step = step(u)?;
         take(&step, &machine, &mut calls, &mut model);
+        // A poll that found nothing waits, which here it does for nobody.
+        calls.then.take_if(|then| matches!(then, AfterCall::Poll(_)));
         machine.state(&calls).assert_is(&model.state, || format!("{step:x?}"));
     }
     Ok(())
@@ -137,6 +152,10 @@ fn take(step: &Step, machine: &Machine, calls: &mut Calls<'_>, model: &mut Model
         Step::EndInput => {
             machine.vm.console_input.close();
             model.end_input();
+        }
+        Step::Ask(bytes) => {
+            machine.vm.set_balloon(*bytes);
+            model.ask(*bytes);
         }
         Step::Fire(vcpu, channel) => {
             machine.vm.events.raise(*vcpu, *channel);

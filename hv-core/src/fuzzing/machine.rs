@@ -1,6 +1,6 @@
 //! A VM without an engine: real memory, vCPU pages and calls, and all of a guest's view of them as one value.
 
-use crate::calls::Calls;
+use crate::calls::{AfterCall, Calls};
 use crate::config::Breakpoints;
 use crate::console_input::ConsoleInput;
 use crate::engine::AddressSpaces;
@@ -39,6 +39,9 @@ pub(super) struct State {
     pub pages: [Page; VCPUS as usize],
     pub console: Vec<u8>,
     pub timer: Option<u64>,
+    /// Pages that are reported, and how many of them the balloon holds.
+    pub reported: u64,
+    pub held: u64,
     pub end: Option<End>,
 }
 
@@ -52,6 +55,7 @@ impl State {
         assert_eq!(self.pages, expected.pages, "after {}", after());
         assert!(self.console == expected.console, "the console is wrong after {}", after());
         assert_eq!((self.timer, &self.end), (expected.timer, &expected.end), "after {}", after());
+        assert_eq!((self.reported, self.held), (expected.reported, expected.held), "after {}", after());
     }
 }
 
@@ -85,12 +89,16 @@ impl Notify for Notified {
     fn notify(&self, vcpu: u32) {
         self.0[vcpu as usize].fetch_add(1, SeqCst);
     }
+
+    fn pending(&self, _: u32) {}
 }
 
 /// No program ever runs, so nothing is kept of its page tables, and no context is held.
 struct NoSpaces;
 
 impl AddressSpaces for NoSpaces {
+    fn yield_to(&self, _: u32) {}
+
     fn entry_changed(&self, _: u64) {}
 
     fn flush(&self) {}
@@ -107,7 +115,7 @@ impl AddressSpaces for NoSpaces {
 }
 
 pub(super) struct Machine {
-    pub vm: Shared,
+    pub vm: Arc<Shared>,
     pub interference: Interference,
     written: Arc<Mutex<Vec<u8>>>,
     notified: Arc<Notified>,
@@ -128,11 +136,11 @@ impl Machine {
         let (notify, spaces) = (notified.clone(), Arc::new(NoSpaces));
         let mut vm = Shared::new(memory, pages, notify, spaces, features, Breakpoints::Crash, console);
         vm.console_input = ConsoleInput::new(vm.events.clone(), true);
-        Self { vm, interference, written, notified }
+        Self { vm: Arc::new(vm), interference, written, notified }
     }
 
     pub(super) fn calls(&self) -> Calls<'_> {
-        Calls { vm: &self.vm, timer: None, end: None }
+        Calls { vm: &self.vm, vcpu: 0, timer: None, then: None }
     }
 
     pub(super) fn state(&self, calls: &Calls<'_>) -> State {
@@ -148,7 +156,15 @@ impl Machine {
             }
         };
         let (pages, console) = ([page(0), page(1)], self.written.lock().unwrap().clone());
-        State { memory, pages, console, timer: calls.timer, end: calls.end.clone() }
+        let stats = self.vm.memory.stats();
+        let held = stats.ballooned / PAGE_SIZE;
+        let reported = stats.reported / PAGE_SIZE + held;
+        let end = match &calls.then {
+            Some(AfterCall::End(end)) => Some(end.clone()),
+            Some(after) => panic!("a call left {after:?}"),
+            None => None,
+        };
+        State { memory, pages, console, timer: calls.timer, reported, held, end }
     }
 }
 
@@ -180,11 +196,13 @@ pub(super) fn arguments(u: &mut Unstructured<'_>, number: u32) -> arbitrary::Res
             // Tables, and updates in them that a step has written.
             (16 | 17 | 19, 0) if u.ratio(3, 4)? => page(u)?,
             (18, 0) | (20, 0) if u.ratio(3, 4)? => page(u)? + 64 * u64::from(u.arbitrary::<u8>()? % 4),
-            (18, 1) if u.ratio(3, 4)? => u.int_in_range(0..=4)?,
+            (21 | 22, 0) if u.ratio(3, 4)? => page(u)? + 64 * u64::from(u.arbitrary::<u8>()? % 4),
+            (23, 0) if u.ratio(3, 4)? => u.int_in_range(0..=20)?,
+            (18 | 21 | 22, 1) if u.ratio(3, 4)? => u.int_in_range(0..=4)?,
             (18, 2) if u.ratio(7, 8)? => u.int_in_range(0..=1)?,
             (19, 1 | 2) if u.ratio(3, 4)? => PAGE_SIZE << u.int_in_range(0..=36)?,
             (10..=12, 0) if u.ratio(3, 4)? => open,
-            (9, 0) | (12, 1) if u.ratio(3, 4)? => u.int_in_range(0..=u64::from(VCPUS) - 1)?,
+            (6 | 9 | 14, 0) | (12, 1) if u.ratio(3, 4)? => u.int_in_range(0..=u64::from(VCPUS) - 1)?,
             _ => edge(u)?,
         };
     }
@@ -197,13 +215,14 @@ pub(super) fn arguments(u: &mut Unstructured<'_>, number: u32) -> arbitrary::Res
 /// The number of a call, most likely one that there is.
 pub(super) fn number(u: &mut Unstructured<'_>) -> arbitrary::Result<u32> {
     if u.ratio(15, 16)? {
-        return u.int_in_range(0..=14);
+        return u.int_in_range(0..=15);
     }
     let any: u32 = u.arbitrary()?;
     Ok(match any % 4 {
         0 => any,
         1 => 27,
-        _ => 16 + any / 4 % 6,
+        2 => 21 + any / 4 % 3,
+        _ => 16 + any / 4 % 5,
     })
 }
 

@@ -12,6 +12,7 @@ mod image;
 mod machine;
 mod model;
 mod model_mmu;
+mod model_pages;
 mod multicall;
 mod symbols;
 

@@ -1,10 +1,12 @@
 //! What docs/abi.md says that calls do, written down a second time and as plainly as possible.
 //!
 //! It knows nothing of how the host does it. Where the document leaves a choice (which of several errors, which free
-//! channel), the model takes what the host chose if that is allowed. Page tables are in `model_mmu`.
+//! channel), the model takes what the host chose if that is allowed. Page tables are in `model_mmu`, free pages
+//! in `model_pages`.
 
 use super::machine::{MEMORY, State, VCPUS};
 use super::model_mmu::Tables;
+use super::model_pages::Pages;
 use crate::report::{End, Place};
 use hv_abi::{Features, Status};
 use std::collections::BTreeMap;
@@ -23,6 +25,7 @@ pub(super) struct Model {
     /// Open channels and the vCPUs that they are bound to.
     open: BTreeMap<u64, usize>,
     pub(super) tables: Tables,
+    pub(super) pages: Pages,
     /// What was typed and is not read yet.
     typed: Vec<u8>,
     input_ended: bool,
@@ -46,8 +49,8 @@ fn no_vcpu(vcpu: u64) -> bool {
 
 impl Model {
     pub(super) fn new(state: State, features: Features) -> Self {
-        let (open, tables) = (BTreeMap::new(), Tables::default());
-        Self { state, features, open, tables, typed: Vec::new(), input_ended: false }
+        let (open, tables, pages) = (BTreeMap::new(), Tables::default(), Pages::default());
+        Self { state, features, open, tables, pages, typed: Vec::new(), input_ended: false }
     }
 
     /// Takes note of a call that the host has made, after which memory was as in `after`.
@@ -83,9 +86,9 @@ impl Model {
             return Err(vec![Status::UNKNOWN_CALL]);
         }
         let has = match number {
-            0 | 1 | 5 => 0,
-            2 | 12 | 13 | 27 => 2,
-            18 | 19 => 3,
+            0 | 1 | 5 | 15 => 0,
+            2 | 7 | 12 | 13 | 21 | 22 | 27 => 2,
+            14 | 18 | 19 => 3,
             _ => 1,
         };
         unless(&[(a[has..].iter().any(|unused| *unused != 0), Status::BAD_ARGUMENT)])?;
@@ -96,6 +99,8 @@ impl Model {
             3 => self.shutdown(a[0]),
             4 => self.panic(a[0]),
             5 => Ok(0),
+            6 => unless(&[(no_vcpu(a[0]), Status::NOT_FOUND)]).map(|()| 0),
+            7 => self.poll(a[0]),
             8 => {
                 self.state.timer = (a[0] != u64::MAX).then_some(a[0]);
                 Ok(0)
@@ -104,23 +109,38 @@ impl Model {
             10 => self.event_close(a[0]),
             11 => self.event_send(a[0]),
             12 => self.event_bind(a[0], a[1]),
+            14 => {
+                let outside = !(0x1_0000..0x7f80_0000_0000).contains(&a[1]);
+                unless(&[(no_vcpu(a[0]), Status::NOT_FOUND), (outside, Status::BAD_ADDRESS)])?;
+                Err(vec![Status::BUSY]) // none of them is more than its page
+            }
+            15 => Err(vec![Status::BUSY]),
             16 => self.root_create(a[0]),
             17 => self.root_destroy(a[0]),
             18 => self.mmu_update(a[0], a[1], a[2], after),
             19 => self.mmu_flush(a[0], a[1], a[2]),
             20 => self.user_xstate(a[0]),
+            21 => self.pages_report(a[0], a[1]),
+            22 => self.pages_claim(a[0], a[1]),
+            23 => Ok(self.hold(a[0])),
             27 => self.console_read(a[0], a[1]),
             _ => self.multicall(a[0], a[1], after),
         }
+    }
+
+    pub(super) fn offers_balloon(&self) -> bool {
+        self.features.contains(Features::PAGE_REPORTING)
     }
 
     /// Sections 11 and 21.
     fn is_served(&self, number: u32) -> bool {
         match number {
             0..=5 => true,
-            8..=12 => self.features.contains(Features::EVENTS),
+            6 | 14 | 15 => self.features.contains(Features::SMP),
+            7..=12 => self.features.contains(Features::EVENTS),
             13 => self.features.contains(Features::MULTICALL),
             16..=20 => self.features.contains(Features::MMU),
+            21..=23 => self.features.contains(Features::PAGE_REPORTING),
             27 => self.features.contains(Features::CONSOLE_INPUT),
             _ => false,
         }
@@ -186,6 +206,17 @@ impl Model {
         Ok(0)
     }
 
+    /// By vCPU 0, which does not wait here: what it would wait for is 512, as is a pending upcall.
+    fn poll(&mut self, set: u64) -> Expected {
+        unless(&[(!set.is_multiple_of(8) || outside(set, 64), Status::BAD_ADDRESS)])?;
+        let pending = self.state.pages[0].pending;
+        let in_set = |channel: &u64| {
+            let (word, bit) = (channel / 64, 1 << (channel % 64));
+            self.word(set + word * 8) & pending[word as usize] & bit != 0
+        };
+        Ok((0..CHANNELS).find(in_set).unwrap_or(CHANNELS))
+    }
+
     fn event_allocate(&mut self, vcpu: u64, given: Result<u64, Status>) -> Expected {
         let full = self.open.len() as u64 == CHANNELS - FIRST_DYNAMIC;
         unless(&[(no_vcpu(vcpu), Status::NOT_FOUND), (full, Status::NO_SPACE)])?;
@@ -247,7 +278,7 @@ impl Model {
             assert!(status == 0 || value == 0, "[RULE-004]");
             let refused = if !self.is_served(number) {
                 Some(Status::UNKNOWN_CALL)
-            } else if matches!(number, 3 | 4 | 5 | 13 | 20) {
+            } else if matches!(number, 3..=7 | 13..=15 | 20) {
                 Some(Status::NOT_IN_MULTICALL)
             } else if word(56) != 0 {
                 Some(Status::BAD_ARGUMENT)

@@ -5,6 +5,7 @@
 use crate::bench::host::warmed;
 use crate::bench::{Figure, Phase};
 use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fs::FallocateFlags;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -116,6 +117,21 @@ pub(super) fn fresh_shared(phase: Phase, samples: usize) -> Figure {
         ns_each(start, mapping.pages)
     };
     Figure::new("host: the same, of a memfd", "ns", phase, warmed(samples, once))
+}
+
+/// Giving the pages of a file in memory back, which one mapping has touched.
+pub(super) fn hole(phase: Phase, samples: usize) -> Figure {
+    const PAGES: usize = 16 << 10;
+    let file = file(PAGES);
+    let mapping = Mapping::new(PAGES, Some(&file));
+    let once = || {
+        mapping.write_all();
+        let start = Instant::now();
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, hole, 0, (PAGES * PAGE) as u64).expect("a file in memory takes it");
+        ns_each(start, PAGES)
+    };
+    Figure::new("host: hole of 64 MiB in a memfd, a page", "ns", phase, warmed(samples, once))
 }
 
 /// A fault on a page that is there and only has to be mapped.

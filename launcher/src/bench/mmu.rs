@@ -1,9 +1,9 @@
-//! `hv bench mmu`: page tables: changes of entries, faults, protection, mapping.
+//! `hv bench mmu`: page tables: changes of entries, faults, protection, mapping; and free pages.
 
 use crate::bench::phases::Progress;
 use crate::bench::{Figure, Phase, guest, host_memory};
 
-pub(super) const STEPS: u32 = 16;
+pub(super) const STEPS: u32 = 17;
 
 /// Batches of MMU_UPDATE: how many entries, whether at once.
 const BATCHES: [(usize, bool); 5] = [(1, false), (8, false), (64, false), (512, false), (64, true)];
@@ -13,6 +13,7 @@ pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec
     let mut figures = updates(phase, samples, progress);
     figures.extend(touches(phase, samples, progress));
     figures.extend(changes(phase, samples, progress));
+    figures.extend(free_pages(phase, samples, progress));
     figures
 }
 
@@ -69,4 +70,24 @@ fn changes(phase: Phase, samples: usize, progress: &mut Progress) -> Vec<Figure>
     let host_map = host_memory::map(phase, samples);
     let map = guest::pages("map, touch and unmap 64 KiB", phase, &["map", &count]).against(&host_map);
     vec![host_protect, protect, host_map, map]
+}
+
+/// Pages that are zero, and pages that are reported and claimed.
+fn free_pages(phase: Phase, samples: usize, progress: &mut Progress) -> Vec<Figure> {
+    const ROWS: [(&str, &str); 6] = [
+        ("zeroed page, known to be zero", "zero-known"),
+        ("the same, cleared nevertheless", "zero-cleared-again"),
+        ("zeroed page, used before and cleared", "zero-used"),
+        ("PAGES_REPORT of 64 MiB, a page", "report"),
+        ("PAGES_CLAIM of 64 MiB, a page", "claim"),
+        ("touch of a page that was claimed", "touch-claimed"),
+    ];
+    progress.next("free pages");
+    let count = samples.min(11).to_string();
+    let host = host_memory::hole(phase, samples);
+    let row = |(name, what): (&str, &str)| guest::pages(name, phase, &[what, &count]);
+    let mut figures: Vec<Figure> = ROWS.map(row).into();
+    figures[3] = figures[3].clone().against(&host);
+    figures.push(host);
+    figures
 }

@@ -64,7 +64,7 @@ scenarios! {
         })
     }
 
-    "VCPU-007" fn time_for_which_a_vcpu_is_held_back_is_stolen(stand) {
+    "VCPU-008" fn time_for_which_a_vcpu_is_held_back_is_stolen(stand) {
         let mut machine = stand.machine(&["steal", "300"]);
         machine.cpu_cap = Some(30);
         let text = stand.boot(machine).done()?.text();

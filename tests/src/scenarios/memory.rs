@@ -36,6 +36,12 @@ fn touching_constants(stand: &Stand<'_>, how: &str, flags: u32) -> (Machine, u64
 }
 
 scenarios! {
+    "BALLOON-001 BALLOON-002 BALLOON-004" fn the_balloon_is_told_each_target_and_tells_what_it_holds(stand) {
+        let mut machine = stand.machine(&["balloon"]);
+        machine.balloon = [3, 7, 7, 1, 16, 0].map(|pages| pages * PAGE_SIZE + 5).to_vec();
+        same("the targets", stand.boot(machine).done()?.text(), "3\n7\n1\n16\n0\n".into())
+    }
+
     "IMAGE-012" fn a_segment_may_be_used_as_its_flags_say_and_not_otherwise(stand) {
         for flags in [0, READ, WRITE, READ | WRITE, EXECUTE, READ | EXECUTE, READ | WRITE | EXECUTE] {
             for (how, allowed) in [("read", true), ("write", flags & WRITE != 0), ("execute", flags & EXECUTE != 0)] {

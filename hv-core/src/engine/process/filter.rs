@@ -43,6 +43,7 @@ pub(super) fn mapping_thread() -> Vec<u64> {
         libc::SYS_sigaltstack,
         libc::SYS_rt_sigprocmask,
         libc::SYS_prctl,
+        libc::SYS_rseq,
         libc::SYS_seccomp,
     ];
     let mut allowed = vec![
@@ -75,7 +76,7 @@ fn vcpu_futexes() -> impl Iterator<Item = Allowed> {
 /// Those that wait with a time-out: in `block`, and for a program that was entered without the monitor.
 const TIMED: [fn() -> u64; 2] = [stub::futex_3, stub::futex_7];
 
-fn futex_instructions() -> [u64; 9] {
+fn futex_instructions() -> [u64; 10] {
     [
         stub::futex_1(),
         stub::futex_2(),
@@ -86,6 +87,7 @@ fn futex_instructions() -> [u64; 9] {
         stub::futex_7(),
         stub::futex_8(),
         stub::futex_9(),
+        stub::futex_10(),
     ]
 }
 

@@ -34,6 +34,11 @@ pub(crate) const TURN_SYSCALL: u32 = 4;
 pub(crate) const TURN_USER_TRAP: u32 = 5;
 /// The monitor says that the user program is gone.
 pub(crate) const TURN_DEAD: u32 = 6;
+/// A vCPU has sent an event by itself, and the monitor is to get the attention of the vCPU that it is for.
+pub(crate) const TURN_NOTIFY: u32 = 7;
+
+/// As the status of a call: the caller is to go where its thread began, and to wait there to be started anew.
+pub(crate) const PARK: u32 = u32::MAX;
 
 /// Words of a program's registers in a hand-over page: the first of a `UserContext`, up to its FS base.
 pub(crate) const USER_WORDS: usize = size_of::<Registers>() / 8;
@@ -139,6 +144,16 @@ impl<A: Atomics> Server<'_, A> {
         }
     }
 
+    /// Sleeps once, for `timeout` at the most, unless `ready` is true or becomes so before a [`kick`]; may return early.
+    pub(crate) fn sleep_once(&self, mut ready: impl FnMut() -> bool, timeout: Duration) {
+        A::store(self.0.host_sleeps, 1);
+        A::fence();
+        if !ready() {
+            A::sleep(self.0.host_sleeps, 1, Some(timeout));
+        }
+        A::store(self.0.host_sleeps, 0);
+    }
+
     /// Gives the turn back to the caller. The answer must have been stored before.
     pub(crate) fn answer(&self) {
         A::store(self.0.turn, TURN_GUEST);
@@ -197,7 +212,10 @@ pub(crate) struct Handover {
     pub in_block: AtomicU32,
     /// A guest kernel's: how often it may still find its program on its own processor before it comes to the monitor with it.
     pub together_left: AtomicU32,
-    reserved1: [u64; 7],
+    /// A guest kernel's: not 0 while the monitor polls event channels for it.
+    pub polls: AtomicU32,
+    reserved0: u32,
+    reserved1: [u64; 6],
     // One line that both sides only read while they spin.
     pub host_sleeps: AtomicU32,
     pub caller_sleeps: AtomicU32,
@@ -299,6 +317,7 @@ impl Handover {
             &self.stop,
             &self.is_dead,
             &self.direct,
+            &self.polls,
         ];
         words.into_iter().for_each(|word| word.store(0, Relaxed));
         self.signal.store(0, Relaxed);

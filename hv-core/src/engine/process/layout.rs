@@ -40,8 +40,10 @@ pub(super) const TABLE_SIZE: u64 = LOWEST_USER - TABLE;
 pub(super) const COPIES_OFFSET: u64 = TABLE_SIZE;
 /// Copies that a VM has at once, at the most.
 pub(super) const MOST_COPIES: u64 = 256;
+/// Pages for them: one more, for one that takes the place of another.
+pub(super) const COPY_PAGES: u64 = MOST_COPIES + 1;
 /// Bytes of the file.
-pub(super) const REWRITTEN_SIZE: u64 = COPIES_OFFSET + MOST_COPIES * 4096;
+pub(super) const REWRITTEN_SIZE: u64 = COPIES_OFFSET + COPY_PAGES * 4096;
 
 /// V of the word, in the gate's page, that has the address of the stub's entry for rewritten system calls.
 pub(super) const GATE_REWRITTEN: u64 = GATE + 16;
@@ -50,6 +52,9 @@ pub(super) const GATE_REWRITTEN: u64 = GATE + 16;
 pub(super) const CLOCK: u64 = CLOCK_PAGE;
 /// Offset of the hand-over page in a vCPU's area.
 pub(super) const HANDOVER: u64 = 0x2000;
+/// Offset, in the area of vCPU 0, of the page that says which vCPU each event channel is bound to; the guest kernel's
+/// sandbox has it, and has it for all its vCPUs there.
+pub(super) const BINDINGS: u64 = 0x3000;
 /// Offset of the signal stack in a vCPU's area.
 pub(super) const STACK: u64 = 0x1_0000;
 /// Bytes of a signal stack; its address is a multiple of them. A frame with AMX state is about 11 KiB, and the

@@ -15,7 +15,9 @@ use crate::shared::SharedFile;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use hv_abi::user::GATE;
+use hv_abi::vcpu::VcpuPage;
 use rustix::fd::OwnedFd;
+use std::ops::Range;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
@@ -129,7 +131,7 @@ impl Mapper {
 
     /// The command that makes a vCPU's thread, which then makes its own: to be the last of a batch, and the thread
     /// to be seen running before the next.
-    pub(super) fn vcpu_thread(&mut self, vcpu: u32) -> Command {
+    pub(super) fn vcpu_thread(&mut self, kind: Kind, vcpu: u32) -> Command {
         let stack = vcpu_area(vcpu) + STACK;
         let at = |offset| control_address(offset);
         let mut commands = vec![
@@ -144,6 +146,12 @@ impl Mapper {
             let [option, on] = [PR_SET_SYSCALL_USER_DISPATCH as u64, 1];
             let arguments = [option, on, STUB_BASE, stub::code().len() as u64, 0, 0];
             commands.push(Command::new(libc::SYS_prctl, arguments));
+        }
+        // The host says there on which processor the thread runs, for the guest kernel's locks.
+        if kind == Kind::Kernel && *HAS_RSEQ {
+            let arguments =
+                [vcpu_area(vcpu) + offset_of!(VcpuPage, engine0) as u64, RSEQ_SIZE, 0, RSEQ_SIGNATURE, 0, 0];
+            commands.push(Command::new(libc::SYS_rseq, arguments));
         }
         commands.push(Command::new(
             libc::SYS_seccomp,
@@ -170,6 +178,7 @@ impl Mapper {
 /// Finds out what the host has, while this program may still ask.
 pub(super) fn prepare() {
     LazyLock::force(&HAS_DISPATCH);
+    LazyLock::force(&HAS_RSEQ);
 }
 
 /// Not in `libc`: include/uapi/linux/prctl.h.
@@ -179,6 +188,23 @@ const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
 static HAS_DISPATCH: LazyLock<bool> = LazyLock::new(|| {
     // SAFETY: `prctl` with this option and "off" takes no pointers, and switches off what this thread does not use.
     unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, 0, 0, 0, 0) == 0 }
+});
+
+/// Bytes of a `struct rseq`, and where in it the processor is.
+const RSEQ_SIZE: u64 = 32;
+const _: () = assert!(
+    offset_of!(VcpuPage, engine0).is_multiple_of(32)
+        && offset_of!(VcpuPage, processor) == offset_of!(VcpuPage, engine0) + 4
+        && offset_of!(VcpuPage, pending) == offset_of!(VcpuPage, engine0) + RSEQ_SIZE as usize
+);
+/// Of restartable sequences, which nobody uses here.
+const RSEQ_SIGNATURE: u64 = 0x5305_3053;
+
+/// Whether the host tells threads on which processor they run: Linux 4.18, unless a filter forbids it.
+static HAS_RSEQ: LazyLock<bool> = LazyLock::new(|| {
+    // SAFETY: `rseq` takes integers; with a length of 0 it registers nothing and says that the length is wrong.
+    let refused = unsafe { libc::syscall(libc::SYS_rseq, 0, 0, 0, 0) };
+    refused != 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL)
 });
 
 const SA_RESTORER: i32 = 0x0400_0000;
@@ -197,8 +223,33 @@ unsafe fn write_filter(filter: *mut Filter, offset: usize, program: &[u64]) {
     }
 }
 
-/// The commands that every sandbox begins with: signals, a clean address space, the shared pages, its filter.
-pub(super) fn first_commands(kind: Kind, vcpus: u32) -> Vec<Command> {
+const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+/// The commands that map what these vCPUs of a VM, which has so many, need in a sandbox.
+pub(super) fn areas(kind: Kind, vcpus: u32, which: Range<u32>) -> Vec<Command> {
+    use descriptor::{EXCHANGE, LINKS, VCPU_PAGES};
+    let area = |vcpu: u32| {
+        let area = vcpu_area(vcpu);
+        let exchange = u64::from(vcpu) * EXCHANGE_STRIDE;
+        let (page, handover) = match kind {
+            Kind::Kernel => ((VCPU_PAGES, VcpuPages::offset(vcpu)), (EXCHANGE, exchange)),
+            Kind::User { slot } => {
+                ((EXCHANGE, exchange + EXCHANGE_NO_PAGE), (LINKS, link_offset(vcpus, slot, vcpu)))
+            }
+        };
+        [
+            map(area, 4096, page.0, page.1, BOTH),
+            map(area + CLOCK, 4096, VCPU_PAGES, 0, libc::PROT_READ),
+            map(area + HANDOVER, 4096, handover.0, handover.1, BOTH),
+            map(area + STACK, STACK_SIZE, EXCHANGE, exchange + EXCHANGE_STACK, BOTH),
+        ]
+    };
+    which.flat_map(area).collect()
+}
+
+/// The commands that every sandbox begins with: signals, a clean address space, the shared pages, those of its first vCPU, its
+/// filter.
+pub(super) fn first_commands(kind: Kind, vcpus: u32, vcpu: u32) -> Vec<Command> {
     let at = |offset| control_address(offset);
     let action =
         |signal: i32, offset| Command::new(libc::SYS_rt_sigaction, [signal as u64, at(offset), 0, 8, 0, 0]);
@@ -218,25 +269,22 @@ pub(super) fn first_commands(kind: Kind, vcpus: u32) -> Vec<Command> {
     commands.push(Command::new(libc::SYS_munmap, [0, STUB_BASE, 0, 0, 0, 0]));
     let top = 0x7fff_ffff_f000;
     commands.push(Command::new(libc::SYS_munmap, [SLOT_255_USED_END, top - SLOT_255_USED_END, 0, 0, 0, 0]));
-    const BOTH: i32 = libc::PROT_READ | libc::PROT_WRITE;
-    for vcpu in 0..vcpus {
-        use descriptor::{EXCHANGE, LINKS, VCPU_PAGES};
-        let area = vcpu_area(vcpu);
-        let exchange = u64::from(vcpu) * EXCHANGE_STRIDE;
-        let (page, handover) = match kind {
-            Kind::Kernel => ((VCPU_PAGES, VcpuPages::offset(vcpu)), (EXCHANGE, exchange)),
-            Kind::User { slot } => {
-                ((EXCHANGE, exchange + EXCHANGE_NO_PAGE), (LINKS, link_offset(vcpus, slot, vcpu)))
-            }
-        };
-        commands.push(map(area, 4096, page.0, page.1, BOTH));
-        commands.push(map(area + CLOCK, 4096, VCPU_PAGES, 0, libc::PROT_READ));
-        commands.push(map(area + HANDOVER, 4096, handover.0, handover.1, BOTH));
-        commands.push(map(area + STACK, STACK_SIZE, EXCHANGE, exchange + EXCHANGE_STACK, BOTH));
-    }
+    commands.extend(areas(kind, vcpus, vcpu..vcpu + 1));
     match kind {
-        Kind::Kernel => commands.push(map(LINKS_BASE, links_size(vcpus), descriptor::LINKS, 0, BOTH)),
+        Kind::Kernel => {
+            commands.push(map(LINKS_BASE, links_size(vcpus), descriptor::LINKS, 0, BOTH));
+            let bindings = VcpuPages::bindings_offset(vcpus);
+            commands.push(map(
+                vcpu_area(0) + BINDINGS,
+                4096,
+                descriptor::VCPU_PAGES,
+                bindings,
+                libc::PROT_READ,
+            ));
+        }
         Kind::User { .. } => {
+            // The one that programs read, also if another vCPU enters them.
+            commands.push(map(vcpu_area(0) + CLOCK, 4096, descriptor::VCPU_PAGES, 0, libc::PROT_READ));
             const CODE: i32 = libc::PROT_READ | libc::PROT_EXEC;
             commands.push(map(GATE, 4096, descriptor::CONTROL, GATE_OFFSET, CODE));
             commands.push(map(TABLE, TABLE_SIZE, descriptor::REWRITTEN, 0, CODE));

@@ -29,7 +29,7 @@ mod users;
 mod vcpu;
 pub(crate) mod xstate;
 
-use super::{AddressSpaces, Control, Engine, EngineError, Mapping, Registers, Running, Setup, VcpuRunner};
+use super::{AddressSpaces, Control, Engine, EngineError, Mapping, Registers, Setup, VcpuRunner};
 use crate::cpu_share::Gate;
 use crate::events::{Notify, VcpuPages};
 use crate::shared::SharedFile;
@@ -54,7 +54,7 @@ pub(crate) fn prepare() -> std::io::Result<()> {
 pub(crate) struct ProcessEngine;
 
 impl Engine for ProcessEngine {
-    fn start(&self, setup: &Setup<'_>) -> Result<Running, EngineError> {
+    fn start(&self, setup: &Setup<'_>) -> Result<Arc<dyn Control>, EngineError> {
         let vcpus = setup.pages.vcpus();
         let links = SharedFile::new("hv-links", layout::links_size(vcpus))
             .map_err(|source| EngineError::Host { what: "making the links to user programs", source })?;
@@ -71,10 +71,8 @@ impl Engine for ProcessEngine {
             look_after: if setup.rewrite { rewrite::TRAPS } else { rewrite::NEVER },
         };
         let mappings: Vec<_> = setup.mappings.iter().map(guest_mapping).collect();
-        let kernel = Arc::new(Starting::new(Kind::Kernel, &files, &mappings)?.finish()?);
-        let first =
-            Registers { rip: setup.entry, rdi: setup.argument, rflags: FIRST_FLAGS, ..Registers::default() };
-        kernel.shared.write_first_context(0, &first);
+        let kernel = Arc::new(Starting::new(Kind::Kernel, &files, 0, &mappings)?.finish()?);
+        kernel.command(&mapper::areas(Kind::Kernel, vcpus, 1..vcpus))?;
         let process = Arc::new(Process {
             users: Users::new(files, kernel.clone(), setup),
             sees_entries: setup.sees_entries,
@@ -85,13 +83,9 @@ impl Engine for ProcessEngine {
             processes,
             kernel,
         });
-        let runner: Box<dyn VcpuRunner> = Box::new(vcpu::Vcpu::new(process.clone(), 0));
-        Ok(Running { vcpus: vec![runner], control: process })
+        Ok(process)
     }
 }
-
-/// Interrupts enabled, and the bit that is always set.
-const FIRST_FLAGS: u64 = 0x202;
 
 fn guest_mapping(mapping: &Mapping) -> layout::Command {
     let mut protection = libc::PROT_READ;
@@ -124,6 +118,8 @@ struct Process {
 struct Entered {
     /// Those that its guest kernel may enter by itself, and others before them.
     by_root: HashMap<u64, Arc<InUser>>,
+    /// The root under which it is about to enter one.
+    entering: Option<u64>,
     /// The one that the monitor's thread waits for, and not its guest kernel.
     by_monitor: Option<Arc<InUser>>,
 }
@@ -160,6 +156,15 @@ impl Process {
         entered.by_root.retain(|_, user| !user.shared.is_dead());
         entered.by_root.insert(user.root, user.clone());
         entered.by_monitor = Some(user);
+        entered.entering = None;
+    }
+
+    /// Whether a vCPU is in user mode under a root, or about to be.
+    fn is_entered(&self, root: u64) -> bool {
+        (0..self.pages.vcpus()).any(|vcpu| {
+            self.entered(vcpu).entering == Some(root)
+                || self.running(vcpu).is_some_and(|user| user.root == root)
+        })
     }
 
     /// The program that a vCPU says it entered by itself, and that has trapped: the monitor waits for it from here on.
@@ -207,15 +212,28 @@ impl Notify for Process {
         // The event is stored before this is called, with a full fence: hv_stub_block does it the other way round.
         match page.run_state.load(SeqCst) {
             run_state::BLOCKED => Machine::wake(&page.upcall),
+            run_state::STOPPED => {}
             _ if page.upcall.load(SeqCst) & upcall::MASKED != 0 => {}
             // In a call, the vCPU looks before it returns.
             _ if self.kernel.shared.handover(vcpu).turn.load(SeqCst) != TURN_GUEST => {}
             _ => self.kernel.shared.signal(vcpu),
         }
     }
+
+    fn pending(&self, vcpu: u32) {
+        // It says so before it looks at what is pending; whoever calls this has stored that before.
+        if self.kernel.shared.handover(vcpu).polls.load(SeqCst) != 0 {
+            self.kernel.shared.look(vcpu);
+        }
+    }
 }
 
 impl AddressSpaces for Process {
+    fn yield_to(&self, _: u32) {
+        // Whom the host's scheduler runs instead is its own choice; nothing better is to be had without privileges.
+        std::thread::yield_now();
+    }
+
     fn entry_changed(&self, entry: u64) {
         self.users.entry_changed(entry);
     }
@@ -230,7 +248,8 @@ impl AddressSpaces for Process {
 
     fn forget_root(&self, root: u64) -> bool {
         let vcpus = 0..self.pages.vcpus();
-        if vcpus.clone().any(|vcpu| self.running(vcpu).is_some_and(|user| user.root == root)) {
+        self.users.forbid(root);
+        if self.is_entered(root) {
             return false;
         }
         vcpus.for_each(|vcpu| drop(self.entered(vcpu).by_root.remove(&root)));
@@ -244,10 +263,23 @@ impl AddressSpaces for Process {
 }
 
 impl Control for Process {
+    fn start_vcpu(
+        self: Arc<Self>,
+        vcpu: u32,
+        registers: &Registers,
+    ) -> Result<Box<dyn VcpuRunner>, EngineError> {
+        let open = self.gate.pass();
+        self.kernel.ensure_vcpu(vcpu)?;
+        drop(open);
+        self.kernel.shared.write_first_context(vcpu, registers);
+        Ok(Box::new(vcpu::Vcpu::new(self, vcpu)))
+    }
+
     fn request_stop(&self, vcpu: u32) {
         self.call_back(vcpu); // the guest kernel then stops at the end of the call that entered it
         self.kernel.shared.handover(vcpu).stop.store(1, SeqCst);
         Machine::wake(&self.pages.page(vcpu).upcall);
+        self.pending(vcpu);
         self.kernel.shared.signal(vcpu);
     }
 

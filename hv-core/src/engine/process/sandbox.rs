@@ -18,7 +18,7 @@ use crate::events::VcpuPages;
 use crate::memory::GuestMemory;
 use crate::shared::SharedFile;
 use rustix::fd::{AsFd, BorrowedFd};
-use rustix::thread::{CpuSet, Pid, sched_setaffinity};
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -26,6 +26,9 @@ use std::time::{Duration, Instant};
 
 /// How long a sandbox may take to be ready. It takes a fraction of a millisecond; a starved host is no reason to fail.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long a further vCPU's thread may take, which guest code can hold up, and nobody but its own VM waits for.
+const THREAD_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a program may take to leave the gate; some microseconds, if its host does not starve.
 const GATE_PATIENCE: Duration = Duration::from_millis(200);
@@ -75,35 +78,43 @@ pub(super) struct Shared {
     is_gone: Condvar,
     pid: AtomicI32,
     processes: Arc<Processes>,
-    /// Host thread numbers of the vCPU threads, taken before guest code could change them.
+    /// Host thread numbers of the vCPU threads, or 0, taken where guest code could not change them.
     threads: Vec<AtomicI32>,
     /// What each has waited for a processor, when it was last looked at, in nanoseconds.
     delays: Vec<AtomicU64>,
+    /// How often a program's system call traps before the monitor looks at it.
+    look_after: u32,
 }
 
 /// A sandbox that is being made, on the spawner's thread and in its own process.
 pub(super) struct Starting {
     shared: Arc<Shared>,
     mapper: Mapper,
+    vcpu: u32,
     /// Commands of its first batch.
     commands: usize,
     child: Spawning,
 }
 
 impl Starting {
-    /// Has a process made with the stub and the shared pages, then what `mappings` say, and vCPU 0's thread in it.
-    pub(super) fn new(kind: Kind, files: &Files, mappings: &[Command]) -> Result<Self, EngineError> {
+    /// Has a process made with the stub and the shared pages, then what `mappings` say, and the thread of one vCPU in it.
+    pub(super) fn new(
+        kind: Kind,
+        files: &Files,
+        vcpu: u32,
+        mappings: &[Command],
+    ) -> Result<Self, EngineError> {
         let host = |what| move |source| EngineError::Host { what, source };
         let vcpus = files.pages.vcpus();
         let mut exchange = SharedFile::new("hv-exchange", u64::from(vcpus) * layout::EXCHANGE_STRIDE)
             .map_err(host("making the exchange pages"))?;
         let mut mapper = Mapper::new().map_err(host("making the control pages"))?;
-        let mut commands = mapper::first_commands(kind, vcpus);
+        let mut commands = mapper::first_commands(kind, vcpus, vcpu);
         // The filter comes last, so that the mappings before it need no room in it.
         let filter = commands.pop().expect("the filter");
         commands.extend(mappings);
         commands.push(filter);
-        commands.push(mapper.vcpu_thread(0));
+        commands.push(mapper.vcpu_thread(kind, vcpu));
         mapper.post(&commands);
 
         let own =
@@ -128,28 +139,29 @@ impl Starting {
             processes: files.processes.clone(),
             threads: (0..vcpus).map(|_| AtomicI32::new(0)).collect(),
             delays: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
+            look_after: files.look_after,
         });
-        let handover = shared.handover(0);
-        handover.reset();
-        handover.spin.store(spin::guest_limit(), Relaxed);
-        handover.is_user.store((kind != Kind::Kernel).into(), Relaxed);
-        handover.look_after.store(files.look_after, Relaxed);
+        shared.ready_handover(vcpu);
         let notice = {
             let shared = shared.clone();
             Box::new(move |stage: Stage<'_>| shared.has_come_to(stage))
         };
         let child = spawn::spawn(descriptors, notice, files.processes.bill()).map_err(host(STARTING))?;
-        Ok(Self { shared, mapper, commands: commands.len(), child })
+        Ok(Self { shared, mapper, vcpu, commands: commands.len(), child })
     }
 
-    /// Waits until vCPU 0's thread is there, which waits for its first context.
+    /// Waits until its first vCPU's thread is there, which waits for its first context.
     pub(super) fn finish(self) -> Result<Sandbox, EngineError> {
-        let commands = self.commands;
+        let (commands, vcpu) = (self.commands, self.vcpu);
         let sandbox = self.process()?;
+        let shared = &sandbox.shared;
         {
             let mapper = sandbox.mapper.lock().expect("no thread panics with the lock held");
-            sandbox.shared.wait_for_vcpu_thread(0, || mapper.failure(commands))?;
+            shared.wait_for_vcpu_thread(vcpu, PATIENCE, || mapper.failure(commands))?;
         }
+        // No guest code has run in the sandbox yet, so what it has written is evidence still.
+        let thread = shared.handover(vcpu).thread.load(Acquire);
+        shared.threads[vcpu as usize].store(thread as i32, SeqCst);
         Ok(sandbox)
     }
 
@@ -167,17 +179,54 @@ impl Sandbox {
     /// Has the mapping thread make these commands, and waits until they are made.
     pub(super) fn command(&self, commands: &[Command]) -> Result<(), EngineError> {
         let mut mapper = self.mapper.lock().expect("no thread panics with the lock held");
+        self.make(&mut mapper, commands)
+    }
+
+    /// Sees to it that a vCPU has a thread here, which waits for its first context if it is new.
+    pub(super) fn ensure_vcpu(&self, vcpu: u32) -> Result<(), EngineError> {
+        let shared = &self.shared;
+        if shared.thread(vcpu).is_some() {
+            return Ok(());
+        }
+        let mut mapper = self.mapper.lock().expect("no thread panics with the lock held");
+        shared.ready_handover(vcpu);
+        let areas = match shared.kind {
+            Kind::Kernel => Vec::new(), // they are there from the start
+            Kind::User { .. } => mapper::areas(shared.kind, shared.threads.len() as u32, vcpu..vcpu + 1),
+        };
+        let thread = mapper.vcpu_thread(shared.kind, vcpu);
+        let commands: Vec<_> = areas.into_iter().chain([thread]).collect();
+        self.make(&mut mapper, &commands)?;
+        // Other vCPUs run guest code here, which may write what the new thread writes. So that there is a thread, and which,
+        // is asked of the host; until it has its filter, the thread runs nothing but the stub, on registers alone.
+        let thread = self.new_thread().ok_or_else(|| EngineError::SandboxDied { how: shared.death() })?;
+        if let Ok(allowed) = sched_getaffinity(None) {
+            let _ = sched_setaffinity(Pid::from_raw(thread), &allowed); // not where the mapping thread is kept
+        }
+        shared.threads[vcpu as usize].store(thread, SeqCst);
+        shared.wait_for_vcpu_thread(vcpu, THREAD_PATIENCE, || None)
+    }
+
+    /// The thread that is neither the mapping thread nor a vCPU's that is known.
+    fn new_thread(&self) -> Option<i32> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.pid)).ok()?;
+        let mut threads = tasks.filter_map(|task| task.ok()?.file_name().to_str()?.parse().ok());
+        let known = |thread| self.shared.threads.iter().any(|known| known.load(Relaxed) == thread);
+        threads.find(|thread| *thread != self.child.pid && !known(*thread))
+    }
+
+    fn make(&self, mapper: &mut Mapper, commands: &[Command]) -> Result<(), EngineError> {
         let done = |mapper: &Mapper| {
             let waited = mapper.wait(|| self.shared.dead.load(Acquire), PATIENCE);
             if waited { Ok(()) } else { Err(EngineError::SandboxDied { how: self.shared.death() }) }
         };
         // The first batch makes the thread that `start` waits for, and is reported only after that: a batch that is posted
         // in between would be taken for done.
-        done(&mapper)?;
+        done(mapper)?;
         self.bring_mapper();
         for batch in commands.chunks(layout::MAX_COMMANDS) {
             mapper.post(batch);
-            done(&mapper)?;
+            done(mapper)?;
             if let Some(error) = mapper.failure(batch.len()) {
                 return Err(error);
             }
@@ -287,13 +336,20 @@ impl Shared {
         }
     }
 
-    /// Waits until the first vCPU thread of a sandbox reports itself, which it does only after all commands before it.
-    ///
-    /// No guest code has run in the sandbox by then, so what it has written is evidence still: that it is there, and
-    /// its thread number.
+    /// Readies the page on which a vCPU's thread, which is not made yet, will meet others.
+    fn ready_handover(&self, vcpu: u32) {
+        let handover = self.handover(vcpu);
+        handover.reset();
+        handover.spin.store(spin::guest_limit(), Relaxed);
+        handover.is_user.store((self.kind != Kind::Kernel).into(), Relaxed);
+        handover.look_after.store(self.look_after, Relaxed);
+    }
+
+    /// Waits until a new vCPU thread reports itself, which it does only after all commands before it.
     fn wait_for_vcpu_thread(
         &self,
         vcpu: u32,
+        patience: Duration,
         failure: impl Fn() -> Option<EngineError>,
     ) -> Result<(), EngineError> {
         let server = handover::Server(vcpu::words(self.handover(vcpu)));
@@ -306,8 +362,8 @@ impl Shared {
             if self.is_dead() {
                 return Err(EngineError::SandboxDied { how: self.death() });
             }
-            if start.elapsed() > PATIENCE {
-                return Err(EngineError::SandboxDied { how: format!("it was not ready after {PATIENCE:?}") });
+            if start.elapsed() > patience {
+                return Err(EngineError::SandboxDied { how: format!("it was not ready after {patience:?}") });
             }
             // A command that fails wakes nobody here, so look now and then.
             let look_again = Instant::now() + Duration::from_millis(20);
@@ -322,8 +378,6 @@ impl Shared {
         if signal != 0 {
             return Err(EngineError::SandboxDied { how: format!("its vCPU thread got signal {signal}") });
         }
-        let thread = self.handover(vcpu).thread.load(Acquire);
-        self.threads[vcpu as usize].store(thread as i32, SeqCst);
         Ok(())
     }
 

@@ -4,11 +4,11 @@
 
 use super::layout::*;
 use crate::engine::process::handover::{
-    CALL_STATUS, CALL_VALUE, ENTERABLE, Enterable, Handover, TRAP_COUNTERS, TURN_CALL, TURN_DEAD,
-    TURN_ENTER_USER, TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, USER_WORDS,
+    CALL_STATUS, CALL_VALUE, ENTERABLE, Enterable, Handover, PARK, TRAP_COUNTERS, TURN_CALL, TURN_DEAD,
+    TURN_ENTER_USER, TURN_NOTIFY, TURN_SYSCALL, TURN_TRAP, TURN_USER_TRAP, USER_WORDS,
 };
 use core::mem::offset_of;
-use hv_abi::address::{DIRECT_MAP, SLOT_255};
+use hv_abi::address::{DIRECT_MAP, SLOT_255, VCPU_PAGES, VCPU_STRIDE};
 use hv_abi::clock::ClockPage;
 use hv_abi::user::{GATE, LOWEST_USER, RFLAGS, RFLAGS_FIXED, UserContext, trap};
 use hv_abi::vcpu::{VcpuPage, run_state, upcall};
@@ -100,6 +100,19 @@ core::arch::global_asm!(
     TURN_SYSCALL = const TURN_SYSCALL,
     TURN_DEAD = const TURN_DEAD,
     TURN_USER_TRAP = const TURN_USER_TRAP,
+    TURN_NOTIFY = const TURN_NOTIFY,
+    PARK = const PARK as i32,
+    CALL_EVENT_SEND = const hv_abi::Call::EVENT_SEND.0,
+    EVENT_CHANNELS = const hv_abi::vcpu::EVENT_CHANNELS,
+    BINDINGS = const VCPU_PAGES + BINDINGS,
+    UNBOUND = const crate::events::UNBOUND,
+    VCPU_PAGES = const VCPU_PAGES,
+    STRIDE_SHIFT = const VCPU_STRIDE.ilog2(),
+    H_POLLS = const offset_of!(Handover, polls),
+    V_VCPU = const offset_of!(VcpuPage, vcpu),
+    V_PENDING = const offset_of!(VcpuPage, pending),
+    V_MASKED = const offset_of!(VcpuPage, masked),
+    UPCALL_PENDING_BIT = const upcall::PENDING.ilog2(),
     V_UPCALL = const offset_of!(VcpuPage, upcall),
     V_UPCALL_ENTRY = const offset_of!(VcpuPage, upcall_entry),
     V_RUN_STATE = const offset_of!(VcpuPage, run_state),
@@ -176,6 +189,7 @@ labels! {
     futex_7 = hv_stub_futex_7;
     futex_8 = hv_stub_futex_8;
     futex_9 = hv_stub_futex_9;
+    futex_10 = hv_stub_futex_10;
     gate = hv_stub_gate;
     /// Where trampolines of rewritten system calls go on.
     rewritten = hv_stub_rewritten;

@@ -29,6 +29,7 @@ use hv_abi::user::UserContext;
 use mirror::{AHEAD, Use};
 pub(super) use space::Space;
 use std::collections::HashMap;
+use std::sync::atomic::{Ordering::SeqCst, fence};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Bytes that the host may spend on what it maps of all spaces of a VM, about.
@@ -111,35 +112,42 @@ impl Users {
         Locked { inner, _open: open }
     }
 
-    /// Readies the sandbox of `root` for going on with `user`, the context at P `context`. Gives it and its slot.
+    /// Readies the sandbox of `root` for going on with `user`, the context at P `context`. Gives it and its slot. If another has
+    /// to go for it, that is one whose root is not `in_use`.
     pub(super) fn enter(
         &self,
         vcpu: u32,
         root: u64,
         context: u64,
         user: &UserContext,
+        in_use: &dyn Fn(u64) -> bool,
     ) -> Result<(Arc<Sandbox>, u32), EnterError> {
         let mut inner = self.lock();
         let inner = &mut *inner;
         // Held elsewhere, it comes from there: the program changes its address space.
-        let elsewhere = inner.spaces.iter().find(|(at, space)| **at != root && space.holds(context));
         let mut from_memory = user.xstate_valid != 0;
-        if let Some(at) = elsewhere.map(|(at, _)| *at) {
-            inner.save(&self.files.memory, at);
+        if let Some((at, holder)) = inner.holder(context)
+            && (at, holder) != (root, vcpu)
+        {
+            inner.save(&self.files.memory, at, holder);
             from_memory = true;
         }
         if !inner.spaces.contains_key(&root) {
             if !from_memory {
                 return Err(EnterError::NoExtendedState);
             }
-            let (sandbox, slot) = inner.start(&self.files).map_err(EnterError::Engine)?;
+            let (sandbox, slot) = inner.start(&self.files, vcpu, in_use).map_err(EnterError::Engine)?;
             inner.spaces.insert(root, Space::new(Arc::new(sandbox), Some(slot)));
-            inner.prepare(&self.files);
+            inner.prepare(&self.files, vcpu);
         }
         inner.touch(root);
-        let holds = inner.spaces[&root].holds(context);
+        if let Err(error) = inner.spaces[&root].sandbox.ensure_vcpu(vcpu) {
+            inner.remove(root);
+            return Err(EnterError::Engine(error));
+        }
+        let holds = inner.spaces[&root].holder(context) == Some(vcpu);
         if from_memory && !holds {
-            inner.save(&self.files.memory, root);
+            inner.save(&self.files.memory, root, vcpu);
         }
         let space = inner.spaces.get_mut(&root).expect("it is there, or was made");
         let registers = Registers::from(user);
@@ -159,6 +167,11 @@ impl Users {
         }
         let space = &inner.spaces[&root];
         Ok((space.sandbox.clone(), space.slot.expect("no program is entered under the guest kernel's root")))
+    }
+
+    /// No vCPU enters a program under `root` but by the monitor, from now on.
+    pub(super) fn forbid(&self, root: u64) {
+        self.lock().forbid(root);
     }
 
     /// The guest kernel used an address that its own page tables may translate, and its sandbox does not have.
@@ -217,11 +230,13 @@ impl Users {
         }
     }
 
-    /// The guest kernel is to write a frame, which the engine may have made read-only. Whether it had.
+    /// The guest kernel is to write a frame, which the engine may have made read-only; if not, another vCPU was first. Whether
+    /// it can be written.
     pub(super) fn frame_written(&self, phys: u64) -> bool {
         let mut inner = self.lock();
         let inner = &mut *inner;
-        inner.rewriter.drop_frames(&mut inner.spaces, phys..phys + 1)
+        inner.rewriter.drop_frames(&mut inner.spaces, phys..phys + 1);
+        phys < self.files.memory.size()
     }
 
     /// Takes a space away, and with it all that it can reach: when this returns, its pages can be somebody else's. A thread
@@ -243,8 +258,7 @@ impl Users {
     /// Lets go of a context, with its extended state in guest memory. Whether it was held.
     pub(super) fn release(&self, context: u64) -> bool {
         let mut inner = self.lock();
-        let root = inner.spaces.iter().find(|(_, space)| space.holds(context)).map(|(root, _)| *root);
-        root.map(|root| inner.save(&self.files.memory, root)).is_some()
+        inner.holder(context).map(|(root, vcpu)| inner.save(&self.files.memory, root, vcpu)).is_some()
     }
 
     /// An entry of a table, at P `at`, has changed.
@@ -344,20 +358,29 @@ impl Inner {
 
     /// Takes a space away whose programs go on in another sandbox, when they are next entered.
     fn give_up(&mut self, memory: &GuestMemory, root: u64) {
-        self.save(memory, root);
+        self.forbid(root);
+        if let Some(space) = self.spaces.get_mut(&root) {
+            space.save_all(memory);
+        }
         self.remove(root);
     }
 
     /// The guest kernel comes to the monitor with the next program under `root`.
     fn forbid(&self, root: u64) {
         (0..self.vcpus).for_each(|vcpu| self.kernel.shared.handover(vcpu).forbid(root));
+        fence(SeqCst);
     }
 
-    /// Has the space of `root` let go of the context that it holds.
-    fn save(&mut self, memory: &GuestMemory, root: u64) {
+    /// Where the extended state of a context is: under which root, in which vCPU's thread.
+    fn holder(&self, context: u64) -> Option<(u64, u32)> {
+        self.spaces.iter().find_map(|(root, space)| Some((*root, space.holder(context)?)))
+    }
+
+    /// Has the space of `root` let go of the context that a vCPU's thread holds.
+    fn save(&mut self, memory: &GuestMemory, root: u64, vcpu: u32) {
         self.forbid(root);
         if let Some(space) = self.spaces.get_mut(&root) {
-            space.save(memory);
+            space.save(memory, vcpu);
         }
     }
 

@@ -4,8 +4,8 @@
 
 use super::frame::UserFault;
 use super::handover::{
-    Handover, Machine, Server, TURN_CALL, TURN_ENTER_USER, TURN_GUEST, TURN_SYSCALL, TURN_TRAP,
-    TURN_USER_TRAP, Wait, Words,
+    Handover, Machine, PARK, Server, TURN_CALL, TURN_ENTER_USER, TURN_GUEST, TURN_NOTIFY, TURN_SYSCALL,
+    TURN_TRAP, TURN_USER_TRAP, Wait, Words,
 };
 use super::layout::*;
 use super::sandbox::Shared;
@@ -16,6 +16,7 @@ use crate::clock::monotonic_ns;
 use crate::engine::{
     Access, Counters, EnterError, Exit, Fault, Registers, Trap, UserCause, UserExit, VcpuRunner,
 };
+use crate::events::Notify;
 use crate::mmu::KERNEL;
 use hv_abi::address::DIRECT_MAP;
 use hv_abi::user::UserContext;
@@ -232,6 +233,16 @@ impl Vcpu {
                 self.counters.hypercalls += 1;
                 Exit::EnterUser { root, context }
             }
+            TURN_NOTIFY => {
+                let [vcpu, ..] = self.handover().arguments();
+                if vcpu < self.process.pages.vcpus().into() {
+                    self.process.pending(vcpu as u32);
+                    self.process.notify(vcpu as u32);
+                }
+                self.handover().set_answer(Status::SUCCESS.0, 0);
+                self.answered = true;
+                return None;
+            }
             TURN_USER_TRAP => match self.process.taken_over(self.vcpu) {
                 Some(user) => {
                     self.entered = Some(user);
@@ -417,7 +428,10 @@ impl VcpuRunner for Vcpu {
     }
 
     fn enter_user(&mut self, root: u64, context: u64, user: &UserContext) -> Result<(), EnterError> {
-        let (sandbox, slot) = self.process.users.enter(self.vcpu, root, context, user)?;
+        self.process.entered(self.vcpu).entering = Some(root);
+        let in_use = |root| self.process.is_entered(root);
+        let entered = self.process.users.enter(self.vcpu, root, context, user, &in_use);
+        let (sandbox, slot) = entered.inspect_err(|_| self.process.entered(self.vcpu).entering = None)?;
         self.process.users.frames_written(); // a context's extended state, perhaps
         self.parting
             .entering(self.process.kernel.shared.handover(self.vcpu), sandbox.shared.thread(self.vcpu));
@@ -439,6 +453,25 @@ impl VcpuRunner for Vcpu {
         self.in_user = true;
         self.answered = true;
         Ok(())
+    }
+
+    fn sleep_in_call(&mut self, deadline: u64, ready: &mut dyn FnMut() -> bool) {
+        let handover = self.process.kernel.shared.handover(self.vcpu);
+        handover.polls.store(1, SeqCst);
+        let is_dead = || self.process.kernel.shared.is_dead();
+        let left = deadline.saturating_sub(monotonic_ns());
+        self.counters.sleeps += 1;
+        Server(words(handover)).sleep_once(|| is_dead() || ready(), Duration::from_nanos(left));
+        handover.polls.store(0, SeqCst);
+    }
+
+    fn has_died(&self) -> bool {
+        self.process.kernel.shared.is_dead()
+    }
+
+    fn park(&mut self) {
+        self.handover().set_answer(PARK, 0);
+        self.server().answer();
     }
 
     fn registers_in_call(&self) -> Registers {

@@ -18,8 +18,9 @@ use guest_sdk::println;
 
 const ALL: Entry = Entry::PRESENT.union(Entry::WRITE);
 
+/// A page.
 #[repr(align(4096))]
-struct Table([u64; 512]);
+pub struct Table(pub [u64; 512]);
 
 /// Fills the guest kernel's tables at random, by calls and by plain stores, and touches what they may map. The image and the
 /// direct map, which it goes on with, must stay. What is not mapped ends the VM.
@@ -90,7 +91,7 @@ fn touch(random: &mut Rng) {
 }
 
 /// A new page, and its P.
-fn table() -> (&'static mut Table, GuestPhys) {
+pub fn table() -> (&'static mut Table, GuestPhys) {
     let table = Box::leak(Box::new(Table([0; 512])));
     let phys = phys_of(&table.0).expect("the heap is in guest memory");
     (table, phys)

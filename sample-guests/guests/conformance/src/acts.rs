@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "crashing takes it")]
 
 use crate::registers::{enter, good};
-use crate::{direct, first, in_a_storm, kernel_space, phys, raw, typed};
+use crate::{direct, first, in_a_storm, kernel_space, pages, phys, raw, typed};
 use alloc::vec::Vec;
 use guest_sdk::boot::info;
 use guest_sdk::console::write;
@@ -31,6 +31,7 @@ const ACTS: &[Act] = &[
     ("clock", |_| clock()),
     ("count", |_| in_a_storm(|| (0..3000).for_each(|i| println!("{i}")))),
     ("entries", |_| entries()),
+    ("balloon", |_| pages::follow_balloon()),
     ("featureless", |_| featureless()),
     ("lengths", |_| lengths()),
     ("overwrite", |_| overwrite()),

@@ -9,6 +9,7 @@ use guest_sdk::hv_abi::call::{
     CALLS, CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, PANIC_TEXT_MAX, PanicReport,
 };
 use guest_sdk::hv_abi::mmu::MMU_UPDATE_MAX;
+use guest_sdk::hv_abi::pages::PAGE_RUNS_MAX;
 use guest_sdk::hv_abi::vcpu::{EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL};
 use guest_sdk::hv_abi::{Call, GuestPhys, Status};
 
@@ -41,6 +42,11 @@ fn failing() -> Vec<(Call, [u64; 2], Status)> {
         (Call::MMU_FLUSH, [4096, 0], Status::NOT_FOUND),
         (Call::MMU_FLUSH, [0, 1], Status::BAD_ARGUMENT),
         (Call::USER_XSTATE, [outside, 0], Status::BAD_ADDRESS),
+        (Call::PAGES_REPORT, [outside, 1], Status::BAD_ADDRESS),
+        (Call::PAGES_REPORT, [0, PAGE_RUNS_MAX + 1], Status::OUT_OF_RANGE),
+        (Call::PAGES_CLAIM, [outside, 1], Status::BAD_ADDRESS),
+        (Call::PAGES_CLAIM, [0, PAGE_RUNS_MAX + 1], Status::OUT_OF_RANGE),
+        (Call::BALLOON, [0, 1], Status::BAD_ARGUMENT),
     ];
     for of_a_channel in [Call::EVENT_CLOSE, Call::EVENT_SEND, Call::EVENT_BIND] {
         all.push((of_a_channel, [past, 0], Status::OUT_OF_RANGE));
@@ -108,6 +114,7 @@ guest_sdk::tests! {
         let context = Box::new(context(TEXT));
         let good = [
             (Call::YIELD, [0, 0]),
+            (Call::YIELD_TO, [0, 0]),
             (Call::TIMER_SET, [u64::MAX, 0]),
             (Call::EVENT_SEND, [16, 0]),
             (Call::EVENT_BIND, [16, 0]),
@@ -122,7 +129,7 @@ guest_sdk::tests! {
         }
         let root = phys(page());
         assert_eq!((raw(Call::ROOT_CREATE, [root]), call(Call::ROOT_DESTROY, [root]).value), (Ok(0), 0));
-        let ends = [Call::SHUTDOWN, Call::PANIC, Call::ROOT_DESTROY];
+        let ends = [Call::SHUTDOWN, Call::PANIC, Call::ROOT_DESTROY, Call::VCPU_START, Call::VCPU_STOP];
         let without_value = CALLS.iter().filter(|call| call.served && call.result == "none" && !ends.contains(&call.call));
         assert!(without_value.map(|call| call.call).all(|call| good.iter().any(|good| good.0 == call)), "one is missing");
     }

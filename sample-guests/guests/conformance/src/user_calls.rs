@@ -3,13 +3,13 @@
 
 #![expect(unsafe_code, reason = "code is memory that programs run")]
 
-use crate::in_a_storm;
-use crate::phys;
 use crate::program::{CODE, DATA, HEAP, Page, Program, Space, TEXT, code, context, page, release, run, set};
+use crate::{in_a_storm, phys, raw};
 use alloc::boxed::Box;
-use guest_sdk::hv_abi::GuestPhys;
 use guest_sdk::hv_abi::mmu::{Entry, MmuUpdate};
+use guest_sdk::hv_abi::pages::PageRun;
 use guest_sdk::hv_abi::user::{GATE, RFLAGS_FIXED, UserContext, access, trap};
+use guest_sdk::hv_abi::{Call, GuestPhys};
 
 const TF: u64 = 1 << 8;
 const DF: u64 = 1 << 10;
@@ -258,6 +258,25 @@ guest_sdk::tests! {
         crate::mmu_update(unsafe { core::slice::from_raw_parts_mut(update, 1) }, 0).unwrap();
         program.calls(SITE);
         assert_eq!(program.context.rax, 77);
+    }
+
+    "PAGES_REPORT-010 USER-039" fn code_on_a_page_that_was_free_meanwhile_is_run_as_it_is() {
+        let [mut program, ..] = programs();
+        let text = text_of(&mut program);
+        for number in 40..44 {
+            (0..TIMES).for_each(|_| program.calls(SITE));
+            let run = PageRun { start: text, count: 1 };
+            for call in [Call::PAGES_REPORT, Call::PAGES_CLAIM] {
+                assert_eq!(raw(call, [phys(&run), 1]), Ok(1));
+            }
+            program.context.rax = 0;
+            program.faults(SITE, 0, access::WRITE); // zeros are `add [rax], al`
+            for (at, byte) in (SITE % 4096..).zip([0xb8, number, 0, 0, 0, 0x0f, 0x05]) {
+                store_at(text, at, byte);
+            }
+            program.calls(SITE);
+            assert_eq!(program.context.rax, number.into());
+        }
     }
 
     "USER-039 MMU-002" fn code_whose_page_becomes_writable_is_run_as_it_is() {

@@ -85,10 +85,9 @@ guest_sdk::tests! {
         assert_eq!(IN_HANDLER.load(SeqCst), run_state::RUNNING);
     }
 
-    "VCPU-004" fn what_nobody_uses_is_zero_and_a_vcpu_that_runs_is_not_preempted() {
-        let zero = || {
-            let page = vcpu_page();
-            assert_eq!((page.preempted.load(SeqCst), page.reserved), (0, [0; 4]));
+    "VCPU-004" fn a_vcpu_that_runs_is_not_preempted() {
+let zero = || {
+            assert_eq!(vcpu_page().preempted.load(SeqCst), 0);
         };
         zero();
         in_a_storm(|| {
@@ -102,7 +101,7 @@ guest_sdk::tests! {
         zero();
     }
 
-    "VCPU-005" fn steal_time_never_decreases() {
+    "VCPU-006" fn steal_time_never_decreases() {
         in_a_storm(|| {
             let (end, mut last) = (after(50), stolen());
             while Instant::now() < end {
@@ -115,7 +114,7 @@ guest_sdk::tests! {
 
     // What was stolen is no more than the time that passed, less what was slept. The host may interrupt the vCPU just before it
     // begins to sleep, and then it is more; but not each time.
-    "VCPU-006" fn a_vcpu_that_sleeps_is_not_stolen_from() {
+    "VCPU-007" fn a_vcpu_that_sleeps_is_not_stolen_from() {
         let honest = (0..20).any(|_| {
             let before = settled();
             let (begin, end) = (Instant::now(), after(50));
@@ -125,7 +124,6 @@ guest_sdk::tests! {
         assert!(honest, "{:?} were stolen in {:?}", stolen(), Instant::now());
     }
 
-    // One vCPU today: then this says that the clock is where the ABI puts vCPU 0's.
     "CLOCK-006" fn all_vcpus_have_the_same_clock() {
         for vcpu in 0..info().vcpus {
             loop {

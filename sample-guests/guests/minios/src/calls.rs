@@ -199,9 +199,13 @@ impl Kernel {
     }
 
     fn system(&self) -> SystemInfo {
+        let figures = frames::figures();
         SystemInfo {
             pages: guest_sdk::boot::info().memory_size / PAGE_SIZE,
-            free_pages: frames::available(),
+            free_pages: figures.free,
+            reported_pages: figures.reported,
+            balloon_pages: figures.held,
+            balloon_target: figures.target,
             up_nanoseconds: Instant::now().as_nanos(),
             processes: (self.processes.len() + self.ended.len() + 1) as u64,
         }

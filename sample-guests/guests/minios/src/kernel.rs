@@ -15,9 +15,9 @@ use crate::process::{Ended, Process, Wait};
 use alloc::collections::{BTreeMap, VecDeque};
 use guest_sdk::hv_abi::call::NEVER;
 use guest_sdk::preempt::Slice;
-use guest_sdk::println;
 use guest_sdk::time::{Duration, Instant};
 use guest_sdk::user::Trap;
+use guest_sdk::{frames, println};
 use minios_abi::{Error, KILLED};
 
 /// How long a process runs before it is another one's turn.
@@ -177,13 +177,14 @@ impl Kernel {
         self.wake(|_, wait| matches!(wait, Wait::Until(moment) if moment <= now));
     }
 
-    /// Nobody is ready: gives the processor back until the first sleeper's moment.
+    /// Nobody is ready: gives the processor back until the first sleeper's moment, and memory that nobody needs.
     fn idle(&self) {
         let moments = self.processes.values().filter_map(|process| match process.waits_for {
             Some(Wait::Until(moment)) => Some(moment.as_nanos()),
             _ => None,
         });
-        console::block(moments.min().unwrap_or(NEVER));
+        let report = frames::report_free().map(Instant::as_nanos);
+        console::block(moments.chain(report).min().unwrap_or(NEVER));
     }
 }
 

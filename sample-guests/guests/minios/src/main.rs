@@ -6,7 +6,7 @@
 extern crate alloc;
 
 use alloc::string::String;
-use guest_sdk::{boot, println};
+use guest_sdk::{balloon, boot, println};
 use minios::console;
 use minios::files::Files;
 use minios::kernel::Kernel;
@@ -18,6 +18,7 @@ static FILES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/files.tar"));
 
 /// Runs the shell with the guest's arguments. Without any, and with nobody to type, it is given something to show.
 fn main() -> u8 {
+    balloon::start();
     let mut arguments = String::from("sh");
     for argument in boot::arguments() {
         arguments.push('\0');

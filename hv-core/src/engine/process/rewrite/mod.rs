@@ -18,7 +18,7 @@ mod site;
 mod table;
 
 use super::frame::UserFault;
-use super::layout::{COPIES_OFFSET, Command, MOST_COPIES, TABLE};
+use super::layout::{COPIES_OFFSET, COPY_PAGES, Command, MOST_COPIES, TABLE};
 use super::mapper;
 use super::sandbox::{Files, Sandbox};
 use super::users::Space;
@@ -76,9 +76,10 @@ struct Copy {
     /// The frame that it is a copy of.
     phys: u64,
     virt: u64,
-    /// Where it is in the file.
+    /// Where it is in the file; 0 until it is made.
     offset: u64,
-    sites: Vec<Site>,
+    /// With the slots that their jumps go through.
+    sites: Vec<(Site, u32)>,
 }
 
 impl Rewriter {
@@ -123,15 +124,47 @@ impl Rewriter {
             Some(index) => index,
             None => self.add(spaces, phys, virt, &code)?,
         };
-        let copy = &mut self.copies[index];
-        if !copy.sites.contains(&site) {
-            copy.sites.push(site);
-            // No program of the VM runs: its one vCPU is served by this thread.
-            self.file.store_bytes(copy.offset + site.start as u64, &site.jump(slot));
+        let mut sites = self.copies[index].sites.clone();
+        if !sites.contains(&(site, slot)) {
+            sites.push((site, slot));
+            self.replace(spaces, index, code, sites);
         }
+        let copy = &self.copies[index];
         let space = spaces.get_mut(&root).expect("found above");
         space.shadow.overlay(virt, copy.offset);
         Ok(space.sandbox.command(&space.shadow.take_commands())?)
+    }
+
+    /// Makes the copy one with other sites, of `code`. Other vCPUs may run what it was: so it is a new page, and takes the
+    /// place of the old one in one piece.
+    fn replace(
+        &mut self,
+        spaces: &mut HashMap<u64, Space>,
+        index: usize,
+        mut code: Code,
+        sites: Vec<(Site, u32)>,
+    ) {
+        for (site, slot) in &sites {
+            let jump = site.jump(*slot);
+            code[site.start..site.start + jump.len()].copy_from_slice(&jump);
+        }
+        let offset = self.free_offset();
+        self.file.store_bytes(offset, &code);
+        let copy = &mut self.copies[index];
+        let (virt, old) = (copy.virt, std::mem::replace(&mut copy.offset, offset));
+        copy.sites = sites;
+        for space in spaces.values_mut().filter(|space| space.shadow.is_overlaid(virt, old)) {
+            space.shadow.overlay(virt, offset);
+            // Fails if the sandbox is dead, and then nothing runs there.
+            let _ = space.sandbox.command(&space.shadow.take_commands());
+        }
+    }
+
+    /// Where there is room for a copy.
+    fn free_offset(&self) -> u64 {
+        let taken = |offset| self.copies.iter().any(|copy| copy.offset == offset);
+        let mut offsets = (0..COPY_PAGES).map(|i| COPIES_OFFSET + i * PAGE_SIZE);
+        offsets.find(|offset| !taken(*offset)).expect("there is one more than copies")
     }
 
     /// Adds a copy of a frame, and keeps the frame from being written without notice. Gives its index.
@@ -147,16 +180,12 @@ impl Rewriter {
             self.drop_frames(spaces, oldest..oldest + PAGE_SIZE);
         }
         self.kernel.command(&[protect(phys, libc::PROT_READ)])?;
-        let taken = |offset| self.copies.iter().any(|copy| copy.offset == offset);
-        let offsets = (0..MOST_COPIES).map(|i| COPIES_OFFSET + i * PAGE_SIZE);
-        let offset = offsets.into_iter().find(|offset| !taken(*offset)).expect("one was made free");
-        self.copies.push_back(Copy { phys, virt, offset, sites: Vec::new() });
+        self.copies.push_back(Copy { phys, virt, offset: 0, sites: Vec::new() });
         self.memory.watched().watch(phys, true);
         if self.read(phys)? != *code {
             self.drop_frames(spaces, phys..phys + PAGE_SIZE);
             return Err(Refusal::Changed);
         }
-        self.file.store_bytes(offset, code);
         Ok(self.copies.len() - 1)
     }
 
@@ -256,7 +285,9 @@ impl Rewriter {
     fn has_become_a_jump(&self, space: &Space, at: u64) -> bool {
         let (virt, syscall) = (at - at % PAGE_SIZE, (at % PAGE_SIZE) as usize);
         let mut copies = self.copies.iter().filter(|copy| space.shadow.is_overlaid(virt, copy.offset));
-        copies.any(|copy| copy.sites.iter().any(|site| site.syscall == syscall && site.has_syscall_inside()))
+        copies.any(|copy| {
+            copy.sites.iter().any(|(site, _)| site.syscall == syscall && site.has_syscall_inside())
+        })
     }
 }
 

@@ -39,6 +39,9 @@ hv_stub_begin:
 
 // (call, a0, a1, a2, a3, a4) -> (rax status, rdx value). Steps are those of handover::Caller.
 hv_stub_call:
+    cmp     edi, {CALL_EVENT_SEND}
+    je      hv_stub_event_send
+hv_stub_call_monitor:
     mov     gs:[{HANDOVER} + {H_NUMBER}], edi
     mov     gs:[{HANDOVER} + {H_ARGUMENTS}], rsi
     mov     gs:[{HANDOVER} + {H_ARGUMENTS} + 8], rdx
@@ -112,6 +115,8 @@ hv_stub_futex_2:
     jmp     3b
 8:                                              // take the answer
     mov     eax, gs:[{HANDOVER} + {H_STATUS}]
+    cmp     eax, {PARK}
+    je      hv_stub_park
     mov     rdx, gs:[{HANDOVER} + {H_VALUE}]
 hv_stub_finish:                                 // a signal from here to the end: as if `ret` were done
     cmp     dword ptr gs:[{V_UPCALL}], {UPCALL_PENDING}
@@ -131,6 +136,79 @@ hv_stub_enter_upcall:                           // pending and not masked: enter
     push    r11
     cld
     jmp     qword ptr gs:[{V_UPCALL_ENTRY}]
+
+// The vCPU has stopped itself: its thread goes where it began.
+hv_stub_park:
+    rdgsbase rsp
+    lea     rsp, [rsp + {STACK} + {STACK_SIZE} - 128]
+    jmp     hv_stub_vcpu
+
+// (rsi channel) -> (rax status, rdx value). Does what `Events::raise` does, in the same order, if all that it takes is memory
+// and a futex; the rest, and what is wrong, is left to the monitor.
+hv_stub_event_send:
+    mov     rax, rdx
+    or      rax, rcx
+    or      rax, r8
+    or      rax, r9
+    jnz     hv_stub_call_monitor
+    cmp     rsi, {EVENT_CHANNELS}
+    jae     hv_stub_call_monitor
+    movabs  r10, {BINDINGS}
+    movzx   eax, byte ptr [r10 + rsi]
+    cmp     eax, {UNBOUND}
+    je      hv_stub_call_monitor
+    mov     r8d, eax                            // r8 the vCPU, r9 its area
+    mov     r9, r8
+    shl     r9, {STRIDE_SHIFT}
+    movabs  r11, {VCPU_PAGES}
+    add     r9, r11
+    mov     r11d, esi                           // r11 the word of the channel, eax its bit
+    shr     r11d, 6
+    mov     ecx, esi
+    mov     eax, 1
+    shl     rax, cl
+    lock or [r9 + r11 * 8 + {V_PENDING}], rax
+    cmp     byte ptr [r10 + rsi], r8b           // bound to another meanwhile: again, by the monitor
+    jne     3f
+    cmp     dword ptr [r9 + {HANDOVER} + {H_POLLS}], 0
+    jne     4f
+    test    [r9 + r11 * 8 + {V_MASKED}], rax
+    jnz     2f
+    lock bts dword ptr [r9 + {V_UPCALL}], {UPCALL_PENDING_BIT}
+    jc      2f
+    cmp     dword ptr [r9 + {V_RUN_STATE}], {RUN_BLOCKED}
+    jne     1f
+    lea     rdi, [r9 + {V_UPCALL}]
+    mov     esi, {FUTEX_WAKE}
+    mov     edx, {WAKE_ALL}
+    mov     eax, {SYS_FUTEX}
+    syscall
+    .globl hv_stub_futex_10
+hv_stub_futex_10:
+    jmp     2f
+1:
+    cmp     r8d, gs:[{V_VCPU}]                  // this one: it looks before it returns
+    je      2f
+    test    dword ptr [r9 + {V_UPCALL}], {UPCALL_MASKED}
+    jz      4f
+2:
+    xor     eax, eax
+    xor     edx, edx
+    jmp     hv_stub_finish
+3:
+    not     rax
+    lock and [r9 + r11 * 8 + {V_PENDING}], rax
+    xor     ecx, ecx
+    xor     r8d, r8d
+    xor     r9d, r9d
+    xor     edx, edx
+    jmp     hv_stub_call_monitor
+4:                                              // it has to be interrupted, or polls
+    mov     gs:[{HANDOVER} + {H_ARGUMENTS}], r8
+    mov     gs:[{HANDOVER} + {H_RSP}], rsp
+    mov     gs:[{HANDOVER} + {H_RBP}], rbp
+    mov     r9d, {TURN_NOTIFY}
+    jmp     hv_stub_publish
 
 // (rdi deadline) -> (rax status, rdx why). Sleeps on the vCPU page's `upcall` word: whoever raises an event
 // changes it, then looks at `run_state`; here it is the other way round.

@@ -29,10 +29,11 @@
 // (root, context) -> (rax status, rdx trap). The monitor says which programs may be entered without it; their sandboxes'
 // hand-over pages are in here, too, and their system calls are taken from there.
 hv_stub_enter_user:
-    mov     ecx, edi                            // rcx its place
+    mov     ecx, edi                            // rcx and r11 its place
     shr     ecx, 12
     and     ecx, {ENTERABLE_MASK}
     shl     ecx, {ENTERABLE_SHIFT}
+    mov     r11d, ecx
     cmp     rdi, gs:[rcx + {HANDOVER} + {H_ENTERABLE} + {E_ROOT}]
     jne     hv_stub_enter_by_monitor
     cmp     rsi, gs:[rcx + {HANDOVER} + {H_ENTERABLE} + {E_CONTEXT}]
@@ -71,6 +72,8 @@ hv_stub_enter_user:
     jnz     9f
     cmp     dword ptr gs:[{HANDOVER} + {H_STOP}], 0
     jne     9f
+    cmp     rsi, gs:[r11 + {HANDOVER} + {H_ENTERABLE} + {E_CONTEXT}]
+    jne     9f                                  // forbidden meanwhile
     mov     gs:[{HANDOVER} + {H_RSP}], rsp
     mov     gs:[{HANDOVER} + {H_RBP}], rbp
     .irp    pair, "7, 2", "8, 6", "9, 7", "10, 8", "11, 9", "12, 10", "13, 11", "14, 12", "15, 13", "16, 14", "17, 15", "18, 18"

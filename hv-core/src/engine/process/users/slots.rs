@@ -12,13 +12,18 @@ use std::collections::BTreeSet;
 impl Inner {
     /// A sandbox for another space, and its slot: the spare one, if there is one. If the host is short of something, gives up
     /// others one by one, each of which sets some of it free.
-    pub(super) fn start(&mut self, files: &Files) -> Result<(Sandbox, u32), EngineError> {
+    pub(super) fn start(
+        &mut self,
+        files: &Files,
+        vcpu: u32,
+        in_use: &dyn Fn(u64) -> bool,
+    ) -> Result<(Sandbox, u32), EngineError> {
         loop {
             let (slot, starting) = match self.spare.take() {
                 Some((slot, starting)) => (slot, Ok(starting)),
                 None => {
-                    let slot = self.free_slot(&files.memory);
-                    (slot, Starting::new(Kind::User { slot }, files, &[]))
+                    let slot = self.free_slot(&files.memory, in_use);
+                    (slot, Starting::new(Kind::User { slot }, files, vcpu, &[]))
                 }
             };
             let error = match starting.and_then(Starting::finish) {
@@ -26,26 +31,39 @@ impl Inner {
                 Err(error @ EngineError::SandboxDied { .. }) => return Err(error), // with fewer it would be no better
                 Err(error) => error,
             };
-            let Some(root) = self.longest_unused() else { return Err(error) };
-            tracing::debug!(%error, root, "an address space is given up for another");
-            self.give_up(&files.memory, root);
+            if !self.give_up_longest_unused(&files.memory, in_use) {
+                return Err(error);
+            }
+            tracing::debug!(%error, "an address space was given up for another");
             self.leaving.iter().for_each(|(_, sandbox)| sandbox.shared.wait_until_gone());
         }
     }
 
-    /// The user space that was not used for longest.
-    fn longest_unused(&self) -> Option<u64> {
-        let users = self.spaces.iter().filter(|(_, space)| !space.is_kernel());
-        users.min_by_key(|(_, space)| space.used).map(|(root, _)| *root)
+    /// Gives up the user space that was not used for longest and is not in use. Whether there was one.
+    fn give_up_longest_unused(&mut self, memory: &GuestMemory, in_use: &dyn Fn(u64) -> bool) -> bool {
+        let mut users: Vec<_> = self.spaces.iter().filter(|(_, space)| !space.is_kernel()).collect();
+        users.sort_by_key(|(_, space)| space.used);
+        let users: Vec<u64> = users.into_iter().map(|(root, _)| *root).collect();
+        for root in users {
+            // First vCPUs are kept from entering it, then it is looked whether one has: they do it the other way round.
+            self.forbid(root);
+            if !in_use(root) {
+                self.give_up(memory, root);
+                return true;
+            }
+        }
+        false
     }
 
     /// A slot for another space. If there are too many, gives up the one that was not used for longest.
-    fn free_slot(&mut self, memory: &GuestMemory) -> u32 {
+    fn free_slot(&mut self, memory: &GuestMemory, in_use: &dyn Fn(u64) -> bool) -> u32 {
         let users = self.spaces.values().filter(|space| !space.is_kernel()).count();
-        if users >= MOST_SPACES as usize
-            && let Some(root) = self.longest_unused()
-        {
-            self.give_up(memory, root);
+        if users >= MOST_SPACES as usize {
+            let given_up = self.give_up_longest_unused(memory, in_use);
+            debug_assert!(
+                given_up,
+                "the vCPU that asks is in none, and there are not more vCPUs than spaces"
+            );
         }
         loop {
             if let Some(slot) = self.unused_slot() {
@@ -63,10 +81,11 @@ impl Inner {
     }
 
     /// Has a spare sandbox made, if there is room for one: who makes one address space soon makes another.
-    pub(super) fn prepare(&mut self, files: &Files) {
+    pub(super) fn prepare(&mut self, files: &Files, vcpu: u32) {
         if let Some(slot) = self.unused_slot() {
             // If it fails now, it is for the next space to tell.
-            self.spare = Starting::new(Kind::User { slot }, files, &[]).ok().map(|starting| (slot, starting));
+            self.spare =
+                Starting::new(Kind::User { slot }, files, vcpu, &[]).ok().map(|starting| (slot, starting));
         }
     }
 }

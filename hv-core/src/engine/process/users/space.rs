@@ -1,4 +1,4 @@
-//! One address space with a sandbox, and the context whose extended state that holds.
+//! One address space with a sandbox, and the contexts whose extended state that holds: one for each vCPU's thread there.
 
 use super::super::frame::UserFrame;
 use super::super::sandbox::Sandbox;
@@ -25,18 +25,11 @@ pub(in super::super) struct Space {
     pub shadow: Shadow,
     /// The tables in `Inner::tables` that name this root, by level and base.
     pub(super) tables: BTreeMap<(u32, u64), u64>,
-    /// The context whose extended state is in the sandbox.
-    held: Option<Held>,
+    /// The contexts whose extended state is in the sandbox, each by the vCPU whose thread there has it.
+    held: BTreeMap<u32, u64>,
     /// Pages whose entries became present since it last ran.
     pub(super) wanted: Vec<u64>,
     pub(super) used: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Held {
-    context: u64,
-    /// The vCPU whose thread in the sandbox has it.
-    vcpu: u32,
 }
 
 impl Space {
@@ -47,7 +40,7 @@ impl Space {
             slot,
             shadow: Shadow::new(range),
             tables: BTreeMap::new(),
-            held: None,
+            held: BTreeMap::new(),
             wanted: Vec::new(),
             used: 0,
         }
@@ -63,8 +56,15 @@ impl Space {
         self.slot.is_none()
     }
 
-    pub(super) fn holds(&self, context: u64) -> bool {
-        self.held.is_some_and(|held| held.context == context)
+    /// The vCPU whose thread here has the extended state of a context.
+    pub(super) fn holder(&self, context: u64) -> Option<u32> {
+        self.held.iter().find(|(_, held)| **held == context).map(|(vcpu, _)| *vcpu)
+    }
+
+    /// Lets go of all contexts.
+    pub(super) fn save_all(&mut self, memory: &GuestMemory) {
+        let vcpus: Vec<u32> = self.held.keys().copied().collect();
+        vcpus.into_iter().for_each(|vcpu| self.save(memory, vcpu));
     }
 
     pub(super) fn frame(&self, vcpu: u32) -> UserFrame<'_> {
@@ -72,12 +72,12 @@ impl Space {
         UserFrame { exchange: shared.exchange(), handover: shared.handover(vcpu), vcpu }
     }
 
-    /// Lets go of the context that it holds: puts its extended state into guest memory, and says so in it. If that is
+    /// Lets go of the context that a vCPU's thread holds: puts its extended state into guest memory, and says so in it. If that is
     /// nowhere, the program has written over it, and gets the initial state. If the guest has said by itself that guest
     /// memory has it, that is so.
-    pub(super) fn save(&mut self, memory: &GuestMemory) {
-        let Some(held) = self.held.take() else { return };
-        let field = |offset: usize| GuestPhys(held.context + offset as u64);
+    pub(super) fn save(&mut self, memory: &GuestMemory, vcpu: u32) {
+        let Some(context) = self.held.remove(&vcpu) else { return };
+        let field = |offset: usize| GuestPhys(context + offset as u64);
         let valid = field(offset_of!(UserContext, xstate_valid));
         let (Ok(0), Ok(area)) =
             (memory.read::<u32>(valid), memory.read(field(offset_of!(UserContext, xstate))))
@@ -86,8 +86,8 @@ impl Space {
         };
         let (size, mask) = crate::cpu::xstate();
         let words = size as usize / 8;
-        self.sandbox.shared.leave_gate(held.vcpu);
-        let mut state = self.frame(held.vcpu).xstate(words).unwrap_or_else(|| vec![0; words]);
+        self.sandbox.shared.leave_gate(vcpu);
+        let mut state = self.frame(vcpu).xstate(words).unwrap_or_else(|| vec![0; words]);
         xstate::make_valid(&mut state, mask);
         // The guest may have made the area one that is not in its memory; then it goes nowhere.
         let _ = memory.write_bytes(area, state.as_bytes());
@@ -109,7 +109,7 @@ impl Space {
         // It was found valid, but guest memory can change: what is loaded is checked, not what was.
         xstate::make_valid(&mut state, mask);
         self.frame(vcpu).replace(registers, &state);
-        self.held = Some(Held { context, vcpu });
+        self.held.insert(vcpu, context);
     }
 }
 

@@ -196,6 +196,12 @@ pub struct SystemInfo {
     pub pages: u64,
     /// Pages that are free.
     pub free_pages: u64,
+    /// Pages of those that the host has at the moment, and gives back when they are needed.
+    pub reported_pages: u64,
+    /// Pages that the host has asked for and got, and how many it asks for.
+    pub balloon_pages: u64,
+    /// See `balloon_pages`.
+    pub balloon_target: u64,
     /// Nanoseconds since it was started.
     pub up_nanoseconds: u64,
     /// Processes that there are.

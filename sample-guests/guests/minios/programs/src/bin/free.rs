@@ -1,4 +1,4 @@
-//! `free`: how much memory there is and how much is free, how many processes, and since when.
+//! `free`: how much memory there is, how much is free and how much of it the host has, how many processes, and since when.
 
 #![no_std]
 #![no_main]
@@ -16,6 +16,12 @@ fn main() -> i32 {
                 info.free_pages * 4,
                 info.pages * 4,
                 info.processes
+            );
+            os::println!(
+                "the host has {} KiB of what is free, and {} KiB by the balloon, of which it wants {} KiB",
+                info.reported_pages * 4,
+                info.balloon_pages * 4,
+                info.balloon_target * 4
             );
             0
         }
