@@ -1,6 +1,6 @@
 //! Time: reading it makes no hypercall.
 
-use crate::events::{Channel, Handler, without_upcalls};
+use crate::events::{Channel, Handler, vcpu_page, without_upcalls};
 use crate::hypercall;
 use crate::raw;
 use core::ops::{Add, Sub};
@@ -70,6 +70,12 @@ fn read_clock() -> u64 {
 pub fn since_epoch() -> Duration {
     let base = raw::clock_page().wall_base.load(Ordering::Relaxed);
     Duration::from_nanos(base) + (Instant::now() - Instant::START)
+}
+
+/// Time for which this vCPU wanted to run and the host did not let it, since the VM was started: what to take off the time
+/// that something seems to have used. The host brings it up to date when a timer fires, and need not be exact.
+pub fn stolen() -> Duration {
+    Duration::from_nanos(vcpu_page().steal_ns.load(Ordering::Relaxed))
 }
 
 /// Gives the CPU back for at least `duration`. Handlers of events run meanwhile.

@@ -67,7 +67,7 @@ pub struct VcpuPage {
     pub run_state: AtomicU32,
     /// 1 while the hypervisor keeps this vCPU from running: a hint for locks, which should stop spinning.
     pub preempted: AtomicU32,
-    /// Nanoseconds for which this vCPU wanted to run and could not. Not yet served: stays 0.
+    /// Nanoseconds for which this vCPU wanted to run and could not. The host adds to it.
     pub steal_ns: AtomicU64,
     /// The engine's.
     pub engine0: u32,

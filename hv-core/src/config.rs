@@ -1,5 +1,6 @@
 //! How a VM is to be, and why one did not start.
 
+use crate::cpu_share::CpuShare;
 use crate::engine::{EngineError, EngineKind};
 use crate::image::Image;
 use hv_abi::PAGE_SIZE;
@@ -46,6 +47,8 @@ pub struct Config {
     /// Whether the process engine makes system calls of guest user programs jumps, where that is safe, so that they no longer
     /// trap. Default: yes. The same program gets the same results either way.
     pub rewrite: bool,
+    /// How much processor time it gets. Default: what the host's scheduler gives it.
+    pub cpu: CpuShare,
 }
 
 impl Config {
@@ -63,6 +66,7 @@ impl Config {
             breakpoints: Breakpoints::Crash,
             check_tables: false,
             rewrite: true,
+            cpu: CpuShare::default(),
         }
     }
 }
@@ -86,6 +90,10 @@ pub enum StartError {
     ZeroInArgument { index: usize },
     #[error("the guest's arguments are {length} bytes long, at most {most} fit")]
     CommandLineTooLong { length: usize, most: usize },
+    #[error("a cap of 0 % would never let the guest run; the least is 1")]
+    NoCpu,
+    #[error("a weight of {weight} is none; weights are 1 to 10000, and the default is 100")]
+    Weight { weight: u32 },
     #[error(
         "this processor or kernel does not let programs set FS and GS base (FSGSBASE), which the process engine needs; it takes an x86-64 processor of 2012 or later and Linux 5.9 or later"
     )]
@@ -109,6 +117,12 @@ pub(crate) fn check(config: &Config) -> Result<(), StartError> {
     }
     if memory > MAX_MEMORY {
         return Err(StartError::MemoryTooLarge { memory });
+    }
+    if config.cpu.cap == Some(0) {
+        return Err(StartError::NoCpu);
+    }
+    if let Some((weight @ (0 | 10_001..), _)) = config.cpu.weight {
+        return Err(StartError::Weight { weight });
     }
     let vcpus = config.vcpus;
     if !(1..=MAX_VCPUS).contains(&vcpus) {

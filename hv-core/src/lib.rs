@@ -7,6 +7,8 @@ pub mod clock;
 pub mod config;
 pub mod console_input;
 mod cpu;
+mod cpu_clock;
+pub mod cpu_share;
 mod dispatch;
 pub mod engine;
 mod events;
@@ -30,6 +32,7 @@ mod watched;
 
 pub use config::{Breakpoints, Config, StartError};
 pub use console_input::ConsoleInput;
+pub use cpu_share::CpuShare;
 pub use engine::EngineKind;
 pub use handle::VmHandle;
 pub use image::{Image, ImageError};

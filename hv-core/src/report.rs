@@ -1,6 +1,7 @@
 //! How a VM ended, and what is said of it then.
 
 use crate::backtrace::StackFrame;
+use crate::cpu_share::Measured;
 use crate::engine::{Counters, Fault, Registers};
 use crate::ledger::Bypass;
 use core::fmt;
@@ -87,4 +88,7 @@ pub struct Report {
     pub backtrace: Vec<StackFrame>,
     /// What its crossings cost.
     pub counters: Counters,
+    /// What its cap and weight came to, if it had either.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Measured>,
 }

@@ -3,6 +3,7 @@
 use crate::calls::{AfterCall, Calls, Poll};
 use crate::clock::GuestClock;
 use crate::config::Breakpoints;
+use crate::cpu_share::steal;
 use crate::dispatch::dispatch;
 use crate::engine::{Control, EnterError, Exit, Fault, Registers, Trap, UserExit, VcpuRunner};
 use crate::ledger::Ledger;
@@ -32,6 +33,7 @@ pub(crate) struct VcpuThread {
     pub control: Arc<dyn Control>,
     /// The VM's, which all its vCPUs' threads correct.
     pub clock: Arc<Mutex<GuestClock>>,
+    pub delay: steal::Delay,
     pub messages: Sender<Message>,
     pub orders: Receiver<Order>,
 }
@@ -157,6 +159,7 @@ impl VcpuThread {
         self.stop_after_call().unwrap_or(Then::Run)
     }
 
+    #[expect(clippy::result_large_err, reason = "the large one is a VM's last")]
     /// Waits for a channel of the set. Gives which, or `EVENT_CHANNELS`; or what to do instead.
     fn poll(&mut self, poll: &Poll, timer: &mut Option<u64>) -> Result<u32, Then> {
         let vm = self.vm.clone();
@@ -248,8 +251,12 @@ impl VcpuThread {
         if !self.vm.stopping[self.vcpu as usize].load(SeqCst) {
             return None; // the guest forged it, or the request was taken back
         }
+        let preempted = &self.vm.pages.page(self.vcpu).preempted;
+        preempted.store(1, SeqCst);
         let _ = self.messages.send(Message::Stopped { vcpu: self.vcpu, registers });
-        match self.orders.recv() {
+        let order = self.orders.recv();
+        preempted.store(0, SeqCst);
+        match order {
             Ok(Order::Resume) => None,
             Ok(Order::End) | Err(_) => Some(Then::End(End::Stopped, registers)),
         }
@@ -264,6 +271,7 @@ impl VcpuThread {
         drop(clock);
         if timer.is_some_and(|at| at <= now) {
             *timer = None;
+            self.delay.tell(&*self.control, &self.vm.pages);
             self.vm.events.raise(self.vcpu, TIMER_CHANNEL);
         }
     }

@@ -6,6 +6,8 @@
 //! Start at [`Vcpus::start`].
 
 use crate::clock::GuestClock;
+use crate::cpu_clock::{self, ThreadClock};
+use crate::cpu_share::steal;
 use crate::engine::{Control, EngineError, Registers};
 use crate::vcpu::{Order, VcpuThread};
 use crate::vm::{Message, Shared};
@@ -28,6 +30,10 @@ struct Inner {
     vcpus: Vec<State>,
     /// No more are started.
     ending: bool,
+    /// Those of the threads of vCPUs that are started.
+    clocks: Vec<Option<ThreadClock>>,
+    /// Processor time of threads whose vCPUs have stopped, in nanoseconds.
+    stopped_cpu_time: u64,
 }
 
 enum State {
@@ -61,8 +67,12 @@ impl Vcpus {
         clock: GuestClock,
         messages: Sender<Message>,
     ) -> Self {
-        let vcpus = (0..vcpus).map(|_| State::Stopped).collect();
-        let inner = Mutex::new(Inner { vcpus, ending: false });
+        let inner = Mutex::new(Inner {
+            vcpus: (0..vcpus).map(|_| State::Stopped).collect(),
+            ending: false,
+            clocks: vec![None; vcpus as usize],
+            stopped_cpu_time: 0,
+        });
         Self { control, clock: Arc::new(Mutex::new(clock)), messages, inner }
     }
 
@@ -92,11 +102,13 @@ impl Vcpus {
             runner,
             control: self.control.clone(),
             clock: self.clock.clone(),
+            delay: steal::Delay::new(vcpu, &*self.control),
             messages: self.messages.clone(),
             orders: orders_out,
         };
         let builder = std::thread::Builder::new().name(format!("hv-vcpu{vcpu}"));
         let thread = builder.spawn(move || thread.run()).map_err(NotStarted::Thread)?;
+        inner.clocks[vcpu as usize] = ThreadClock::of(&thread);
         inner.vcpus[vcpu as usize] = State::Started(Started { orders, thread });
         tracing::debug!(vcpu, "started");
         Ok(())
@@ -113,9 +125,11 @@ impl Vcpus {
         Ok(())
     }
 
-    /// It has stopped, and may be started again; `then` is done before that can be.
+    /// On its thread: it has stopped, and may be started again; `then` is done before that can be.
     pub(crate) fn has_stopped(&self, vcpu: u32, then: impl FnOnce()) {
         let mut inner = self.lock();
+        inner.clocks[vcpu as usize] = None;
+        inner.stopped_cpu_time += cpu_clock::this_thread();
         then();
         inner.vcpus[vcpu as usize] = State::Stopped;
         tracing::debug!(vcpu, "stopped");
@@ -126,6 +140,12 @@ impl Vcpus {
         let inner = self.lock();
         let started = (0..).zip(&inner.vcpus).filter(|(_, state)| !matches!(state, State::Stopped));
         started.map(|(vcpu, _)| vcpu).collect()
+    }
+
+    /// Processor time that the threads which serve the vCPUs have had, in nanoseconds.
+    pub(crate) fn cpu_time(&self) -> u64 {
+        let inner = self.lock();
+        inner.stopped_cpu_time + inner.clocks.iter().flatten().filter_map(|clock| clock.read()).sum::<u64>()
     }
 
     /// Tells a vCPU that has stopped for the host what to do.

@@ -10,6 +10,7 @@ use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
+use crate::cpu_share::{Gate, Keeper, Measured};
 use crate::engine::process::ProcessEngine;
 use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
 use crate::events::{Events, Notify, VcpuPages};
@@ -138,6 +139,8 @@ impl Shared {
 pub struct Vm {
     shared: Arc<Shared>,
     control: Arc<dyn Control>,
+    gate: Arc<Gate>,
+    keeper: Option<Keeper>,
     image: Image,
     mappings: Vec<Mapping>,
     messages: Receiver<Message>,
@@ -220,7 +223,9 @@ impl Vm {
         let argument = boot.load(&memory)?;
         let pages = Arc::new(VcpuPages::new(config.vcpus).map_err(host("the vCPU pages"))?);
         let mappings = boot::mappings(&config.image, memory.size());
+        let gate = Arc::new(Gate::new());
         let setup = Setup {
+            gate: &gate,
             memory: &memory,
             pages: &pages,
             mappings: &mappings,
@@ -256,16 +261,21 @@ impl Vm {
             Err(NotStarted::Busy) => unreachable!("no vCPU is started yet"),
         }
         tracing::debug!(memory = config.memory, ?features, "started");
-        Ok(Self {
+        let mut vm = Self {
             shared,
             control,
+            gate,
+            keeper: None,
             image: config.image,
             mappings,
             messages,
             stop_requests: bounded(1),
             requests: unbounded(),
             standing: BTreeMap::new(),
-        })
+        };
+        vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared)
+            .map_err(host("the thread that keeps its share of the processors"))?;
+        Ok(vm)
     }
 
     /// Waits until the VM has ended, or until a [`Stopper`] ends it.
@@ -405,6 +415,8 @@ impl Vm {
 
     /// Asks all vCPUs to stop until they do, repeating the request, for one can miss it. Those of a paused VM have.
     fn stop_vcpus(&mut self) -> Stop {
+        let gate = self.gate.clone();
+        let _lifted = gate.lift(); // they are to come to their stopping points at once
         self.shared.stopping.iter().for_each(|stopping| stopping.store(true, SeqCst));
         let mut asked = BTreeMap::new();
         loop {
@@ -454,16 +466,17 @@ impl Vm {
         standing.keys().for_each(|vcpu| self.shared.vcpus().order(*vcpu, Order::Resume));
     }
 
-    /// Ends the guest's code and the vCPUs' threads.
-    fn end_threads(&mut self) {
+    /// Ends the guest's code and its threads. Gives what its share of the processors came to.
+    fn end_threads(&mut self) -> Option<Measured> {
         self.control.kill();
         self.shared.console_input.let_go();
         self.shared.vcpus().end();
+        self.keeper.take().map(Keeper::finish)
     }
 
     /// Ends everything and writes the report.
     fn finish(&mut self, message: Option<Message>) -> Report {
-        self.end_threads();
+        let cpu = self.end_threads();
         let counters = self.shared.counters(&*self.control).into_iter().sum();
         let (vcpu, end, registers) = match message {
             Some(Message::Ended { vcpu, end, registers }) => (vcpu, end, registers),
@@ -487,7 +500,7 @@ impl Vm {
         };
         self.control.wait_until_gone();
         tracing::debug!(%end, "ended");
-        Report { end, vcpu, registers, backtrace, counters }
+        Report { end, vcpu, registers, backtrace, counters, cpu }
     }
 }
 

@@ -114,6 +114,14 @@ pub(crate) struct RunOptions {
     /// Stop the guest if it runs longer than this, such as 500ms, 10s, 2m or 1h
     #[arg(long, short, value_name = "TIME", value_parser = units::parse_duration)]
     pub(crate) timeout: Option<Duration>,
+    /// Give the VM, with all its host processes, at most so many percent of one processor, such as 25 or 150
+    #[arg(long, value_name = "PERCENT", value_parser = units::parse_percent)]
+    pub(crate) cpu_cap: Option<u32>,
+    /// Share processors with other VMs of this user that have a weight as the weights say; usual is 100
+    ///
+    /// It is for VMs that want the same processor. What one of them does not use, the others get.
+    #[arg(long, value_name = "1-10000", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) cpu_weight: Option<u32>,
     /// Look for page tables that the guest kernel changed other than by MMU_UPDATE, and end it there: for finding its mistakes
     #[arg(long)]
     pub(crate) check_tables: bool,

@@ -8,6 +8,7 @@ use crate::exit_code::Cause;
 use crate::output::Style;
 use crate::units;
 use hv_core::backtrace::StackFrame;
+use hv_core::cpu_share::Measured;
 use hv_core::engine::Registers;
 use hv_core::{End, Report};
 use serde::Serialize;
@@ -50,10 +51,11 @@ impl Told {
 
     /// For people; empty if there is nothing to add to what the guest said.
     pub(crate) fn text(&self, style: &Style, sink: &Sink) -> String {
-        if matches!(self.cause, Cause::Shutdown | Cause::ReaderGone) {
-            return String::new();
-        }
         let mut text = self.fresh_line(style, sink);
+        if matches!(self.cause, Cause::Shutdown | Cause::ReaderGone) {
+            let cpu = self.report.cpu.as_ref().map(cpu_share);
+            return cpu.map_or_else(String::new, |cpu| text + &cpu);
+        }
         let headline = printable(&self.headline());
         let (what, rest) = headline.split_once(": ").unwrap_or((&headline, ""));
         let colon = if rest.is_empty() { "" } else { ": " };
@@ -68,6 +70,9 @@ impl Told {
         }
         if let Some(advice) = self.advice() {
             line(&mut text, format_args!("\n{advice}"));
+        }
+        if let Some(cpu) = &self.report.cpu {
+            line(&mut text, format_args!("\n{}", cpu_share(cpu)));
         }
         text
     }
@@ -132,6 +137,30 @@ impl Told {
             )
         }
     }
+}
+
+/// What a cap or a weight came to.
+fn cpu_share(cpu: &Measured) -> String {
+    let time = |ns| units::show_duration(Duration::from_nanos(ns));
+    let mut text = format!(
+        "processor time: {} in {}, {:.1} % of one processor",
+        time(cpu.cpu_ns),
+        time(cpu.wall_ns),
+        cpu.percent
+    );
+    if let Some(cap) = cpu.cap {
+        write!(text, "; cap {cap} %").expect("a string takes it");
+    }
+    if let Some(weight) = cpu.weight {
+        let others = match cpu.peers {
+            0 => "no other VM with a weight".into(),
+            n => format!("up to {n} other VMs with a weight"),
+        };
+        write!(text, "; weight {weight}, {others}").expect("a string takes it");
+    }
+    writeln!(text, "; held back {} times, {} in all", cpu.pauses, time(cpu.held_back_ns))
+        .expect("a string takes it");
+    text
 }
 
 fn line(text: &mut String, line: std::fmt::Arguments<'_>) {

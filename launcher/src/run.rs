@@ -13,6 +13,7 @@ use crate::input::{self, Terminal};
 use crate::output::{self, Style};
 use crate::signals::Signals;
 use crate::{images, lockdown, report};
+use hv_core::cpu_share::{CpuShare, Peers};
 use hv_core::vm::Stopper;
 use hv_core::{Config, End, Vm};
 use std::os::unix::process::CommandExt;
@@ -35,6 +36,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let signals = Signals::catch().map_err(cannot_watch)?;
     let sink = Sink::new().map_err(cannot_watch)?;
     let listening = listen(options)?;
+    let cpu = CpuShare { cap: options.cpu_cap, weight: options.cpu_weight.map(join_peers).transpose()? };
     let landlocked = lockdown::apply(listening.as_ref().map(Listening::directory))
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
     tracing::debug!(?landlocked, "locked down");
@@ -48,6 +50,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         console: Box::new(Console(sink.clone())),
         console_input: true,
         check_tables: options.check_tables,
+        cpu,
         ..Config::new(image)
     })
     .map_err(|error| Failure::cannot("the VM could not be started", error))?;
@@ -103,6 +106,19 @@ fn listen(options: &RunOptions) -> Result<Option<Listening>, Failure> {
             })
             .ok()),
     }
+}
+
+/// Takes a place among the VMs of this user that share by weight.
+fn join_peers(weight: u32) -> Result<(u32, Peers), Failure> {
+    let path = control::shared_file("cpu-shares")
+        .map_err(|error| Failure::cannot("VMs that share processors cannot be found", error))?;
+    let peers = Peers::join(&path).map_err(|error| {
+        Failure::cannot(
+            format!("{}, by which VMs share processors, could not be used", path.display()),
+            error,
+        )
+    })?;
+    Ok((weight, peers))
 }
 
 /// Becomes a program of the host's. Comes back only if that fails.

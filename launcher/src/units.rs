@@ -18,6 +18,19 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| "that is more than 64 bits can say".into())
 }
 
+/// Reads a percentage that is more than zero: `25`, `150%`.
+pub(crate) fn parse_percent(text: &str) -> Result<u32, String> {
+    const HINT: &str =
+        "write a whole number of percent of one processor, such as 25, or 150 for one and a half";
+    let (number, "" | "%") = split(text) else { return Err(HINT.into()) };
+    match number.parse() {
+        Ok(0) => {
+            Err("a guest that may use nothing would never run; leave the option out for no limit".into())
+        }
+        number => number.map_err(|_| HINT.into()),
+    }
+}
+
 /// Reads a duration that is more than zero: `500ms`, `10s`, `2m`, `1h`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     const HINT: &str = "write a whole number with ms, s, m or h behind it, such as 10s";

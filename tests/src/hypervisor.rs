@@ -37,6 +37,8 @@ pub struct Machine {
     pub limit: Duration,
     /// It is stopped and goes on, again and again, for as long as it runs.
     pub pauses: bool,
+    /// At most so many percent of one host processor; `None`: as many as there are.
+    pub cpu_cap: Option<u32>,
 }
 
 impl Machine {
@@ -52,6 +54,7 @@ impl Machine {
             balloon: Vec::new(),
             limit,
             pauses: false,
+            cpu_cap: None,
         }
     }
 }

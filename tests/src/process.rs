@@ -3,7 +3,7 @@
 use crate::{Crash, End, Hypervisor, Machine};
 use hv_core::engine::Fault;
 use hv_core::vm::MemoryControl;
-use hv_core::{Config, ConsoleInput, EngineKind, Image, Report, Vm};
+use hv_core::{Config, ConsoleInput, CpuShare, EngineKind, Image, Report, Vm};
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,8 @@ impl Hypervisor for Process {
     }
 
     fn boot(&self, machine: Machine, console: Box<dyn Write + Send>) -> End {
-        let Machine { image, arguments, memory, vcpus, ramdisk, typed, balloon, limit, pauses } = machine;
+        let Machine { image, arguments, memory, vcpus, ramdisk, typed, balloon, limit, pauses, cpu_cap } =
+            machine;
         let started = Image::parse(image).map_err(|error| error.to_string()).and_then(|image| {
             let config = Config {
                 memory,
@@ -31,6 +32,7 @@ impl Hypervisor for Process {
                 console,
                 console_input: typed.is_some(),
                 check_tables: self.check_tables,
+                cpu: CpuShare { cap: cpu_cap, ..CpuShare::default() },
                 ..Config::new(image)
             };
             Vm::start(config).map_err(|error| error.to_string())

@@ -36,6 +36,23 @@ fn guests_tell_the_time_without_asking() {
     assert!(matches!(report.counters.hypercalls, 7 | 9), "{}", report.counters.hypercalls);
 }
 
+/// As Ctrl-Z and `fg` do, and what holds a VM back. The kernel goes on with a sleep by another system call.
+#[test]
+fn a_guest_that_sleeps_goes_on_after_its_processes_were_stopped() {
+    let (vm, console) = start("minios", &["-c", "echo begin; sleep 1; echo end"]);
+    console.wait_for("begin\n");
+    for _ in 0..20 {
+        let pids: Vec<_> = vm.processes().iter().map(u32::to_string).collect();
+        for signal in ["-STOP", "-CONT"] {
+            let sent = std::process::Command::new("kill").arg(signal).args(&pids).output();
+            sent.expect("there is a `kill`"); // a program may have ended meanwhile
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    assert_eq!(wait(vm).end, End::Shutdown { code: 0 });
+    assert!(console.text().ends_with("end\n"), "{}", console.text());
+}
+
 #[test]
 fn user_programs_call_fault_crash_and_are_preempted() {
     let (report, output) = run("user", &[]);

@@ -5,6 +5,7 @@
 
 pub(crate) mod process;
 
+use crate::cpu_share::Gate;
 use crate::events::{Notify, VcpuPages};
 use crate::memory::GuestMemory;
 use core::fmt;
@@ -69,6 +70,8 @@ pub(crate) struct Setup<'a> {
     pub memory: &'a GuestMemory,
     pub pages: &'a Arc<VcpuPages>,
     pub mappings: &'a [Mapping],
+    /// Open while guest code may run.
+    pub gate: &'a Arc<Gate>,
     /// Whether system calls of programs may be made jumps.
     pub rewrite: bool,
     /// The guest kernel's own root page table, if it has one.
@@ -163,6 +166,16 @@ pub(crate) trait Control: Notify + AddressSpaces {
 
     /// How often, and for how long, a vCPU crossed and span, so far.
     fn counters(&self, vcpu: u32) -> Counters;
+
+    /// Processor time, in nanoseconds, of all host processes that carry the VM's guest code or have carried it, whatever
+    /// they did. A guest cannot forge it.
+    fn total_cpu_time(&self) -> u64;
+
+    /// Keeps all of them from running, those that are yet to start, too, or lets them run. A guest cannot evade it.
+    fn hold_back(&self, held_back: bool);
+
+    /// Nanoseconds for which a vCPU's guest code was ready to run and had no host processor.
+    fn run_delay(&self, vcpu: u32) -> u64;
 
     /// Host processes that carry the VM's guest code.
     fn processes(&self) -> Vec<u32>;

@@ -106,6 +106,15 @@ fn path() -> PathBuf {
     set("HV_RUNTIME_DIR").or_else(of_session).unwrap_or_else(fallback)
 }
 
+/// A file of that name in the directory, for what VMs of one user agree on.
+///
+/// # Errors
+///
+/// The directory cannot be had, or is not private to this user.
+pub(crate) fn shared_file(name: &str) -> Result<PathBuf, DirectoryError> {
+    Ok(Directory::open()?.path.join(name))
+}
+
 impl Directory {
     /// Opens it, and makes it if need be.
     ///

@@ -64,6 +64,16 @@ scenarios! {
         })
     }
 
+    "VCPU-008" fn time_for_which_a_vcpu_is_held_back_is_stolen(stand) {
+        let mut machine = stand.machine(&["steal", "300"]);
+        machine.cpu_cap = Some(30);
+        let text = stand.boot(machine).done()?.text();
+        match nanoseconds(&text)?[..] {
+            [time, stolen] => holds((time / 3..=time).contains(&stolen), || format!("{stolen:?} of {time:?} were stolen")),
+            ref other => wrong(format!("the guest wrote {other:?}")),
+        }
+    }
+
     // Processor time is that of the guest's code. It is far less than what a guest that waited by looking would have
     // used; one that has not even come to wait has used less, too.
     "BLOCK-010" fn a_guest_that_waits_uses_no_processor_time(stand) {

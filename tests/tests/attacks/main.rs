@@ -14,6 +14,7 @@ mod arena;
 mod calls;
 mod host;
 mod pages;
+mod share;
 mod state;
 mod stub;
 mod tables;

@@ -84,6 +84,17 @@ pub fn run(name: &str, arguments: &[&str]) -> (Report, String) {
     (report, console.text())
 }
 
+/// Processor time that the sandboxes which a VM has now have had, as the host counts it.
+pub fn cpu_time(vm: &Vm) -> Duration {
+    let tasks =
+        vm.processes().into_iter().filter_map(|pid| std::fs::read_dir(format!("/proc/{pid}/task")).ok());
+    let ran = |task: std::fs::DirEntry| {
+        let schedstat = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        schedstat.split(' ').next()?.parse::<u64>().ok()
+    };
+    Duration::from_nanos(tasks.flatten().filter_map(|task| ran(task.ok()?)).sum())
+}
+
 /// Whether a process exists (a dead one that nobody has waited for does).
 pub fn exists(pid: u32) -> bool {
     std::path::Path::new(&format!("/proc/{pid}")).exists()

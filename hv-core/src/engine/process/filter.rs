@@ -54,20 +54,29 @@ pub(super) fn mapping_thread() -> Vec<u64> {
     for instruction in [stub::pwrite_1(), stub::pwrite_2(), stub::pwrite_3()] {
         allowed.push(Allowed { instruction, numbers: &[libc::SYS_pwrite64] });
     }
-    allowed.extend(vcpu_futexes().map(|instruction| Allowed { instruction, numbers: FUTEX }));
+    allowed.extend(vcpu_futexes());
     program(&allowed, false)
 }
 
 /// What a vCPU thread may do: the stub's own `FUTEX_WAIT` and `FUTEX_WAKE`.
 pub(super) fn vcpu_thread() -> Vec<u64> {
-    let allowed: Vec<_> = vcpu_futexes()
-        .map(|instruction| Allowed { instruction, numbers: &[libc::SYS_futex] })
-        .into_iter()
-        .collect();
-    program(&allowed, true)
+    program(&vcpu_futexes().collect::<Vec<_>>(), true)
 }
 
-fn vcpu_futexes() -> [u64; 10] {
+/// The futex calls of vCPU threads. When a process was stopped and goes on, the kernel goes on with a wait that has a time-out
+/// by a `restart_syscall` in its place.
+fn vcpu_futexes() -> impl Iterator<Item = Allowed> {
+    let numbers = |at| match TIMED.map(|instruction| instruction()).contains(&at) {
+        true => &[libc::SYS_futex, libc::SYS_restart_syscall][..],
+        false => &[libc::SYS_futex],
+    };
+    futex_instructions().into_iter().map(move |at| Allowed { instruction: at, numbers: numbers(at) })
+}
+
+/// Those that wait with a time-out: in `block`, and for a program that was entered without the monitor.
+const TIMED: [fn() -> u64; 2] = [stub::futex_3, stub::futex_7];
+
+fn futex_instructions() -> [u64; 10] {
     [
         stub::futex_1(),
         stub::futex_2(),
@@ -170,7 +179,7 @@ mod tests {
     #[test]
     fn vcpu_threads_may_only_wait_and_wake_at_the_stubs_instructions() {
         let filter = vcpu_thread();
-        for at in vcpu_futexes() {
+        for at in futex_instructions() {
             for operation in [libc::FUTEX_WAIT as u32, libc::FUTEX_WAKE as u32] {
                 assert_eq!(run(&filter, AUDIT_ARCH_X86_64, FUTEX, at, operation), libc::SECCOMP_RET_ALLOW);
             }
@@ -178,7 +187,10 @@ mod tests {
                 assert_eq!(run(&filter, AUDIT_ARCH_X86_64, FUTEX, at, operation), libc::SECCOMP_RET_TRAP);
             }
             for number in (0..1024).chain([0x4000_0000 | FUTEX]).filter(|n| *n != FUTEX) {
-                assert_eq!(run(&filter, AUDIT_ARCH_X86_64, number, at, 0), libc::SECCOMP_RET_TRAP);
+                let goes_on =
+                    number == libc::SYS_restart_syscall as u32 && TIMED.iter().any(|timed| timed() == at);
+                let expected = if goes_on { libc::SECCOMP_RET_ALLOW } else { libc::SECCOMP_RET_TRAP };
+                assert_eq!(run(&filter, AUDIT_ARCH_X86_64, number, at, 0), expected, "{number} at {at:#x}");
             }
             let i386 = 0x4000_0003;
             assert_eq!(run(&filter, i386, FUTEX, at, 0), libc::SECCOMP_RET_TRAP);

@@ -18,6 +18,7 @@ pub(crate) mod handover;
 mod handover_model;
 pub(crate) mod layout;
 mod mapper;
+mod processes;
 mod rewrite;
 mod sandbox;
 mod shadow;
@@ -30,15 +31,17 @@ mod vcpu;
 pub(crate) mod xstate;
 
 use super::{AddressSpaces, Control, Counters, Engine, EngineError, Mapping, Registers, Setup, VcpuRunner};
+use crate::cpu_share::Gate;
 use crate::events::{Notify, VcpuPages};
 use crate::shared::SharedFile;
 use handover::{Atomics, Machine, TURN_GUEST};
 use hv_abi::vcpu::{run_state, upcall};
 use layout::descriptor;
+use processes::Processes;
 use sandbox::{Files, Kind, Sandbox, Shared, Starting};
 use std::collections::HashMap;
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tally::Tally;
 use users::Users;
@@ -59,11 +62,14 @@ impl Engine for ProcessEngine {
             .map_err(|source| EngineError::Host { what: "making the links to user programs", source })?;
         let rewritten = SharedFile::new("hv-rewritten", layout::REWRITTEN_SIZE)
             .map_err(|source| EngineError::Host { what: "making the jump table", source })?;
+        let processes = Arc::new(Processes::default());
         let files = Files {
             memory: setup.memory.clone(),
             pages: setup.pages.clone(),
             links: Arc::new(links),
             rewritten: Arc::new(rewritten),
+            processes: processes.clone(),
+            gate: setup.gate.clone(),
             look_after: if setup.rewrite { rewrite::TRAPS } else { rewrite::NEVER },
         };
         let mappings: Vec<_> = setup.mappings.iter().map(guest_mapping).collect();
@@ -75,6 +81,9 @@ impl Engine for ProcessEngine {
             entered: (0..vcpus).map(|_| Mutex::default()).collect(),
             tallies: (0..vcpus).map(|_| Tally::default()).collect(),
             pages: setup.pages.clone(),
+            delays: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
+            gate: setup.gate.clone(),
+            processes,
             kernel,
         });
         Ok(process)
@@ -97,6 +106,10 @@ struct Process {
     pages: Arc<VcpuPages>,
     kernel: Arc<Sandbox>,
     users: Users,
+    processes: Arc<Processes>,
+    gate: Arc<Gate>,
+    /// Per vCPU: nanoseconds for which its guest code has waited for a processor.
+    delays: Vec<AtomicU64>,
     /// No guest kernel enters a program by itself.
     sees_entries: bool,
     /// Per vCPU: the programs that it has entered.
@@ -264,7 +277,9 @@ impl Control for Process {
         vcpu: u32,
         registers: &Registers,
     ) -> Result<Box<dyn VcpuRunner>, EngineError> {
+        let open = self.gate.pass();
         self.kernel.ensure_vcpu(vcpu)?;
+        drop(open);
         self.kernel.shared.write_first_context(vcpu, registers);
         Ok(Box::new(vcpu::Vcpu::new(self, vcpu)))
     }
@@ -282,6 +297,7 @@ impl Control for Process {
     }
 
     fn kill(&self) {
+        self.gate.end();
         self.kernel.kill();
         self.users.kill_all();
     }
@@ -298,6 +314,22 @@ impl Control for Process {
     fn counters(&self, vcpu: u32) -> Counters {
         let guest_spins = self.kernel.shared.handover(vcpu).spun.load(Relaxed);
         self.tallies[vcpu as usize].counters(guest_spins)
+    }
+
+    fn total_cpu_time(&self) -> u64 {
+        self.processes.cpu_time()
+    }
+
+    fn hold_back(&self, held_back: bool) {
+        self.processes.hold_back(held_back);
+    }
+
+    fn run_delay(&self, vcpu: u32) -> u64 {
+        let running = self.running(vcpu);
+        let programs = running.iter().map(|user| &*user.shared);
+        let new =
+            core::iter::once(&*self.kernel.shared).chain(programs).map(|shared| shared.new_delay(vcpu)).sum();
+        self.delays[vcpu as usize].fetch_add(new, Relaxed) + new
     }
 
     fn processes(&self) -> Vec<u32> {

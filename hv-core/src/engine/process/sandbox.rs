@@ -9,8 +9,10 @@
 use super::handover::{self, Handover, Machine, Wait};
 use super::layout::{self, Command};
 use super::mapper::{self, Mapper};
+use super::processes::Processes;
 use super::spawn::{self, Child, Death, Spawning, Stage};
 use super::{frame, spin, vcpu};
+use crate::cpu_share::Gate;
 use crate::engine::{EngineError, Registers};
 use crate::events::VcpuPages;
 use crate::memory::GuestMemory;
@@ -18,7 +20,7 @@ use crate::shared::SharedFile;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use std::sync::atomic::Ordering::{Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -47,6 +49,9 @@ pub(super) struct Files {
     pub pages: Arc<VcpuPages>,
     pub links: Arc<SharedFile>,
     pub rewritten: Arc<SharedFile>,
+    pub processes: Arc<Processes>,
+    /// Commands to the mapping threads are made while it is open.
+    pub gate: Arc<Gate>,
     /// How often a program's system call traps before the monitor looks at it.
     pub look_after: u32,
 }
@@ -72,8 +77,11 @@ pub(super) struct Shared {
     gone: Mutex<bool>,
     is_gone: Condvar,
     pid: AtomicI32,
+    processes: Arc<Processes>,
     /// Host thread numbers of the vCPU threads, or 0, taken where guest code could not change them.
     threads: Vec<AtomicI32>,
+    /// What each has waited for a processor, when it was last looked at, in nanoseconds.
+    delays: Vec<AtomicU64>,
     /// How often a program's system call traps before the monitor looks at it.
     look_after: u32,
 }
@@ -128,15 +136,17 @@ impl Starting {
             gone: Mutex::new(false),
             is_gone: Condvar::new(),
             pid: AtomicI32::new(0),
+            processes: files.processes.clone(),
             threads: (0..vcpus).map(|_| AtomicI32::new(0)).collect(),
+            delays: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
             look_after: files.look_after,
         });
         shared.ready_handover(vcpu);
         let notice = {
             let shared = shared.clone();
-            Box::new(move |stage| shared.ended(stage))
+            Box::new(move |stage: Stage<'_>| shared.has_come_to(stage))
         };
-        let child = spawn::spawn(descriptors, notice).map_err(host(STARTING))?;
+        let child = spawn::spawn(descriptors, notice, files.processes.bill()).map_err(host(STARTING))?;
         Ok(Self { shared, mapper, vcpu, commands: commands.len(), child })
     }
 
@@ -150,7 +160,6 @@ impl Starting {
             shared.wait_for_vcpu_thread(vcpu, PATIENCE, || mapper.failure(commands))?;
         }
         // No guest code has run in the sandbox yet, so what it has written is evidence still.
-        shared.pid.store(sandbox.child.pid, SeqCst);
         let thread = shared.handover(vcpu).thread.load(Acquire);
         shared.threads[vcpu as usize].store(thread as i32, SeqCst);
         Ok(sandbox)
@@ -267,12 +276,26 @@ impl Shared {
         self.dead.load(Acquire)
     }
 
-    /// On the spawner's thread: the process has ended, and so has everyone who could write its pages.
-    fn ended(&self, stage: Stage) {
-        let Stage::Dead(death) = stage else {
-            *self.gone() = true;
-            return self.is_gone.notify_all();
-        };
+    /// On the spawner's thread.
+    fn has_come_to(&self, stage: Stage<'_>) {
+        match stage {
+            Stage::Started { pid, handle } => {
+                self.pid.store(pid, SeqCst);
+                self.processes.started(pid, handle);
+            }
+            Stage::Dead(death) => {
+                self.processes.died(self.pid.load(SeqCst));
+                self.died(death);
+            }
+            Stage::Gone => {
+                *self.gone() = true;
+                self.is_gone.notify_all();
+            }
+        }
+    }
+
+    /// The process has ended, and so has everyone who could write its pages.
+    fn died(&self, death: Death) {
         *self.death.lock().expect("no thread panics with the lock held") = Some(death);
         self.dead.store(true, SeqCst);
         for vcpu in 0..self.threads.len() as u32 {
@@ -412,6 +435,13 @@ impl Shared {
     /// Processor time, in nanoseconds, that a vCPU's thread has had; `None` when it is gone.
     pub(super) fn cpu_time(&self, vcpu: u32) -> Option<u64> {
         self.of_thread(vcpu, "schedstat")?.split(' ').next()?.parse().ok()
+    }
+
+    /// Nanoseconds for which a vCPU's thread has waited for a processor since this was last asked.
+    pub(super) fn new_delay(&self, vcpu: u32) -> u64 {
+        let schedstat = self.of_thread(vcpu, "schedstat");
+        let now: u64 = schedstat.and_then(|text| text.split(' ').nth(1)?.parse().ok()).unwrap_or(0);
+        now.saturating_sub(self.delays[vcpu as usize].fetch_max(now, Relaxed))
     }
 
     /// Whether a vCPU's thread sleeps and is not about to wake.

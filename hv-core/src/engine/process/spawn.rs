@@ -9,11 +9,13 @@
 #![expect(unsafe_code, reason = "clone, and a child that shares memory until it executes")]
 
 use super::elf;
+use crate::cpu_clock::this_thread;
 use crossbeam_channel::{Receiver, Sender};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use rustix::process::{Pid, Signal, pidfd_send_signal};
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 /// A running sandbox process. Dropping it kills the process.
@@ -47,9 +49,16 @@ pub(super) enum Death {
     Unknown,
 }
 
-/// How far a sandbox's end has come.
+/// How far a sandbox's life has come.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Stage {
+pub(super) enum Stage<'a> {
+    /// It has executed.
+    Started {
+        /// Its process number.
+        pid: i32,
+        /// Reaches it.
+        handle: &'a Arc<OwnedFd>,
+    },
     /// It runs no more.
     Dead(Death),
     /// Nothing of it is left on the host.
@@ -57,14 +66,18 @@ pub(super) enum Stage {
 }
 
 /// Told, on the spawner's thread, of each stage.
-pub(super) type Notice = Box<dyn Fn(Stage) + Send>;
+pub(super) type Notice = Box<dyn Fn(Stage<'_>) + Send>;
 
 /// How long the spawner rests when the host cannot let it wait.
 const BREATH: std::time::Duration = std::time::Duration::from_millis(10);
 
+/// What the spawner's thread has worked for a VM, in nanoseconds of processor time.
+pub(super) type Bill = Arc<AtomicU64>;
+
 struct Request {
     descriptors: [OwnedFd; 6],
     notice: Notice,
+    bill: Bill,
     reply: Sender<io::Result<Child>>,
 }
 
@@ -86,9 +99,9 @@ impl Spawning {
 }
 
 /// Starts a sandbox process with these files as its descriptors 3 to 8, and nothing else of the monitor's.
-pub(super) fn spawn(descriptors: [OwnedFd; 6], notice: Notice) -> io::Result<Spawning> {
+pub(super) fn spawn(descriptors: [OwnedFd; 6], notice: Notice, bill: Bill) -> io::Result<Spawning> {
     let (reply, answer) = crossbeam_channel::bounded(1);
-    let request = Request { descriptors, notice, reply };
+    let request = Request { descriptors, notice, bill, reply };
     {
         let mut spawner = SPAWNER.lock().expect("no thread panics with the lock held");
         // A thread does not survive a fork of its process: then there is another, with another number.
@@ -122,10 +135,10 @@ fn run(executable: &OwnedFd, inbox: &Receiver<Request>, doorbell: &OwnedFd) {
     drop_capabilities();
     block_all_signals();
     let mut stack = vec![0_u8; 32 << 10];
-    let mut children: Vec<(Arc<OwnedFd>, Notice)> = Vec::new();
+    let mut children: Vec<(Arc<OwnedFd>, Notice, Bill)> = Vec::new();
     loop {
         let mut waits: Vec<_> = core::iter::once(doorbell.as_fd())
-            .chain(children.iter().map(|(handle, _)| handle.as_fd()))
+            .chain(children.iter().map(|(handle, ..)| handle.as_fd()))
             .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
             .collect();
         if poll(&mut waits, None).is_err() {
@@ -134,22 +147,29 @@ fn run(executable: &OwnedFd, inbox: &Receiver<Request>, doorbell: &OwnedFd) {
         }
         let ready: Vec<bool> = waits.iter().map(|wait| !wait.revents().is_empty()).collect();
         for i in (1..ready.len()).rev().filter(|i| ready[*i]) {
-            let (handle, notice) = children.swap_remove(i - 1);
+            let before = this_thread();
+            let (handle, notice, bill) = children.swap_remove(i - 1);
             // Dead, and its numbers still its own: nobody signals it from here on.
             notice(Stage::Dead(wait_for(&handle, libc::WEXITED | libc::WNOWAIT)));
             wait_for(&handle, libc::WEXITED);
             notice(Stage::Gone);
+            drop((handle, notice)); // which may be the last to hold its files
+            bill.fetch_add(this_thread() - before, Relaxed);
         }
         let _ = rustix::io::read(doorbell, &mut [0_u8; 8]);
-        for Request { descriptors, notice, reply } in inbox.try_iter() {
+        for Request { descriptors, notice, bill, reply } in inbox.try_iter() {
+            let before = this_thread();
             let child = spawn_child(
                 executable.as_raw_fd(),
                 descriptors.each_ref().map(AsRawFd::as_raw_fd),
                 &mut stack,
             );
             if let Ok(child) = &child {
-                children.push((child.handle.clone(), notice));
+                notice(Stage::Started { pid: child.pid, handle: &child.handle });
+                children.push((child.handle.clone(), notice, bill.clone()));
             }
+            drop(descriptors);
+            bill.fetch_add(this_thread() - before, Relaxed);
             let _ = reply.send(child); // whoever asked may have given up; the child is then dropped
         }
     }

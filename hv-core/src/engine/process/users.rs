@@ -19,9 +19,11 @@ use super::frame::UserFault;
 use super::layout::Command;
 use super::rewrite::{self, Rewriter};
 use super::sandbox::{Files, Sandbox, Starting};
+use crate::cpu_share::Pass;
 use crate::engine::{Access, EngineError, EnterError, Registers, Setup};
 use crate::memory::GuestMemory;
 use crate::mmu::span;
+use core::ops::{Deref, DerefMut};
 use hv_abi::PAGE_SIZE;
 use hv_abi::user::UserContext;
 use mirror::{AHEAD, Use};
@@ -55,6 +57,26 @@ struct Inner {
     now: u64,
 }
 
+/// [`Inner`], while no guest code is held back.
+struct Locked<'a> {
+    inner: MutexGuard<'a, Inner>,
+    _open: Pass<'a>,
+}
+
+impl Deref for Locked<'_> {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl DerefMut for Locked<'_> {
+    fn deref_mut(&mut self) -> &mut Inner {
+        &mut self.inner
+    }
+}
+
 /// What became of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -83,8 +105,11 @@ impl Users {
         Self { files, kernel: setup.kernel_root, inner: Mutex::new(inner) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("no thread panics with the lock held")
+    /// While guest code is held back, mapping threads are, too: nobody begins something that needs them.
+    fn lock(&self) -> Locked<'_> {
+        let open = self.files.gate.pass();
+        let inner = self.inner.lock().expect("no thread panics with the lock held");
+        Locked { inner, _open: open }
     }
 
     /// Readies the sandbox of `root` for going on with `user`, the context at P `context`. Gives it and its slot. If another has

@@ -23,7 +23,7 @@ use hv_abi::{PAGE_SIZE, Status};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A program that used so much processor time, or so long, after it was called back will not come; nor one that sleeps,
 /// though it has published nothing, each time that it is looked at after a signal.
@@ -38,7 +38,8 @@ const LOOK_AGAIN: u64 = 20_000_000;
 /// A program that has been called back and has not come.
 struct CalledBack {
     user: Arc<InUser>,
-    since: Instant,
+    /// By the gate's clock, which stands while nothing of the guest may run.
+    since: Duration,
     /// Its processor time then, in nanoseconds.
     used: u64,
     /// How often in a row it was found asleep.
@@ -236,7 +237,6 @@ impl Vcpu {
             TURN_NOTIFY => {
                 let [vcpu, ..] = self.handover().arguments();
                 if vcpu < self.process.pages.vcpus().into() {
-                    self.process.pending(vcpu as u32);
                     self.process.notify(vcpu as u32);
                 }
                 self.handover().set_answer(Status::SUCCESS.0, 0);
@@ -299,12 +299,12 @@ impl Vcpu {
         let hides = shared.sleeps(self.vcpu) && shared.handover(self.vcpu).turn.load(SeqCst) == TURN_GUEST;
         if self.called_back.as_ref().is_none_or(|called| !Arc::ptr_eq(&called.user, &user)) {
             self.called_back =
-                Some(CalledBack { user: user.clone(), since: Instant::now(), used, asleep: 0 });
+                Some(CalledBack { user: user.clone(), since: self.process.gate.clock(), used, asleep: 0 });
         }
         let called = self.called_back.as_mut().expect("it was set if it was not");
         called.asleep = if hides { called.asleep + 1 } else { 0 };
         if used.saturating_sub(called.used) > PATIENCE_CPU.as_nanos() as u64
-            || called.since.elapsed() > PATIENCE
+            || self.process.gate.clock().saturating_sub(called.since) > PATIENCE
             || called.asleep > PATIENCE_ASLEEP
         {
             self.process.users.kill(user.root);

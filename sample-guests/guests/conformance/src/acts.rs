@@ -14,7 +14,7 @@ use guest_sdk::hv_abi::boot::{BootInfo, MemoryRegion, region};
 use guest_sdk::hv_abi::call::{CALLS, CONSOLE_WRITE_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport};
 use guest_sdk::hv_abi::mmu::ROOTS_MAX;
 use guest_sdk::hv_abi::{Call, Features, GuestPhys, PAGE_SIZE, Status};
-use guest_sdk::time::{Duration, Instant, since_epoch};
+use guest_sdk::time::{Duration, Instant, since_epoch, stolen};
 use guest_sdk::{hypercall, print, println};
 
 /// An act: its name, and what it does with the other arguments.
@@ -47,6 +47,7 @@ const ACTS: &[Act] = &[
     ("show", |arguments| show(number(arguments[0]), number(arguments[1]))),
     ("shutdown", |arguments| shutdown(number(arguments[0]))),
     ("spin", |_| spin()),
+    ("steal", |arguments| steal(number(arguments[0]))),
     (first::ZEROS, |_| first::report_zeros()),
     // Acts that may crash: each writes where its instruction is, and runs it.
     ("divide", |_| crash(&raw const hv_conformance_divide, 0)),
@@ -268,6 +269,18 @@ fn shutdown(code: u64) {
     println!("before");
     let status = raw(Call::SHUTDOWN, [code]);
     println!("it returned {status:?}");
+}
+
+/// Computes for so many milliseconds, and tells how long that was and how much of it was stolen.
+fn steal(milliseconds: u64) {
+    in_a_storm(|| {
+        let (start, before) = (Instant::now(), stolen());
+        while start.elapsed() < Duration::from_millis(milliseconds) {
+            core::hint::spin_loop();
+        }
+        let time = start.elapsed();
+        println!("{} {}", time.as_nanos(), (stolen() - before).as_nanos());
+    });
 }
 
 fn spin() {

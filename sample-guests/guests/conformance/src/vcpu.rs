@@ -4,7 +4,7 @@
 
 use crate::{after, in_a_storm};
 use core::arch::asm;
-use core::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use guest_sdk::boot::info;
 use guest_sdk::events::{Channel, vcpu_page};
 use guest_sdk::hv_abi::CpuFeatures;
@@ -12,7 +12,7 @@ use guest_sdk::hv_abi::address::{CLOCK_PAGE, VCPU_PAGES, VCPU_STRIDE};
 use guest_sdk::hv_abi::clock::ClockPage;
 use guest_sdk::hv_abi::vcpu::{VcpuPage, run_state};
 use guest_sdk::hypercall::block;
-use guest_sdk::time::{Instant, timer};
+use guest_sdk::time::{Duration, Instant, stolen, timer};
 
 /// A vCPU's page at its own address.
 fn page_of(vcpu: u32) -> &'static VcpuPage {
@@ -39,6 +39,17 @@ fn clock_fields(page: &ClockPage) -> [u64; 6] {
             return [before.into(), a, b, c, d, e];
         }
     }
+}
+
+/// Steal time, brought up to date: a timer has fired, and not just after another.
+fn settled() -> Duration {
+    static FIRED: AtomicBool = AtomicBool::new(false);
+    FIRED.store(false, SeqCst);
+    timer::set(after(3), |_| FIRED.store(true, SeqCst));
+    while !FIRED.load(SeqCst) {
+        core::hint::spin_loop();
+    }
+    stolen()
 }
 
 fn set_fs_base(base: u64) {
@@ -74,10 +85,9 @@ guest_sdk::tests! {
         assert_eq!(IN_HANDLER.load(SeqCst), run_state::RUNNING);
     }
 
-    "VCPU-004" fn fields_of_things_to_come_are_zero() {
-        let zero = || {
-            let page = vcpu_page();
-            assert_eq!((page.steal_ns.load(SeqCst), page.preempted.load(SeqCst)), (0, 0));
+    "VCPU-004" fn a_vcpu_that_runs_is_not_preempted() {
+let zero = || {
+            assert_eq!(vcpu_page().preempted.load(SeqCst), 0);
         };
         zero();
         in_a_storm(|| {
@@ -89,6 +99,29 @@ guest_sdk::tests! {
         });
         while !block(after(2).as_nanos()) {}
         zero();
+    }
+
+    "VCPU-006" fn steal_time_never_decreases() {
+        in_a_storm(|| {
+            let (end, mut last) = (after(50), stolen());
+            while Instant::now() < end {
+                let now = stolen();
+                assert!(now >= last, "{now:?} after {last:?}");
+                last = now;
+            }
+        });
+    }
+
+    // What was stolen is no more than the time that passed, less what was slept. The host may interrupt the vCPU just before it
+    // begins to sleep, and then it is more; but not each time.
+    "VCPU-007" fn a_vcpu_that_sleeps_is_not_stolen_from() {
+        let honest = (0..20).any(|_| {
+            let before = settled();
+            let (begin, end) = (Instant::now(), after(50));
+            while !block(end.as_nanos()) {}
+            settled() - before <= begin.elapsed() - (end - begin)
+        });
+        assert!(honest, "{:?} were stolen in {:?}", stolen(), Instant::now());
     }
 
     "CLOCK-006" fn all_vcpus_have_the_same_clock() {

@@ -171,7 +171,7 @@ hv_stub_event_send:
     cmp     byte ptr [r10 + rsi], r8b           // bound to another meanwhile: again, by the monitor
     jne     3f
     cmp     dword ptr [r9 + {HANDOVER} + {H_POLLS}], 0
-    jne     4f
+    jne     5f                                  // the monitor polls for it: again, by that
     test    [r9 + r11 * 8 + {V_MASKED}], rax
     jnz     2f
     lock bts dword ptr [r9 + {V_UPCALL}], {UPCALL_PENDING_BIT}
@@ -198,12 +198,13 @@ hv_stub_futex_10:
 3:
     not     rax
     lock and [r9 + r11 * 8 + {V_PENDING}], rax
+5:
     xor     ecx, ecx
     xor     r8d, r8d
     xor     r9d, r9d
     xor     edx, edx
     jmp     hv_stub_call_monitor
-4:                                              // it has to be interrupted, or polls
+4:                                              // it has to be interrupted
     mov     gs:[{HANDOVER} + {H_ARGUMENTS}], r8
     mov     gs:[{HANDOVER} + {H_RSP}], rsp
     mov     gs:[{HANDOVER} + {H_RBP}], rbp
