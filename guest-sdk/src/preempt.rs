@@ -4,10 +4,10 @@
 //! switches to a program, and keeps it over the program's system calls. The timer is left as it is when a slice ends early, and
 //! set anew only when it has fired: so a kernel that switches often makes no hypercall for it.
 //!
-//! There is one timer. A kernel that waits for moments of its own uses slices that are not longer than until the next one.
+//! Each vCPU has one timer. A kernel that waits for moments of its own uses slices that are not longer than until the next one.
 
 use crate::events::without_upcalls;
-use crate::space::AddressSpace;
+use crate::space::Enter;
 use crate::time::{Duration, Instant, timer};
 use crate::user::{Task, Trap};
 
@@ -36,7 +36,7 @@ impl Task {
     /// # Panics
     ///
     /// As [`run`](Self::run).
-    pub fn run_within(&mut self, space: &mut AddressSpace, slice: &Slice) -> Trap {
+    pub fn run_within(&mut self, space: &mut impl Enter, slice: &Slice) -> Trap {
         // Masked, so that the end of the slice is not handled between the look and the entry: an event that is pending then
         // makes the entry return at once.
         without_upcalls(|| if slice.is_over() { Trap::Interrupted } else { self.run(space) })
@@ -47,7 +47,7 @@ impl Task {
     /// # Panics
     ///
     /// As [`run`](Self::run).
-    pub fn run_for(&mut self, space: &mut AddressSpace, duration: Duration) -> Trap {
+    pub fn run_for(&mut self, space: &mut impl Enter, duration: Duration) -> Trap {
         self.run_within(space, &Slice::start(duration))
     }
 }

@@ -26,13 +26,15 @@ pub use crate::space::Access;
 
 use crate::hypercall;
 use crate::memory::phys_of_mut;
-use crate::space::{AddressSpace, USER};
+
+use crate::space::{Enter, USER};
+use crate::sync::Lock;
 use alloc::alloc::{alloc_zeroed, dealloc, handle_alloc_error};
 use alloc::sync::Arc;
 use core::alloc::Layout;
 use core::mem::offset_of;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use hv_abi::user::{RFLAGS, RFLAGS_FIXED, UserContext, access, trap};
 use hv_abi::{GuestPhys, Status};
 
@@ -144,7 +146,7 @@ impl Task {
     /// # Panics
     ///
     /// Panics if the host refuses a change of the address space, which it has no reason to.
-    pub fn run(&mut self, space: &mut AddressSpace) -> Trap {
+    pub fn run(&mut self, space: &mut impl Enter) -> Trap {
         if self.killed {
             return Trap::Killed;
         }
@@ -153,7 +155,7 @@ impl Task {
         }
         self.registers.rflags = self.registers.rflags & RFLAGS | RFLAGS_FIXED;
         self.state.set_registers(&self.registers);
-        let trap = match space.enter(&self.state) {
+        let trap = match self.enter(space) {
             Ok(number) => {
                 self.registers = self.state.registers();
                 self.state.trap(number)
@@ -162,6 +164,13 @@ impl Task {
             Err(_) => Trap::Killed, // its extended state is lost: it was killed beside another one
         };
         self.killed = trap == Trap::Killed;
+        trap
+    }
+
+    fn enter(&self, space: &mut impl Enter) -> Result<u32, Status> {
+        let (root, leaving) = space.with(|space| (space.root(), space.begin(&self.state)));
+        let trap = self.state.enter(root);
+        space.with(|space| space.end(&self.state, leaving, trap.is_ok()));
         trap
     }
 
@@ -189,15 +198,15 @@ pub(crate) struct State {
     context: NonNull<UserContext>,
     layout: Layout,
     /// The root under which it was entered last, which is the one whose engine may hold it.
-    root: AtomicU64,
+    root: Lock<u64>,
 }
 
 // SAFETY: what is behind the pointer is this value's alone, as a box's would be.
 unsafe impl Send for State {}
 // SAFETY: what is not atomic in a shared `State` is reached in two ways, and never in both at once.
 // 1. By its task, which is borrowed mutably while it runs.
-// 2. By the address space that it was entered in last, when that is dropped: so the task does not run, which would have the
-//    space borrowed. There is one vCPU, so it does not begin to run elsewhere meanwhile.
+// 2. By the address space that it was entered in last, when that is dropped: so the task does not run there, which would have
+//    the space borrowed. If it begins to run elsewhere meanwhile, it waits for `root`.
 unsafe impl Sync for State {}
 
 impl State {
@@ -208,7 +217,7 @@ impl State {
         // SAFETY: the layout's size is not zero.
         let start = unsafe { alloc_zeroed(layout) };
         let Some(context) = NonNull::new(start.cast::<UserContext>()) else { handle_alloc_error(layout) };
-        let state = Self { context, layout, root: AtomicU64::new(0) };
+        let state = Self { context, layout, root: Lock::new(0) };
         let (at, value) = MXCSR;
         // SAFETY: the area has 576 bytes at least, is aligned to 64, and nobody else has the state yet.
         unsafe { state.area().add(at).cast::<u32>().write(value) };
@@ -269,22 +278,23 @@ impl State {
         }
     }
 
-    /// Runs the program in `space`, which has told the host of its changes and holds this state.
-    pub(crate) fn enter(&self, space: &AddressSpace) -> Result<u32, Status> {
-        self.root.store(space.root().0, Relaxed);
+    /// Runs the program in the space of `root`, which has told the host of its changes and holds this state.
+    fn enter(&self, root: GuestPhys) -> Result<u32, Status> {
+        *self.root.lock() = root.0;
         // SAFETY: the context is allocated and initialised; no other reference to it is there, for this one ends here.
         let context = unsafe { &mut *self.context.as_ptr() };
         // SAFETY:
         // 1. What is mapped: frames that the space keeps until they are out of a program's reach; a frame's bytes are reached
         //    by copying only.
         // 2. The context and its area are behind a pointer and stay. The space keeps this state until another one was entered
-        //    under its root, or the root is destroyed; so does each space in which it ran before.
-        unsafe { hypercall::enter_user(space.root(), context) }
+        //    under its root on this vCPU, or the root is destroyed; so does each space in which it ran before.
+        unsafe { hypercall::enter_user(root, context) }
     }
 
     /// Readies it for the end of `root`, with which the host forgets the state that it holds there.
     pub(crate) fn leave(&self, root: GuestPhys) {
-        if self.root.load(Relaxed) == root.0 {
+        let entered = self.root.lock();
+        if *entered == root.0 {
             self.bring_up_to_date();
         }
     }
@@ -322,7 +332,7 @@ mod tests {
     use super::*;
     use crate::fake;
     use crate::frames::allocate_zeroed;
-    use crate::space::Rights;
+    use crate::space::{AddressSpace, Rights};
     use core::time::Duration;
     use hv_abi::Call;
     use std::cell::RefCell;

@@ -25,6 +25,8 @@ mod tests;
 pub use copy::{Fault, StringError};
 
 use crate::frames::{Frame, OutOfMemory};
+use crate::smp;
+use crate::sync::Lock;
 use crate::user::State;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -154,8 +156,39 @@ pub struct AddressSpace {
     mappings: BTreeMap<u64, Mapping>,
     /// Frames that a program may yet reach, though they are not mapped any more.
     leaving: Vec<Arc<Frame>>,
-    /// Contexts to which the host may yet write: that of the task that ran last.
-    held: Vec<Arc<State>>,
+    /// Contexts to which the host may yet write: on each vCPU, that of the task that ran last there.
+    held: Vec<(u32, Arc<State>)>,
+    /// vCPUs that run programs here at the moment.
+    running: u32,
+}
+
+/// Where a program can run: an [`AddressSpace`], or one that several vCPUs share, behind a [`Lock`] that is not held while it
+/// runs. If another vCPU runs a program there, what is unmapped or restricted is so at once only after
+/// [`flush`](AddressSpace::flush), and a frame that was unmapped is kept until then.
+pub trait Enter: sealed::Enter {}
+impl<T: sealed::Enter> Enter for T {}
+
+pub(crate) mod sealed {
+    use super::*;
+
+    /// As [`super::Enter`].
+    pub trait Enter {
+        /// Does something with the space.
+        #[doc(hidden)]
+        fn with<T>(&mut self, action: impl FnOnce(&mut AddressSpace) -> T) -> T;
+    }
+
+    impl Enter for AddressSpace {
+        fn with<T>(&mut self, action: impl FnOnce(&mut AddressSpace) -> T) -> T {
+            action(self)
+        }
+    }
+
+    impl Enter for &Lock<AddressSpace> {
+        fn with<T>(&mut self, action: impl FnOnce(&mut AddressSpace) -> T) -> T {
+            action(&mut self.lock())
+        }
+    }
 }
 
 impl AddressSpace {
@@ -165,7 +198,13 @@ impl AddressSpace {
     ///
     /// `NO_SPACE` without memory, or if the VM has too many roots; `UNKNOWN_CALL` if the host has no user mode.
     pub fn new() -> Result<Self, Status> {
-        Ok(Self { tables: Tables::new()?, mappings: BTreeMap::new(), leaving: Vec::new(), held: Vec::new() })
+        Ok(Self {
+            tables: Tables::new()?,
+            mappings: BTreeMap::new(),
+            leaving: Vec::new(),
+            held: Vec::new(),
+            running: 0,
+        })
     }
 
     /// Where the root page table is.
@@ -264,21 +303,28 @@ impl AddressSpace {
         self.leaving.clear();
     }
 
-    /// Runs the program of `state` until it traps. All changes are in force for it.
-    ///
-    /// # Errors
-    ///
-    /// As [`enter_user`](crate::hypercall::enter_user), but `BAD_ADDRESS` and `NOT_FOUND`.
-    pub(crate) fn enter(&mut self, state: &Arc<State>) -> Result<u32, Status> {
+    /// The program of `state` is to run here, on this vCPU. All changes will be in force for it. Gives the frames that are out
+    /// of reach once it has run.
+    pub(crate) fn begin(&mut self, state: &Arc<State>) -> Vec<Arc<Frame>> {
         self.tables.send();
-        if !self.held.iter().any(|held| Arc::ptr_eq(held, state)) {
-            self.held.push(state.clone());
+        let (here, alone) = (smp::current(), self.running == 0);
+        self.running += 1;
+        if !self.held.iter().any(|(vcpu, held)| *vcpu == here && Arc::ptr_eq(held, state)) {
+            self.held.push((here, state.clone()));
         }
-        let trap = state.enter(self)?;
-        // It was entered: what was held before has been written back, and what was unmapped is out of reach.
-        self.held.retain(|held| Arc::ptr_eq(held, state));
-        self.leaving.clear();
-        Ok(trap)
+        if alone { core::mem::take(&mut self.leaving) } else { Vec::new() }
+    }
+
+    /// It has come back, or was not entered.
+    pub(crate) fn end(&mut self, state: &Arc<State>, leaving: Vec<Arc<Frame>>, entered: bool) {
+        self.running -= 1;
+        if entered {
+            // What this vCPU held before has been written back.
+            let here = smp::current();
+            self.held.retain(|(vcpu, held)| *vcpu != here || Arc::ptr_eq(held, state));
+        } else {
+            self.leaving.extend(leaving);
+        }
     }
 
     /// Sees to it that no mapping passes an end of `range`.
@@ -366,7 +412,7 @@ impl Drop for AddressSpace {
     /// Destroys the root, and frees tables and frames.
     fn drop(&mut self) {
         // The task that ran here last may go on elsewhere; with the root the host would forget its extended state.
-        self.held.iter().for_each(|state| state.leave(self.root()));
+        self.held.iter().for_each(|(_, state)| state.leave(self.root()));
         if self.tables.destroy().is_err() {
             core::mem::forget(core::mem::take(&mut self.mappings));
             core::mem::forget(core::mem::take(&mut self.leaving));

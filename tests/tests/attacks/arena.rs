@@ -15,6 +15,7 @@ pub(crate) struct Attack {
     pub(crate) breakpoints: Breakpoints,
     /// Bytes of guest memory.
     pub(crate) memory: u64,
+    pub(crate) vcpus: u32,
 }
 
 impl Attack {
@@ -26,6 +27,7 @@ impl Attack {
             limit: Duration::from_millis(30),
             breakpoints: Breakpoints::Continue,
             memory: 64 << 20,
+            vcpus: 1,
         }
     }
 
@@ -34,6 +36,7 @@ impl Attack {
         let (mut config, console) = common::config("attack", &arguments);
         config.breakpoints = self.breakpoints;
         config.memory = self.memory;
+        config.vcpus = self.vcpus;
         (Vm::start(config).expect("the VM starts"), console)
     }
 
@@ -178,7 +181,7 @@ impl Arena {
 /// Every end has a reason, and none is the monitor's own failure.
 pub(crate) fn told(attack: &Attack, report: &Report) {
     if let End::Died { reason } = &report.end {
-        assert!(!reason.contains("vCPU's thread ended"), "{attack:?}: the monitor's thread panicked");
+        assert!(!reason.contains("threads ended"), "{attack:?}: the monitor's thread panicked");
         assert!(!reason.is_empty(), "{attack:?}");
     }
 }

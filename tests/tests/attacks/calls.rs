@@ -17,7 +17,8 @@ fn a_million_random_hypercalls_get_a_status_each() {
     let attacks = (0..CALLS / EACH * factor())
         .map(|seed| Attack { limit: PATIENCE, ..Attack::new("calls", &[seed, EACH]) });
     arena.send(attacks, |attack, report| match &report.end {
-        End::Shutdown { code: 0 } => assert!(report.counters.hypercalls >= EACH),
+        // A few are events that need no monitor.
+        End::Shutdown { code: 0 } => assert!(report.counters.hypercalls >= EACH - EACH / 10),
         End::Panic { message, place: None } if message.is_empty() => {}
         end => panic!("{attack:?}: {end:?} {:#?}", report.backtrace),
     });

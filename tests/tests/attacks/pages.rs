@@ -108,3 +108,21 @@ fn a_second_thread_that_writes_to_the_shared_pages_ends_its_own_vm_alone() {
     }
     arena.leave();
 }
+
+#[test]
+fn vcpus_that_write_to_each_others_pages_end_their_own_vm_alone() {
+    let arena = Arena::enter();
+    let attacks = (0..80 * factor()).map(|seed| {
+        let mut attack = Attack::new("vcpus", &[seed]);
+        attack.vcpus = 2 + (seed % 5) as u32;
+        attack
+    });
+    arena.send(attacks, |_, _| {});
+    for seed in 0..20 * factor() {
+        let mut attack = Attack::new("vcpus", &[seed]);
+        attack.vcpus = 4;
+        let (vm, _) = attack.start();
+        told(&attack, &pester(vm, attack.limit));
+    }
+    arena.leave();
+}

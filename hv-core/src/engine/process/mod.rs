@@ -264,6 +264,7 @@ impl Control for Process {
         self.call_back(vcpu); // the guest kernel then stops at the end of the call that entered it
         self.kernel.shared.handover(vcpu).stop.store(1, SeqCst);
         Machine::wake(&self.pages.page(vcpu).upcall);
+        self.pending(vcpu);
         self.kernel.shared.signal(vcpu);
     }
 

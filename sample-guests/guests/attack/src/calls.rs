@@ -81,6 +81,9 @@ fn arguments(random: &mut Rng, call: Call) -> [u64; 5] {
     match call {
         Call::SHUTDOWN => arguments[0] = arguments[0].max(256),
         Call::PANIC => arguments[0] = panic_report(random),
+        // It waits for an event that does not come, but for one in sixteen no longer than a moment.
+        Call::POLL if random.u8(..16) != 0 => arguments[1] %= 1 << 20,
+        Call::POLL => arguments[1] = guest_sdk::time::Instant::now().as_nanos() + random.u64(..50_000),
         Call::MULTICALL => {
             arguments[0] = match random.u8(..4) {
                 0 => memory - random.u64(..TOP),

@@ -18,6 +18,7 @@ mod state;
 mod system_calls;
 mod tables;
 mod user;
+mod vcpus;
 
 use guest_sdk::println;
 
@@ -44,6 +45,12 @@ const WAYS: &[Way] = &[
     ("user", "WAY FIRST COUNT", "programs that attack, one after the other: 0 to 7", user::attack),
     ("tables", "SEED COUNT", "page tables of its own that lead anywhere", tables::kernel),
     ("spread", "ROOTS ENTERED ENDS", "programs whose pages lie far from each other", tables::spread),
+    (
+        "vcpus",
+        "SEED",
+        "vCPUs that write to each other's pages, start, stop and send, while one makes calls",
+        vcpus::storm,
+    ),
     ("free", "SEED COUNT", "reports pages as free that are in use", free::report),
     ("checksum", "", "computes one checksum over and over, beside the others", neighbour::checksum),
     ("touch", "", "makes the host spend all the memory that it can", neighbour::touch),

@@ -25,6 +25,7 @@ fn main() -> u8 {
     match what {
         "first" => println!("first"),
         "idle" => idle(),
+        "poll" => poll(),
         "null" => batches(samples, 20_000, || {
             hypercall::version();
         }),
@@ -41,7 +42,7 @@ fn main() -> u8 {
         _ if memory::measure(what, samples) => {}
         _ if mmu::measure(what, samples, arguments) => {}
         _ => {
-            println!("usage: bench first|idle|null|clock|trap|self|sleep|running|blocked [SAMPLES]");
+            println!("usage: bench first|idle|poll|null|clock|trap|self|sleep|running|blocked [SAMPLES]");
             println!("       bench stream|stream-unused|fault|protect|map [SAMPLES]");
             println!(
                 "       bench zero-known|zero-cleared-again|zero-used|report|claim|touch-claimed [SAMPLES]"
@@ -75,6 +76,15 @@ fn breakpoint() {
 }
 
 /// Says that it is there, then gives its CPU back for good.
+/// Polls a channel that never fires.
+fn poll() {
+    let channel = Channel::allocate().expect("a channel");
+    println!("poll");
+    loop {
+        guest_sdk::events::poll(&[channel], Instant::START + Duration::MAX);
+    }
+}
+
 fn idle() {
     println!("idle");
     loop {
