@@ -49,7 +49,7 @@ pub fn report([seed, count, _]: Numbers) {
         // SAFETY: an entry of a table of this function's.
         let _ = unsafe { mmu_update(&mut update, 0) };
     };
-    let mut link_all = |random: &mut Rng| {
+    let link_all = |random: &mut Rng| {
         (0..3).for_each(|i| {
             (0..3).for_each(|slot| link(tables[i].0 + slot * 8, tables[i + 1], USER | Entry::WRITE))
         });
