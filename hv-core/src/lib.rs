@@ -13,6 +13,7 @@ mod events;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod handle;
 pub mod image;
 mod ledger;
 pub mod memory;
@@ -30,6 +31,7 @@ mod watched;
 pub use config::{Breakpoints, Config, StartError};
 pub use console_input::ConsoleInput;
 pub use engine::EngineKind;
+pub use handle::VmHandle;
 pub use image::{Image, ImageError};
 pub use presence::MemoryStats;
 pub use report::{End, Report};

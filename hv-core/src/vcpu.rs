@@ -4,7 +4,7 @@ use crate::calls::{AfterCall, Calls, Poll};
 use crate::clock::GuestClock;
 use crate::config::Breakpoints;
 use crate::dispatch::dispatch;
-use crate::engine::{Control, Counters, EnterError, Exit, Fault, Registers, Trap, UserExit, VcpuRunner};
+use crate::engine::{Control, EnterError, Exit, Fault, Registers, Trap, UserExit, VcpuRunner};
 use crate::ledger::Ledger;
 use crate::report::End;
 use crate::user;
@@ -62,8 +62,8 @@ enum Then {
 const BREAKPOINT: u64 = 3;
 
 impl VcpuThread {
-    /// Runs until the vCPU stops itself, or the VM ends, and then says how, if nobody else has. Gives what it has counted.
-    pub(crate) fn run(mut self) -> Counters {
+    /// Runs until the vCPU stops itself, or the VM ends, and then says how, if nobody else has.
+    pub(crate) fn run(mut self) {
         // The guest's timer is kept here; by default the host may let it be 50 us late. If it does not let us, it is.
         let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
         let vm = self.vm.clone();
@@ -77,17 +77,13 @@ impl VcpuThread {
             let slept_to_the_end = matches!(exit, Exit::Deadline);
             match self.handle(exit, &mut calls) {
                 Then::Run => {}
-                Then::End(end, registers) => {
-                    self.end(end, registers);
-                    return self.runner.counters();
-                }
+                Then::End(end, registers) => return self.end(end, registers),
                 Then::Stop => {
-                    let counters = self.runner.counters();
-                    self.vm.vcpus().has_stopped(self.vcpu, counters, || {
+                    self.vm.vcpus().has_stopped(self.vcpu, || {
                         self.vm.pages.page(self.vcpu).run_state.store(run_state::STOPPED, SeqCst);
                         self.runner.park();
                     });
-                    return counters;
+                    return;
                 }
             }
             // A guest that calls all the time is never waited for, so the time is looked at after each exit.

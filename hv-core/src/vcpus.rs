@@ -6,7 +6,7 @@
 //! Start at [`Vcpus::start`].
 
 use crate::clock::GuestClock;
-use crate::engine::{Control, Counters, EngineError, Registers};
+use crate::engine::{Control, EngineError, Registers};
 use crate::vcpu::{Order, VcpuThread};
 use crate::vm::{Message, Shared};
 use crossbeam_channel::{Sender, bounded};
@@ -28,8 +28,6 @@ struct Inner {
     vcpus: Vec<State>,
     /// No more are started.
     ending: bool,
-    /// What those have counted that have stopped.
-    counters: Counters,
 }
 
 enum State {
@@ -41,7 +39,7 @@ enum State {
 
 struct Started {
     orders: Sender<Order>,
-    thread: JoinHandle<Counters>,
+    thread: JoinHandle<()>,
 }
 
 /// Why a vCPU was not started.
@@ -64,7 +62,7 @@ impl Vcpus {
         messages: Sender<Message>,
     ) -> Self {
         let vcpus = (0..vcpus).map(|_| State::Stopped).collect();
-        let inner = Mutex::new(Inner { vcpus, ending: false, counters: Counters::default() });
+        let inner = Mutex::new(Inner { vcpus, ending: false });
         Self { control, clock: Arc::new(Mutex::new(clock)), messages, inner }
     }
 
@@ -116,9 +114,8 @@ impl Vcpus {
     }
 
     /// It has stopped, and may be started again; `then` is done before that can be.
-    pub(crate) fn has_stopped(&self, vcpu: u32, counters: Counters, then: impl FnOnce()) {
+    pub(crate) fn has_stopped(&self, vcpu: u32, then: impl FnOnce()) {
         let mut inner = self.lock();
-        inner.counters += counters;
         then();
         inner.vcpus[vcpu as usize] = State::Stopped;
         tracing::debug!(vcpu, "stopped");
@@ -138,8 +135,8 @@ impl Vcpus {
         }
     }
 
-    /// Waits for all threads, after their guest code has been ended. Gives what all vCPUs have counted.
-    pub(crate) fn end(&self) -> Counters {
+    /// Waits for all threads, after their guest code has been ended.
+    pub(crate) fn end(&self) {
         let started: Vec<_> = {
             let mut inner = self.lock();
             inner.ending = true;
@@ -149,8 +146,7 @@ impl Vcpus {
             let State::Started(Started { orders, thread }) = state else { continue };
             // It may yet serve what the guest had published, and then wait for an order: without anyone to give one, it ends.
             drop(orders);
-            self.lock().counters += thread.join().unwrap_or_default();
+            let _ = thread.join();
         }
-        self.lock().counters
     }
 }

@@ -13,6 +13,7 @@ use crate::console_input::ConsoleInput;
 use crate::engine::process::ProcessEngine;
 use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
 use crate::events::{Events, Notify, VcpuPages};
+use crate::handle::{Request, RequestError, VmHandle, Wanted};
 use crate::image::Image;
 use crate::ledger::Ledger;
 use crate::memory::GuestMemory;
@@ -59,6 +60,8 @@ pub(crate) struct Shared {
     pub breakpoints: Breakpoints,
     /// Per vCPU: somebody waits for it to stop.
     pub stopping: Vec<AtomicBool>,
+    /// All have stopped, and wait.
+    pub paused: AtomicBool,
     /// Which vCPUs are started.
     pub vcpus: Option<Vcpus>,
     /// A vCPU has ended the VM.
@@ -87,6 +90,7 @@ impl Shared {
             features,
             breakpoints,
             stopping: (0..pages.vcpus()).map(|_| AtomicBool::new(false)).collect(),
+            paused: AtomicBool::new(false),
             vcpus: None,
             ended: AtomicBool::new(false),
             console: Mutex::new(Some(console)),
@@ -113,6 +117,11 @@ impl Shared {
         self.vcpus.as_ref().expect("a VM that runs has vCPUs")
     }
 
+    /// What each vCPU has counted.
+    pub(crate) fn counters(&self, control: &dyn Control) -> Vec<Counters> {
+        (0..self.pages.vcpus()).map(|vcpu| control.counters(vcpu)).collect()
+    }
+
     /// Writes to the console. Output that nobody takes is dropped: it is no fault of the guest's.
     pub(crate) fn write_console(&self, bytes: &[u8]) {
         let mut console = self.console.lock().expect("no thread panics with the lock held");
@@ -133,6 +142,9 @@ pub struct Vm {
     mappings: Vec<Mapping>,
     messages: Receiver<Message>,
     stop_requests: (Sender<()>, Receiver<()>),
+    requests: (Sender<Request>, Receiver<Request>),
+    /// The vCPUs that have stopped for the host, and wait for an order.
+    standing: BTreeMap<u32, Standing>,
 }
 
 /// Ends a VM from another thread than the one that waits for it.
@@ -244,7 +256,16 @@ impl Vm {
             Err(NotStarted::Busy) => unreachable!("no vCPU is started yet"),
         }
         tracing::debug!(memory = config.memory, ?features, "started");
-        Ok(Self { shared, control, image: config.image, mappings, messages, stop_requests: bounded(1) })
+        Ok(Self {
+            shared,
+            control,
+            image: config.image,
+            mappings,
+            messages,
+            stop_requests: bounded(1),
+            requests: unbounded(),
+            standing: BTreeMap::new(),
+        })
     }
 
     /// Waits until the VM has ended, or until a [`Stopper`] ends it.
@@ -267,12 +288,50 @@ impl Vm {
 
     #[expect(clippy::result_large_err, reason = "the error is the VM, given back")]
     fn wait_until(mut self, end: Receiver<Instant>) -> Result<Report, Self> {
-        let (messages, stop) = (self.messages.clone(), self.stop_requests.1.clone());
-        select! {
-            recv(messages) -> message => Ok(self.finish(message.ok())),
-            recv(stop) -> _ => Ok(self.stop()),
-            recv(end) -> _ => Err(self),
+        let (messages, stop, requests) =
+            (self.messages.clone(), self.stop_requests.1.clone(), self.requests.1.clone());
+        loop {
+            select! {
+                recv(messages) -> message => match message {
+                    // Too late: the request was taken back.
+                    Ok(Message::Stopped { vcpu, .. }) => self.shared.vcpus().order(vcpu, Order::Resume),
+                    message => return Ok(self.finish(message.ok())),
+                },
+                recv(requests) -> request => {
+                    if let Ok(Some(report)) = request.map(|request| self.serve(&request)) {
+                        return Ok(report);
+                    }
+                }
+                recv(stop) -> _ => return Ok(self.stop()),
+                recv(end) -> _ => return Err(self),
+            }
         }
+    }
+
+    /// Does what a [`VmHandle`] asks for. The report, if the VM has ended meanwhile.
+    fn serve(&mut self, request: &Request) -> Option<Report> {
+        let done = match request.wanted {
+            Wanted::Resume => {
+                self.resume_vcpus();
+                Ok(())
+            }
+            Wanted::Pause => match self.stop_vcpus() {
+                Stop::Stopped => Ok(()),
+                Stop::Unanswered(_) => {
+                    self.shared.vcpus().started().into_iter().for_each(|vcpu| self.control.cancel_stop(vcpu));
+                    self.resume_vcpus();
+                    Err(RequestError::Unanswered)
+                }
+                Stop::Ended(message) => return Some(self.finish(Some(message))),
+            },
+        };
+        let _ = request.answer.send(done); // whoever asked may have gone
+        None
+    }
+
+    /// Something by which other threads can pause this VM, and look at it.
+    pub fn handle(&self) -> VmHandle {
+        VmHandle::new(&self.shared, &self.control, self.requests.0.clone())
     }
 
     /// Something by which another thread can end this VM.
@@ -283,8 +342,8 @@ impl Vm {
     /// Ends the VM from outside, at stopping points if its vCPUs come to them.
     pub fn stop(mut self) -> Report {
         match self.stop_vcpus() {
-            Stop::Stopped(stopped) => {
-                let first = *stopped.keys().next().expect("a VM has a vCPU that is started");
+            Stop::Stopped => {
+                let (first, _) = self.standing.pop_first().expect("a VM has a vCPU that is started");
                 self.shared.vcpus().order(first, Order::End);
                 let message = self.messages.recv();
                 self.finish(message.ok())
@@ -306,13 +365,7 @@ impl Vm {
     pub fn pause(self) -> Result<Paused, Report> {
         let mut vm = self;
         match vm.stop_vcpus() {
-            Stop::Stopped(vcpus) => {
-                let cpu_time =
-                    |vcpu: u32, registers| Standing { registers, cpu_time: vm.control.cpu_time(vcpu) };
-                let vcpus =
-                    vcpus.into_iter().map(|(vcpu, registers)| (vcpu, cpu_time(vcpu, registers))).collect();
-                Ok(Paused { vm, vcpus })
-            }
+            Stop::Stopped => Ok(Paused(vm)),
             Stop::Ended(message) => Err(vm.finish(Some(message))),
             Stop::Unanswered(_) => Err(vm.stop()),
         }
@@ -350,16 +403,17 @@ impl Vm {
         self.control.processes()
     }
 
-    /// Asks all vCPUs to stop until they do, repeating the request, for one can miss it.
+    /// Asks all vCPUs to stop until they do, repeating the request, for one can miss it. Those of a paused VM have.
     fn stop_vcpus(&mut self) -> Stop {
         self.shared.stopping.iter().for_each(|stopping| stopping.store(true, SeqCst));
-        let (mut stopped, mut asked) = (BTreeMap::new(), BTreeMap::new());
+        let mut asked = BTreeMap::new();
         loop {
             // One that runs may start another, until it has stopped itself.
             let mut left = self.shared.vcpus().started();
-            left.retain(|vcpu| !stopped.contains_key(vcpu));
+            left.retain(|vcpu| !self.standing.contains_key(vcpu));
             if left.is_empty() {
-                return Stop::Stopped(stopped);
+                self.shared.paused.store(true, SeqCst);
+                return Stop::Stopped;
             }
             for vcpu in left {
                 self.control.request_stop(vcpu);
@@ -374,24 +428,43 @@ impl Vm {
             while let Ok(message) = self.messages.recv_deadline(until) {
                 let Message::Stopped { vcpu, registers } = message else { return Stop::Ended(message) };
                 self.control.cancel_stop(vcpu);
-                stopped.insert(vcpu, registers);
-                if stopped.len() >= self.shared.vcpus().started().len() {
+                let cpu_time = self.control.cpu_time(vcpu);
+                self.standing.insert(vcpu, Standing { registers, cpu_time });
+                if self.standing.len() >= self.shared.vcpus().started().len() {
                     break;
                 }
             }
         }
     }
 
-    /// Ends the guest's code and the vCPUs' threads. Gives what all vCPUs have counted.
-    fn end_threads(&mut self) -> Counters {
+    /// Has all vCPUs that stand run on. A guest that ran while it said that it stood is ended instead: nobody could rely on
+    /// its pauses.
+    fn resume_vcpus(&mut self) {
+        let standing = std::mem::take(&mut self.standing);
+        for (vcpu, Standing { cpu_time, .. }) in &standing {
+            let now = self.control.cpu_time(*vcpu);
+            let ran = now.zip(*cpu_time).map_or(0, |(now, then)| now.saturating_sub(then));
+            if ran > STOP_CPU_TIME.as_nanos() as u64 {
+                tracing::warn!(vcpu, ran_ns = ran, "a paused vCPU ran on, and its VM is ended");
+                self.control.kill();
+            }
+        }
+        self.shared.paused.store(false, SeqCst);
+        self.shared.stopping.iter().for_each(|stopping| stopping.store(false, SeqCst));
+        standing.keys().for_each(|vcpu| self.shared.vcpus().order(*vcpu, Order::Resume));
+    }
+
+    /// Ends the guest's code and the vCPUs' threads.
+    fn end_threads(&mut self) {
         self.control.kill();
         self.shared.console_input.let_go();
-        self.shared.vcpus().end()
+        self.shared.vcpus().end();
     }
 
     /// Ends everything and writes the report.
     fn finish(&mut self, message: Option<Message>) -> Report {
-        let counters = self.end_threads();
+        self.end_threads();
+        let counters = self.shared.counters(&*self.control).into_iter().sum();
         let (vcpu, end, registers) = match message {
             Some(Message::Ended { vcpu, end, registers }) => (vcpu, end, registers),
             Some(Message::Stopped { vcpu, registers }) => (vcpu, End::Stopped, registers),
@@ -426,19 +499,20 @@ impl Drop for Vm {
 }
 
 /// How asking all vCPUs to stop went.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is looked at where it is made, and the large one is a VM's last"
+)]
 enum Stop {
-    /// Where each goes on.
-    Stopped(BTreeMap<u32, Registers>),
+    /// All stand.
+    Stopped,
     Ended(Message),
     /// By this one.
     Unanswered(u32),
 }
 
 /// A VM whose vCPUs stand at stopping points.
-pub struct Paused {
-    vm: Vm,
-    vcpus: BTreeMap<u32, Standing>,
-}
+pub struct Paused(Vm);
 
 /// A vCPU that has stopped.
 struct Standing {
@@ -450,26 +524,17 @@ struct Standing {
 impl Paused {
     /// Where each vCPU that is started goes on, in the order of their numbers; in a hypercall only RSP and RBP are known.
     pub fn registers(&self) -> impl Iterator<Item = (u32, &Registers)> {
-        self.vcpus.iter().map(|(vcpu, standing)| (*vcpu, &standing.registers))
+        self.0.standing.iter().map(|(vcpu, standing)| (*vcpu, &standing.registers))
     }
 
     /// Guest memory.
     pub fn memory(&self) -> &GuestMemory {
-        &self.vm.shared.memory
+        &self.0.shared.memory
     }
 
     /// Runs on. A guest that ran while it said that it stood is ended instead: nobody could rely on its pauses.
-    pub fn resume(self) -> Vm {
-        for (vcpu, standing) in &self.vcpus {
-            let now = self.vm.control.cpu_time(*vcpu);
-            let ran = now.zip(standing.cpu_time).map_or(0, |(now, then)| now.saturating_sub(then));
-            if ran > STOP_CPU_TIME.as_nanos() as u64 {
-                tracing::warn!(vcpu, ran_ns = ran, "a paused vCPU ran on, and its VM is ended");
-                self.vm.control.kill();
-            }
-        }
-        self.vm.shared.stopping.iter().for_each(|stopping| stopping.store(false, SeqCst));
-        self.vcpus.keys().for_each(|vcpu| self.vm.shared.vcpus().order(*vcpu, Order::Resume));
-        self.vm
+    pub fn resume(mut self) -> Vm {
+        self.0.resume_vcpus();
+        self.0
     }
 }

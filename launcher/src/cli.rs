@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, and the help that teaches it. Nothing is done here.
 
 use crate::bench::Phase;
+use crate::control::Name;
 use crate::logging::LogFormat;
 use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -36,6 +37,18 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Boot a guest and wait for its end
     Run(RunOptions),
+    /// List running VMs
+    Ps(PsOptions),
+    /// Hold a running VM, wherever it is
+    Pause(NameOptions),
+    /// Let a paused VM run on
+    Resume(NameOptions),
+    /// Stop a running VM, and wait until it is gone
+    Stop(StopOptions),
+    /// Show what a running VM does and holds
+    Stats(StatsOptions),
+    /// Ask a guest to give up memory, or let it have it back
+    Balloon(BalloonOptions),
     /// List the built-in guests
     Images(ImagesOptions),
     /// Run the tests that an image carries
@@ -53,11 +66,13 @@ impl Command {
     pub(crate) fn json(&self) -> bool {
         match self {
             Self::Run(options) => options.json,
+            Self::Ps(options) => options.json,
+            Self::Stats(options) => options.json,
             Self::Images(options) => options.json,
             Self::Doctor(options) => options.json,
             Self::Bench(options) => options.json,
             Self::Test(options) => options.runner.json,
-            Self::New(_) => false,
+            Self::New(_) | Self::Pause(_) | Self::Resume(_) | Self::Stop(_) | Self::Balloon(_) => false,
         }
     }
 }
@@ -82,6 +97,11 @@ pub(crate) struct RunOptions {
     /// Virtual processors, 1 to 64; more than this machine has is allowed
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) cpus: u32,
+    /// What `hv ps` and the like call it [default: the image's name and hv's process number]
+    ///
+    /// Letters, digits, `-`, `_` and `.`. It must not be the name of a VM of yours that runs.
+    #[arg(long)]
+    pub(crate) name: Option<Name>,
     /// A file that the guest finds in its memory
     #[arg(long, value_name = "FILE")]
     pub(crate) ramdisk: Option<PathBuf>,
@@ -136,6 +156,87 @@ impl From<Engine> for EngineKind {
             Engine::Process => Self::Process,
         }
     }
+}
+
+/// `hv ps`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv run minios --name shell        in another terminal
+  hv ps
+  hv ps --json | jq -r '.[] | select(.state == \"paused\") | .name'
+
+CPU is the processor time of the VM's processes, RESIDENT what the host holds of its memory.
+These are your own VMs; the list is a private directory: docs/control.md says where.")]
+pub(crate) struct PsOptions {
+    /// Print a JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `hv pause` and `hv resume`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv pause shell                    it stands still, and takes no CPU
+  hv resume shell                   it runs on as if nothing had been; its clock ran on meanwhile
+
+To pause a VM that is paused, or resume one that runs, is no error.")]
+pub(crate) struct NameOptions {
+    /// The VM's name, as `hv ps` shows it, or the beginning of it
+    pub(crate) name: String,
+}
+
+/// `hv stop`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv stop shell
+  hv stop shell --timeout 60s       for a host that is busy
+
+Its `hv run` says where the guest was, as after Ctrl-C, and exits with 143. A paused VM can be stopped, too.
+It exits with 0 once the VM is gone, with 124 if it is still there when the time is over.")]
+pub(crate) struct StopOptions {
+    /// The VM's name, as `hv ps` shows it, or the beginning of it
+    pub(crate) name: String,
+    /// How long to wait until it is gone, such as 500ms, 10s, 2m or 1h
+    #[arg(long, short, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
+    pub(crate) timeout: Duration,
+}
+
+/// `hv stats`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv stats shell
+  hv stats shell --json | jq .counters.hypercalls
+  watch -n 1 hv stats shell
+
+Counters are of the whole time since the VM's start.")]
+pub(crate) struct StatsOptions {
+    /// The VM's name, as `hv ps` shows it, or the beginning of it
+    pub(crate) name: String,
+    /// Print a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `hv balloon`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv balloon shell 32M              the guest is to give up 32 MiB, for the host to use
+  hv balloon shell 0                it may have all of its memory again
+  hv stats shell                    how far it has come
+
+The guest agrees or does not: it gives up what it can do without, when it next runs. What it has given up is the
+host's at once.")]
+pub(crate) struct BalloonOptions {
+    /// The VM's name, as `hv ps` shows it, or the beginning of it
+    pub(crate) name: String,
+    /// What the guest is to do without, in all: bytes, or a number with K, M, G or T
+    #[arg(value_parser = units::parse_size)]
+    pub(crate) size: u64,
 }
 
 /// `hv images`
@@ -266,6 +367,8 @@ pub(crate) enum Suite {
     Mmu,
     /// Programs: system calls, processes, pipes, switches, fresh memory
     Process,
+    /// Many idle VMs: their start, memory, host CPU, and stop
+    Density,
 }
 
 static VERSION: LazyLock<String> =

@@ -45,7 +45,7 @@ impl Sink {
 
     /// From here on nobody waits for a reader: what it does not take at once is dropped.
     pub(crate) fn let_go(&self) {
-        let _ = rustix::io::write(&self.letting_go, &1_u64.to_ne_bytes()); // cannot fail: it is written once
+        let _ = rustix::io::write(&self.letting_go, &1_u64.to_ne_bytes()); // cannot fail: it would take 2^64 of them
     }
 
     /// Whether text that follows would stand behind an unfinished line of the guest's.

@@ -8,12 +8,13 @@
 //! What the host does not know it cannot do; `hv doctor` tells.
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetCreatedAttr,
-    RulesetError, RulesetStatus, Scope, path_beneath_rules,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
 use seccompiler::{SeccompAction, SeccompFilter};
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::os::fd::BorrowedFd;
 
 /// The newest Landlock whose rights this program knows; an older kernel applies those that it has.
 const LANDLOCK: ABI = ABI::V6;
@@ -53,13 +54,13 @@ pub(crate) enum Landlocked {
     No,
 }
 
-/// Locks this thread, and all that it will start, down.
+/// Locks this thread, and all that it will start, down. It may remove files of one directory: its control socket is there.
 ///
 /// # Errors
 ///
 /// The host refused a filter. That it has no Landlock is no error.
-pub(crate) fn apply() -> Result<Landlocked, Box<dyn Error + Send + Sync>> {
-    let landlocked = restrict_files()?;
+pub(crate) fn apply(control: Option<BorrowedFd<'_>>) -> Result<Landlocked, Box<dyn Error + Send + Sync>> {
+    let landlocked = restrict_files(control)?;
     let rules: BTreeMap<i64, _> = DENIED.iter().map(|call| (*call, Vec::new())).collect();
     let denied = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?;
@@ -74,12 +75,12 @@ pub(crate) fn apply() -> Result<Landlocked, Box<dyn Error + Send + Sync>> {
 ///
 /// As [`apply`].
 pub(crate) fn try_out() -> Result<Landlocked, String> {
-    let tried = std::thread::spawn(|| apply().map_err(|error| error.to_string()));
+    let tried = std::thread::spawn(|| apply(None).map_err(|error| error.to_string()));
     tried.join().unwrap_or_else(|_| Err("the trial panicked".into()))
 }
 
-/// No file but to read in `/proc`, no connection, no signal and no abstract socket outside. Files that are open stay open.
-fn restrict_files() -> Result<Landlocked, RulesetError> {
+/// No file but to read in `/proc` and to remove in `control`, no connection, no signal and no abstract socket outside. Files that are open stay open.
+fn restrict_files(control: Option<BorrowedFd<'_>>) -> Result<Landlocked, RulesetError> {
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
@@ -87,6 +88,9 @@ fn restrict_files() -> Result<Landlocked, RulesetError> {
         .scope(Scope::from_all(LANDLOCK))?
         .create()?
         .add_rules(path_beneath_rules(["/proc"], AccessFs::from_read(LANDLOCK)))?
+        .add_rules(
+            control.map(|directory| Ok::<_, RulesetError>(PathBeneath::new(directory, AccessFs::RemoveFile))),
+        )?
         .restrict_self()?;
     Ok(match status.ruleset {
         RulesetStatus::FullyEnforced => Landlocked::Fully,
@@ -100,12 +104,20 @@ mod tests {
     use super::*;
     use std::fs;
     use std::io::ErrorKind::PermissionDenied;
+    use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
     use std::process::Command;
 
     /// Runs `attack` on a thread that is locked down, with how far that went.
     fn locked_down(attack: impl FnOnce(Landlocked) + Send + 'static) {
-        let thread = std::thread::spawn(|| attack(apply().expect("this host has seccomp")));
+        locked_down_but_for(None, attack);
+    }
+
+    fn locked_down_but_for(control: Option<fs::File>, attack: impl FnOnce(Landlocked) + Send + 'static) {
+        let thread = std::thread::spawn(move || {
+            let control = control.as_ref().map(AsFd::as_fd);
+            attack(apply(control).expect("this host has seccomp"));
+        });
         thread.join().expect("the attack is repelled");
     }
 
@@ -124,6 +136,35 @@ mod tests {
             let made = std::env::temp_dir().join("hv-must-not-exist");
             assert_eq!(fs::write(&made, "x").unwrap_err().kind(), PermissionDenied);
         });
+    }
+
+    #[test]
+    fn files_of_the_control_directory_can_be_removed_and_nothing_else_done() {
+        let outer = std::env::temp_dir().join(format!("hv-lockdown-{}", std::process::id()));
+        let control = outer.join("control");
+        fs::create_dir_all(&control).expect("a directory");
+        fs::write(control.join("mine"), "").expect("a file");
+        fs::write(outer.join("another"), "").expect("a file");
+        let (directory, attacked) = (fs::File::open(&control).expect("it is there"), control.clone());
+        locked_down_but_for(Some(directory), move |landlocked| {
+            if landlocked != Landlocked::No {
+                let outer = attacked.parent().expect("it has one");
+                for result in [
+                    fs::read(attacked.join("mine")).map(drop),
+                    fs::write(attacked.join("mine"), "x"),
+                    fs::write(attacked.join("new"), "x"),
+                    fs::read_dir(&attacked).map(drop),
+                    fs::rename(attacked.join("mine"), attacked.join("renamed")),
+                    fs::create_dir(attacked.join("new")),
+                    fs::remove_file(outer.join("another")),
+                    fs::remove_dir(&attacked),
+                ] {
+                    assert_eq!(result.unwrap_err().kind(), PermissionDenied);
+                }
+            }
+            fs::remove_file(attacked.join("mine")).expect("it may");
+        });
+        fs::remove_dir_all(outer).expect("it is empty but for one file");
     }
 
     #[test]

@@ -6,6 +6,8 @@
 mod bench;
 mod cli;
 mod console;
+mod control;
+mod cpu_time;
 mod doctor;
 mod exit_code;
 mod failure;
@@ -37,6 +39,12 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
     logging::start(cli.log_format)?;
     match &cli.command {
         Command::Run(options) => run::run(options),
+        Command::Ps(options) => control::commands::ps(options),
+        Command::Pause(options) => control::commands::pause(options),
+        Command::Resume(options) => control::commands::resume(options),
+        Command::Stop(options) => control::commands::stop(options),
+        Command::Stats(options) => control::commands::stats(options),
+        Command::Balloon(options) => control::commands::balloon(options),
         Command::Images(options) => images::list(options),
         Command::Test(options) => test::run(options),
         Command::New(options) => new::write(options),

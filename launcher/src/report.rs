@@ -92,6 +92,7 @@ impl Told {
             Cause::Interrupt => "Ctrl-C",
             Cause::HangUp => "SIGHUP",
             Cause::Terminated => "SIGTERM",
+            Cause::Stopped => "`hv stop`",
             _ => return self.report.end.to_string(),
         };
         format!("stopped by {reason}{}", self.place())
@@ -170,7 +171,7 @@ fn registers(registers: &Registers) -> String {
 
 /// What a guest says, and the names in its image, are the guest's: control characters could forge lines of hv's, or
 /// play tricks on a terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let safe = |c: char| if c.is_control() && c != '\n' { '\u{fffd}' } else { c };
     text.chars().map(safe).collect()
 }

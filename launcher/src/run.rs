@@ -1,10 +1,12 @@
 //! `hv run`: boots a guest and stays until it has ended.
 //!
-//! Three threads: this one waits for the VM, the second for signals and the time-out, and stops the VM when one
-//! comes, the third for the guest to want input, and then for that. All sleep until something happens.
+//! Four threads: this one waits for the VM, the second for signals and the time-out, and stops the VM when one
+//! comes, the third for the guest to want input, and then for that, the fourth for others to ask for something
+//! ([`control`]). All sleep until something happens.
 
 use crate::cli::RunOptions;
 use crate::console::{Console, Sink};
+use crate::control::{self, Entry, Listening, Name, Served, Subject};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::input::{self, Terminal};
@@ -32,7 +34,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let cannot_watch = |error| Failure::cannot("the host does not let hv wait for signals", error);
     let signals = Signals::catch().map_err(cannot_watch)?;
     let sink = Sink::new().map_err(cannot_watch)?;
-    let landlocked = lockdown::apply()
+    let listening = listen(options)?;
+    let landlocked = lockdown::apply(listening.as_ref().map(Listening::directory))
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
     tracing::debug!(?landlocked, "locked down");
     let vm = Vm::start(Config {
@@ -48,16 +51,23 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         ..Config::new(image)
     })
     .map_err(|error| Failure::cannot("the VM could not be started", error))?;
-    let watch = Watch {
-        deadline: options.timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
-        signals,
-        stopper: vm.stopper(),
-        sink: sink.clone(),
-        terminal: Arc::default(),
-        stopped: Arc::default(),
-    };
+    let started = Instant::now();
+    let ending = Arc::new(Ending { cause: OnceLock::new(), stopper: vm.stopper(), sink: sink.clone() });
     sink.stop_with(vm.stopper());
-    let (stopped, terminal) = (watch.stopped.clone(), watch.terminal.clone());
+    let image = options.image.to_string_lossy().into_owned();
+    let subject =
+        Subject { image, started, handle: vm.handle(), memory: vm.memory_control(), ending: ending.clone() };
+    let served = listening.map(|listening| control::serve(listening, subject)).transpose();
+    let served =
+        served.map_err(|error| Failure::cannot("the host does not let hv wait for commands", error))?;
+    let terminal = Arc::<Terminal>::default();
+    let watch = Watch {
+        signals,
+        deadline: options.timeout.and_then(|timeout| started.checked_add(timeout)),
+        ending: ending.clone(),
+        terminal: terminal.clone(),
+        entry: served.as_ref().map(Served::entry),
+    };
     let thread = std::thread::Builder::new().name("hv-watch".into()).spawn(move || watch.run());
     thread.map_err(cannot_watch)?;
     let (typed, keys) = (vm.console_input(), terminal.clone());
@@ -66,17 +76,33 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     thread.map_err(|error| Failure::cannot("the host does not let hv wait for input", error))?;
 
     let report = vm.wait();
+    drop(served);
     terminal.restore();
-    let told =
-        report::Told { cause: cause(&report.end, stopped.get(), &sink), report, timeout: options.timeout };
+    let stopped = ending.cause.get();
+    let told = report::Told { cause: cause(&report.end, stopped, &sink), report, timeout: options.timeout };
     match sink.error() {
-        Some(error) if told.exit_code() == 0 || stopped.get().is_none() => {
+        Some(error) if told.exit_code() == 0 || stopped.is_none() => {
             return Err(Failure::cannot("the guest's output could not be written", error));
         }
         _ => {}
     }
     output::tell(&if options.json { told.json() } else { told.text(&Style::stderr(), &sink) });
     Ok(told.exit_code())
+}
+
+/// Takes the VM's name. One that nobody asked for is worth a warning and no more.
+fn listen(options: &RunOptions) -> Result<Option<Listening>, Failure> {
+    match (&options.name, options.name.clone().unwrap_or_else(|| Name::of_image(&options.image))) {
+        (Some(_), name) => control::listen(name.clone())
+            .map(Some)
+            .map_err(|error| Failure::cannot(format!("the VM cannot be called `{name}`"), error)),
+        (None, name) => Ok(control::listen(name)
+            .inspect_err(|error| {
+                let why = crate::failure::chain(error).join(": ");
+                tracing::warn!("`hv ps` and the like will not find this VM: {why}");
+            })
+            .ok()),
+    }
 }
 
 /// Becomes a program of the host's. Comes back only if that fails.
@@ -105,28 +131,43 @@ fn cause(end: &End, stopped: Option<&Cause>, sink: &Sink) -> Cause {
     }
 }
 
+/// Ends the VM from outside, at a stopping point.
+pub(crate) struct Ending {
+    /// Why; set before the VM is asked to stop.
+    cause: OnceLock<Cause>,
+    stopper: Stopper,
+    sink: Arc<Sink>,
+}
+
+impl Ending {
+    /// The first cause is what is told.
+    pub(crate) fn stop(&self, cause: Cause) {
+        tracing::debug!(?cause, "stopping the guest");
+        let _ = self.cause.set(cause);
+        self.stopper.stop();
+        self.sink.let_go(); // a vCPU that waits for a reader could not be stopped
+    }
+}
+
 /// What the second thread does.
 struct Watch {
     signals: Signals,
     deadline: Option<Instant>,
-    stopper: Stopper,
-    sink: Arc<Sink>,
+    ending: Arc<Ending>,
     terminal: Arc<Terminal>,
-    /// Why the VM was asked to stop; set before it is asked.
-    stopped: Arc<OnceLock<Cause>>,
+    entry: Option<Arc<Entry>>,
 }
 
 impl Watch {
     /// The first signal, or the time-out, stops the guest where it can say where it was. The next one ends all at
     /// once: sandboxes die with this process.
     fn run(&self) {
-        let cause = self.signals.wait(self.deadline);
-        tracing::debug!(?cause, "stopping the guest");
-        let _ = self.stopped.set(cause); // only this thread sets it
-        self.stopper.stop();
-        self.sink.let_go(); // a vCPU that waits for a reader could not be stopped
+        self.ending.stop(self.signals.wait(self.deadline));
         let cause = self.signals.wait(None);
         self.terminal.restore();
+        if let Some(entry) = &self.entry {
+            entry.remove();
+        }
         std::process::exit(cause.code().into());
     }
 }

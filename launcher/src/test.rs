@@ -31,7 +31,7 @@ pub(crate) fn run(options: &TestOptions) -> Result<u8, Failure> {
     let junit = runner
         .open_junit()
         .map_err(|error| Failure::cannot("the file of --junit could not be made", error))?;
-    lockdown::apply()
+    lockdown::apply(None)
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
     match runner.run(&suite, &Process::default(), junit, &mut io::stdout().lock()) {
         Ok(true) => Ok(0),

@@ -70,6 +70,17 @@ pub(crate) fn show_duration(duration: Duration) -> String {
     format!("{value:.digits$} {unit}")
 }
 
+/// How long something has been: `5s`, `3m 20s`, `2h 5m`, `4d 3h`.
+pub(crate) fn show_span(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        ..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m {}s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{}d {}h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +123,14 @@ mod tests {
         let shown = [(0, "0 B"), (1023, "1023 B"), (64 << 20, "64 MiB"), (13_824, "13.5 KiB")];
         for (bytes, text) in shown {
             assert_eq!(show_size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn spans_are_shown() {
+        let shown = [(0, "0s"), (59, "59s"), (200, "3m 20s"), (7500, "2h 5m"), (356_400, "4d 3h")];
+        for (seconds, text) in shown {
+            assert_eq!(show_span(Duration::from_secs(seconds)), text);
         }
     }
 

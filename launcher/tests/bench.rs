@@ -106,3 +106,10 @@ fn a_suite_without_a_quick_form_says_so() {
     assert_eq!(output.status.code(), Some(125));
     assert!(String::from_utf8_lossy(&output.stderr).contains("no quick form"));
 }
+
+#[test]
+fn all_rows_of_density_are_there() {
+    let rows = ["start of all", "hv ps", "Private_Dirty of each", "host CPU, % of a core", "stop of all"];
+    let names = rows.map(|row| format!("10 idle VMs, 2 vCPUs: {row}"));
+    assert_rows("density", &names.each_ref().map(String::as_str));
+}

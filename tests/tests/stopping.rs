@@ -5,6 +5,7 @@ mod common;
 
 use common::*;
 use hv_core::Breakpoints;
+use hv_core::handle::RequestError;
 use hv_core::{End, Vm};
 use std::time::Duration;
 
@@ -173,4 +174,105 @@ fn a_stop_returns_though_the_vcpu_is_in_a_long_call() {
     std::thread::spawn(move || done.send(vm.stop().end));
     let end = stopped.recv_timeout(PATIENCE).expect("the stop hangs");
     assert!(matches!(end, End::Stopped | End::Unanswered), "{end:?}");
+}
+
+#[test]
+fn a_handle_pauses_and_resumes_a_vm_that_another_thread_waits_for() {
+    let (vm, console) = start("bench", &["clock", "300"]);
+    let handle = vm.handle();
+    let waiter = std::thread::spawn(move || wait(vm));
+    for _ in 0..200 {
+        let done = handle.pause().and_then(|()| handle.pause()); // twice is once
+        let paused = handle.stats().map(|stats| stats.paused);
+        let resumed = handle.resume().and_then(|()| handle.resume());
+        if done.is_err() || resumed.is_err() {
+            break; // the guest has finished
+        }
+        assert_eq!(paused, Ok(true));
+    }
+    let _ = handle.resume();
+    assert_eq!(waiter.join().unwrap().end, End::Shutdown { code: 0 });
+    assert!(!console.text().is_empty());
+    assert_eq!(handle.pause(), Err(RequestError::Ended));
+    assert_eq!(handle.resume(), Err(RequestError::Ended));
+    assert_eq!(handle.stats().map(drop), Err(RequestError::Ended));
+}
+
+#[test]
+fn a_vm_that_a_handle_has_paused_stands_until_it_is_resumed_or_stopped() {
+    let (vm, _) = start("crash", &["loop"]);
+    let (handle, stopper, pid) = (vm.handle(), vm.stopper(), vm.processes()[0]);
+    let waiter = std::thread::spawn(move || vm.wait());
+    handle.pause().unwrap();
+    let used = || std::fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap();
+    let before = used();
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!(before, used());
+    stopper.stop();
+    let report = waiter.join().unwrap();
+    assert_eq!(report.end, End::Stopped);
+    assert!(!report.backtrace.is_empty(), "it is known where it stood");
+}
+
+#[test]
+fn a_paused_vm_can_be_given_back_and_paused_resumed_and_stopped_by_its_owner() {
+    for by_owner in [|vm: Vm| vm.stop(), |vm: Vm| vm.pause().unwrap().resume().stop()] {
+        let (vm, console) = start("bench", &["idle"]);
+        console.wait_for("idle");
+        let handle = vm.handle();
+        let pauser = std::thread::spawn(move || handle.pause());
+        let mut vm = vm;
+        while !pauser.is_finished() {
+            let Err(given_back) = vm.wait_timeout(Duration::from_millis(20)) else { panic!("it has ended") };
+            vm = given_back;
+        }
+        pauser.join().unwrap().unwrap();
+        assert!(vm.handle().stats().unwrap().paused);
+        assert_eq!(by_owner(vm).end, End::Stopped);
+    }
+}
+
+/// A console that takes nothing until it is let go.
+struct Held {
+    in_write: std::sync::mpsc::Sender<()>,
+    let_go: std::sync::mpsc::Receiver<()>,
+}
+
+impl std::io::Write for Held {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = self.in_write.send(());
+        let _ = self.let_go.recv(); // an error: it was let go for good
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_vm_that_comes_to_no_stopping_point_is_not_paused_and_runs_on() {
+    let (mut config, _) = config("bench", &["first"]);
+    let (in_write, writing) = std::sync::mpsc::channel();
+    let (letting_go, let_go) = std::sync::mpsc::channel();
+    config.console = Box::new(Held { in_write, let_go });
+    let vm = Vm::start(config).unwrap();
+    let handle = vm.handle();
+    let waiter = std::thread::spawn(move || wait(vm));
+    writing.recv_timeout(PATIENCE).expect("the guest writes a line");
+    assert_eq!(handle.pause(), Err(RequestError::Unanswered));
+    assert!(!handle.stats().unwrap().paused);
+    drop(letting_go);
+    assert_eq!(waiter.join().unwrap().end, End::Shutdown { code: 0 });
+}
+
+#[test]
+fn a_running_vm_tells_what_it_does() {
+    let (vm, console) = start("bench", &["idle"]);
+    console.wait_for("idle");
+    let stats = vm.handle().stats().unwrap();
+    assert_eq!((stats.paused, stats.memory.size, stats.counters.len()), (false, vm.memory().size(), 1));
+    assert!(stats.counters[0].hypercalls > 0, "it has written to its console");
+    assert!((1..=stats.memory.size).contains(&stats.memory.host), "{:?}", stats.memory);
+    assert_eq!(stats.processes, vm.processes());
 }

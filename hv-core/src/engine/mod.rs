@@ -10,7 +10,8 @@ use crate::memory::GuestMemory;
 use core::fmt;
 use hv_abi::Status;
 use hv_abi::user::UserContext;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use std::iter::Sum;
 use std::sync::Arc;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -109,9 +110,6 @@ pub(crate) trait VcpuRunner: Send {
 
     /// Registers at the hypercall being answered: RIP is not known, RSP and RBP are.
     fn registers_in_call(&self) -> Registers;
-
-    /// How often, and for how long, this vCPU crossed and span, so far.
-    fn counters(&self) -> Counters;
 }
 
 /// What a vCPU's calls want of an engine: what it keeps of page tables and user programs, and is to be told of.
@@ -162,6 +160,9 @@ pub(crate) trait Control: Notify + AddressSpaces {
 
     /// Processor time, in nanoseconds, that a vCPU's guest code has had; `None` when it is gone.
     fn cpu_time(&self, vcpu: u32) -> Option<u64>;
+
+    /// How often, and for how long, a vCPU crossed and span, so far.
+    fn counters(&self, vcpu: u32) -> Counters;
 
     /// Host processes that carry the VM's guest code.
     fn processes(&self) -> Vec<u32>;
@@ -315,7 +316,8 @@ pub struct Registers {
 }
 
 /// What a vCPU's crossings cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counters {
     /// Hypercalls that reached the monitor.
     pub hypercalls: u64,
@@ -333,15 +335,18 @@ pub struct Counters {
     pub guest_spin_ns: u64,
 }
 
-impl core::ops::AddAssign for Counters {
-    fn add_assign(&mut self, other: Self) {
-        self.hypercalls += other.hypercalls;
-        self.traps += other.traps;
-        self.rewritten += other.rewritten;
-        self.not_rewritten += other.not_rewritten;
-        self.sleeps += other.sleeps;
-        self.host_spin_ns += other.host_spin_ns;
-        self.guest_spin_ns += other.guest_spin_ns;
+impl Sum for Counters {
+    /// Of several vCPUs together.
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |a, b| Self {
+            hypercalls: a.hypercalls + b.hypercalls,
+            traps: a.traps + b.traps,
+            rewritten: a.rewritten + b.rewritten,
+            not_rewritten: a.not_rewritten + b.not_rewritten,
+            sleeps: a.sleeps + b.sleeps,
+            host_spin_ns: a.host_spin_ns + b.host_spin_ns,
+            guest_spin_ns: a.guest_spin_ns.saturating_add(b.guest_spin_ns), // the guest says so
+        })
     }
 }
 

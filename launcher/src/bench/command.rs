@@ -1,10 +1,10 @@
 //! `hv` as a whole process: how long it takes, and what it holds while its guest idles.
 
 use crate::bench::host::warmed;
+use crate::bench::idle::{self, Idle};
 use crate::bench::{Figure, Phase};
 use std::fs;
-use std::io::Read;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 fn hv() -> Command {
@@ -22,76 +22,24 @@ pub(super) fn run_hello(phase: Phase) -> Figure {
     Figure::new("hv run hello, whole process", "ms", phase, warmed(31, once))
 }
 
-/// A VM in a process of its own whose guest does nothing; ended when dropped.
-struct Idle(Child);
-
-impl Idle {
-    fn start() -> Self {
-        let mut child = hv()
-            .args(["run", "bench", "--", "idle"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("hv can be run");
-        let mut line = [0; 5];
-        child.stdout.as_mut().expect("piped").read_exact(&mut line).expect("the guest says that it is there");
-        Self(child)
-    }
-
-    /// The monitor and its sandboxes.
-    fn processes(&self) -> Vec<u32> {
-        let monitor = self.0.id();
-        let parent = |pid: &u32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(1)?.parse().ok())
-                == Some(monitor)
-        };
-        let all = fs::read_dir("/proc").expect("/proc is mounted");
-        let all = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        std::iter::once(monitor).chain(all.filter(parent)).collect()
-    }
-}
-
-impl Drop for Idle {
-    fn drop(&mut self) {
-        if let Some(pid) = rustix::process::Pid::from_raw(self.0.id() as i32) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let _ = self.0.wait();
-    }
-}
-
 /// What an idle VM's processes hold for themselves alone, and the processor time that they take in ten seconds.
 pub(super) fn idle(phase: Phase) -> [Figure; 2] {
     // Pages of a program just built are dirty until they are written to disk, which is no memory of the VM's.
     if let Ok(program) = std::env::current_exe().and_then(fs::File::open) {
         let _ = program.sync_all();
     }
-    let vm = Idle::start();
+    let directory = std::env::temp_dir().join(format!("hv-idle-{}", std::process::id()));
+    let mut vm = Idle::spawn(&directory, 1).expect("hv can be run");
+    vm.wait_until_idle().expect("the guest says that it is there");
     std::thread::sleep(Duration::from_millis(500));
-    let processes = vm.processes();
-    let before = cpu_ns(&processes);
-    std::thread::sleep(Duration::from_secs(10));
-    let used = (cpu_ns(&processes) - before) / 1e6;
-    let dirty = processes.iter().map(|pid| private_dirty_kib(*pid)).sum();
+    let vms = [vm];
+    let processes = idle::processes(&vms);
+    let used = idle::cpu_ms_in_10_s(&processes);
+    let dirty = idle::private_dirty_kib(&processes.concat());
+    drop(vms);
+    let _ = fs::remove_dir_all(directory);
     [
         Figure::new("Private_Dirty of an idle VM", "KiB", phase, vec![dirty]),
         Figure::new("host CPU of an idle VM in 10 s", "ms", phase, vec![used]),
     ]
-}
-
-fn private_dirty_kib(pid: u32) -> f64 {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let line = rollup.lines().find_map(|line| line.strip_prefix("Private_Dirty:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0.0)
-}
-
-/// Processor time of all threads, in nanoseconds.
-fn cpu_ns(processes: &[u32]) -> f64 {
-    let tasks = processes.iter().filter_map(|pid| fs::read_dir(format!("/proc/{pid}/task")).ok()).flatten();
-    let time = |task: fs::DirEntry| {
-        let text = fs::read_to_string(task.path().join("schedstat")).ok()?;
-        text.split(' ').next()?.parse::<f64>().ok()
-    };
-    tasks.filter_map(|task| time(task.ok()?)).sum()
 }

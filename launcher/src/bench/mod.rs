@@ -1,17 +1,20 @@
 //! `hv bench`: what things cost here, each figure beside the host's own of the same run.
 //!
 //! A suite is measured in two [`Phase`]s ([`phases`]). Its rows are [`Figure`]s, shown by [`table`]. What is common to the suites:
-//! [`guest`] measures guests, [`host`], [`host_signal`] and [`host_memory`] the host, [`command`] the program `hv` as a whole.
+//! [`guest`] measures guests, [`host`], [`host_signal`] and [`host_memory`] the host, [`command`] the program `hv` as a whole,
+//! [`idle`] VMs that do nothing.
 //!
-//! Start at a suite: [`crossing`], [`mmu`], [`programs`].
+//! Start at a suite: [`crossing`], [`mmu`], [`programs`], [`density`].
 
 mod command;
 mod crossing;
+mod density;
 mod figure;
 mod guest;
 mod host;
 mod host_memory;
 mod host_signal;
+mod idle;
 mod mmu;
 mod phases;
 mod programs;

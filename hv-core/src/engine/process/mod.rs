@@ -24,11 +24,12 @@ mod shadow;
 mod spawn;
 mod spin;
 mod stub;
+mod tally;
 mod users;
 mod vcpu;
 pub(crate) mod xstate;
 
-use super::{AddressSpaces, Control, Engine, EngineError, Mapping, Registers, Setup, VcpuRunner};
+use super::{AddressSpaces, Control, Counters, Engine, EngineError, Mapping, Registers, Setup, VcpuRunner};
 use crate::events::{Notify, VcpuPages};
 use crate::shared::SharedFile;
 use handover::{Atomics, Machine, TURN_GUEST};
@@ -39,6 +40,7 @@ use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
+use tally::Tally;
 use users::Users;
 
 /// Makes the file that sandboxes are started from, if that has not been done, and finds out what the host has.
@@ -71,6 +73,7 @@ impl Engine for ProcessEngine {
             users: Users::new(files, kernel.clone(), setup),
             sees_entries: setup.sees_entries,
             entered: (0..vcpus).map(|_| Mutex::default()).collect(),
+            tallies: (0..vcpus).map(|_| Tally::default()).collect(),
             pages: setup.pages.clone(),
             kernel,
         });
@@ -98,6 +101,8 @@ struct Process {
     sees_entries: bool,
     /// Per vCPU: the programs that it has entered.
     entered: Vec<Mutex<Entered>>,
+    /// Per vCPU: what its crossings cost.
+    tallies: Vec<Tally>,
 }
 
 /// Programs that a vCPU has entered.
@@ -133,6 +138,10 @@ impl InUser {
 }
 
 impl Process {
+    fn tally(&self, vcpu: u32) -> &Tally {
+        &self.tallies[vcpu as usize]
+    }
+
     fn entered(&self, vcpu: u32) -> MutexGuard<'_, Entered> {
         self.entered[vcpu as usize].lock().expect("no thread panics with the lock held")
     }
@@ -284,6 +293,11 @@ impl Control for Process {
 
     fn cpu_time(&self, vcpu: u32) -> Option<u64> {
         self.kernel.shared.cpu_time(vcpu)
+    }
+
+    fn counters(&self, vcpu: u32) -> Counters {
+        let guest_spins = self.kernel.shared.handover(vcpu).spun.load(Relaxed);
+        self.tallies[vcpu as usize].counters(guest_spins)
     }
 
     fn processes(&self) -> Vec<u32> {

@@ -68,7 +68,6 @@ pub(super) fn guest_limit() -> u32 {
 pub(super) struct Spin {
     limit: u32,
     most: u32,
-    total: u64,
     moved: Instant,
 }
 
@@ -135,7 +134,7 @@ impl Parting {
 impl Spin {
     pub(super) fn new() -> Self {
         let most = if spare_core() { turns(HOST_NS) } else { 0 };
-        Self { limit: most, most, total: 0, moved: Instant::now() }
+        Self { limit: most, most, moved: Instant::now() }
     }
 
     /// How often to spin now. `together`: both sides were last seen on one processor.
@@ -153,19 +152,9 @@ impl Spin {
         }
     }
 
-    /// Turns spent in all.
-    pub(super) fn total(&self) -> u64 {
-        self.total
-    }
-
     /// How often to spin before looking where both sides are.
     pub(super) fn brief(&self) -> u32 {
         self.limit.min(64)
-    }
-
-    /// So many turns were spent.
-    pub(super) fn count(&mut self, turns: u32) {
-        self.total += u64::from(turns);
     }
 
     /// The limit was reached without a request.
@@ -187,15 +176,15 @@ mod tests {
 
     #[test]
     fn an_idle_guest_is_soon_not_spun_for_and_a_busy_one_is_again() {
-        let mut spin = Spin { limit: 1024, most: 1024, total: 0, moved: Instant::now() };
+        let mut spin = Spin { limit: 1024, most: 1024, moved: Instant::now() };
+        let mut spun = 0;
         for _ in 0..11 {
-            let limit = spin.limit(false);
-            spin.count(limit);
+            spun += spin.limit(false);
             spin.in_vain();
             spin.slept(10_000_000);
         }
         assert_eq!(spin.limit(false), 0);
-        assert_eq!(spin.total(), 2047);
+        assert_eq!(spun, 2047);
         spin.slept(5_000);
         assert_eq!(spin.limit(false), 1024);
         assert_eq!(spin.limit(true), 0, "both on one processor, and just moved");

@@ -9,13 +9,12 @@ use super::handover::{
 };
 use super::layout::*;
 use super::sandbox::Shared;
-use super::spin::{self, Parting, Spin};
+use super::spin::{Parting, Spin};
+use super::tally::Tally;
 use super::users;
 use super::{InUser, Process, frame, stub};
 use crate::clock::monotonic_ns;
-use crate::engine::{
-    Access, Counters, EnterError, Exit, Fault, Registers, Trap, UserCause, UserExit, VcpuRunner,
-};
+use crate::engine::{Access, EnterError, Exit, Fault, Registers, Trap, UserCause, UserExit, VcpuRunner};
 use crate::events::Notify;
 use crate::mmu::KERNEL;
 use hv_abi::address::DIRECT_MAP;
@@ -58,7 +57,6 @@ pub(super) struct Vcpu {
     /// This thread waits for that program, and not for the guest kernel.
     in_user: bool,
     called_back: Option<CalledBack>,
-    counters: Counters,
 }
 
 impl Vcpu {
@@ -72,7 +70,6 @@ impl Vcpu {
             entered: None,
             in_user: false,
             called_back: None,
-            counters: Counters::default(),
         }
     }
 
@@ -85,6 +82,10 @@ impl Vcpu {
     /// The program that runs, if it has been called back.
     fn wanted(&self) -> Option<Arc<InUser>> {
         self.process.running(self.vcpu).filter(|user| user.wanted.load(SeqCst))
+    }
+
+    fn tally(&self) -> &Tally {
+        self.process.tally(self.vcpu)
     }
 
     fn handover(&self) -> &Handover {
@@ -108,13 +109,13 @@ impl Vcpu {
     /// Spins for a request: briefly, and then, if it is not for a thread on this very processor, as long as it pays.
     fn spin(&mut self) -> Option<u32> {
         let (turn, spun) = self.server().spin(self.spin.brief());
-        self.spin.count(spun);
+        self.tally().host_spins.add(spun.into());
         if turn.is_some() {
             return turn;
         }
         let limit = self.spin.limit(self.together());
         let (turn, spun) = self.server().spin(limit);
-        self.spin.count(spun);
+        self.tally().host_spins.add(spun.into());
         if turn.is_none() {
             self.spin.in_vain();
         }
@@ -127,7 +128,7 @@ impl Vcpu {
             return Wait::Published(turn);
         }
         let before = monotonic_ns();
-        self.counters.sleeps += 1;
+        self.tally().sleeps.add(1);
         let look = || {
             self.running().is_dead()
                 || self.process.kernel.shared.is_dead()
@@ -150,7 +151,7 @@ impl Vcpu {
         }
         let number = handover.number.load(Relaxed);
         let arguments = handover.arguments();
-        self.counters.hypercalls += 1;
+        self.tally().hypercalls.add(1);
         Exit::Hypercall { number, arguments }
     }
 
@@ -170,7 +171,7 @@ impl Vcpu {
         if signal == 0 {
             return Some(Exit::Stopped(frame.registers));
         }
-        self.counters.traps += 1;
+        self.tally().traps.add(1);
         if let Fault::PageFault { address, access } = frame.fault(signal)
             && signal == libc::SIGSEGV
             && KERNEL.contains(&address)
@@ -229,7 +230,7 @@ impl Vcpu {
             TURN_TRAP => self.trap(deadline)?,
             TURN_ENTER_USER => {
                 let [root, context, ..] = self.handover().arguments();
-                self.counters.hypercalls += 1;
+                self.tally().hypercalls.add(1);
                 Exit::EnterUser { root, context }
             }
             TURN_NOTIFY => {
@@ -260,7 +261,7 @@ impl Vcpu {
             Wait::Published(TURN_TRAP) => self.user_trap(user, deadline),
             Wait::Published(TURN_SYSCALL) => {
                 let registers = user.shared.handover(self.vcpu).registers();
-                self.counters.traps += 1;
+                self.tally().traps.add(1);
                 Some(self.user_exit(user, UserCause::SystemCall, registers))
             }
             Wait::Published(_) => Some(self.user_killed(user)),
@@ -327,7 +328,7 @@ impl Vcpu {
 
     /// A trap, or a stop, that the program says it has come to.
     fn user_trap(&mut self, user: &Arc<InUser>, deadline: u64) -> Option<Exit> {
-        self.counters.traps += 1;
+        self.tally().traps.add(1);
         let shared = &user.shared;
         let handover = shared.handover(self.vcpu);
         let signal = handover.signal.load(Relaxed) as i32;
@@ -365,8 +366,8 @@ impl Vcpu {
     /// A program's system call has trapped often.
     fn rewrite(&mut self, root: u64, registers: &Registers) {
         match self.process.users.rewrite(root, registers) {
-            Some(true) => self.counters.rewritten += 1,
-            Some(false) => self.counters.not_rewritten += 1,
+            Some(true) => self.tally().rewritten.add(1),
+            Some(false) => self.tally().not_rewritten.add(1),
             None => {}
         }
     }
@@ -459,7 +460,7 @@ impl VcpuRunner for Vcpu {
         handover.polls.store(1, SeqCst);
         let is_dead = || self.process.kernel.shared.is_dead();
         let left = deadline.saturating_sub(monotonic_ns());
-        self.counters.sleeps += 1;
+        self.tally().sleeps.add(1);
         Server(words(handover)).sleep_once(|| is_dead() || ready(), Duration::from_nanos(left));
         handover.polls.store(0, SeqCst);
     }
@@ -476,15 +477,6 @@ impl VcpuRunner for Vcpu {
     fn registers_in_call(&self) -> Registers {
         let handover = self.process.kernel.shared.handover(self.vcpu);
         Registers { rsp: handover.rsp.load(Relaxed), rbp: handover.rbp.load(Relaxed), ..Registers::default() }
-    }
-
-    fn counters(&self) -> Counters {
-        let guest_spins = self.process.kernel.shared.handover(self.vcpu).spun.load(Relaxed);
-        Counters {
-            host_spin_ns: spin::to_ns(self.spin.total()),
-            guest_spin_ns: spin::to_ns(guest_spins),
-            ..self.counters
-        }
     }
 }
 

@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use guest_sdk::events::Channel;
 use guest_sdk::hv_abi::call::NEVER;
 use guest_sdk::time::{Duration, Instant, sleep, sleep_until};
-use guest_sdk::{boot, hypercall, print, println};
+use guest_sdk::{boot, hypercall, print, println, smp};
 
 guest_sdk::entry!(main);
 
@@ -75,7 +75,6 @@ fn breakpoint() {
     unsafe { core::arch::asm!("int3") };
 }
 
-/// Says that it is there, then gives its CPU back for good.
 /// Polls a channel that never fires.
 fn poll() {
     let channel = Channel::allocate().expect("a channel");
@@ -85,8 +84,16 @@ fn poll() {
     }
 }
 
+/// Says that it is there, then gives its CPUs back for good.
 fn idle() {
+    for vcpu in 1..smp::count() {
+        smp::start(vcpu, forever).expect("it is not started yet");
+    }
     println!("idle");
+    forever();
+}
+
+fn forever() {
     loop {
         hypercall::block(NEVER);
     }

@@ -1,0 +1,110 @@
+//! A running VM, reached from another thread than the one that waits for it: to pause it, to let it run on, to look at it.
+//!
+//! What changes the VM is a request to the thread in [`Vm::wait`](crate::Vm::wait), so only one thread ever does. What is
+//! looked at is read where the vCPUs' threads count it, and costs them nothing.
+//!
+//! Start at [`VmHandle`].
+
+use crate::engine::{Control, Counters};
+use crate::presence::MemoryStats;
+use crate::vm::Shared;
+use crossbeam_channel::{Sender, bounded};
+use serde::Serialize;
+use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Weak};
+
+/// Why a request came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// There is no VM any more.
+    #[error("the VM has ended")]
+    Ended,
+    /// It runs on.
+    #[error(
+        "the VM came to no stopping point in time, and runs on: its console may not be read, or its guest hides"
+    )]
+    Unanswered,
+}
+
+/// What is asked of the thread that waits for a VM.
+pub(crate) struct Request {
+    pub wanted: Wanted,
+    pub answer: Sender<Result<(), RequestError>>,
+}
+
+/// What a VM is to do.
+#[derive(Clone, Copy)]
+pub(crate) enum Wanted {
+    Pause,
+    Resume,
+}
+
+/// Reaches a VM from other threads. It keeps nothing of a VM that has ended.
+#[derive(Clone)]
+pub struct VmHandle {
+    shared: Weak<Shared>,
+    control: Weak<dyn Control>,
+    requests: Sender<Request>,
+}
+
+/// What there is to see of a running VM.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stats {
+    /// It was paused, and has not gone on.
+    pub paused: bool,
+    /// Its memory.
+    pub memory: MemoryStats,
+    /// What its crossings cost so far, vCPU by vCPU.
+    pub counters: Vec<Counters>,
+    /// Host processes that carry its guest code.
+    pub processes: Vec<u32>,
+}
+
+impl VmHandle {
+    pub(crate) fn new(shared: &Arc<Shared>, control: &Arc<dyn Control>, requests: Sender<Request>) -> Self {
+        Self { shared: Arc::downgrade(shared), control: Arc::downgrade(control), requests }
+    }
+
+    /// Stops all vCPUs at their next stopping point, and waits until they have. A VM that is paused stays so.
+    ///
+    /// It is served while a thread is in [`Vm::wait`](crate::Vm::wait), and waits for one.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError`]: it has ended, or runs on.
+    pub fn pause(&self) -> Result<(), RequestError> {
+        self.request(Wanted::Pause)
+    }
+
+    /// Lets a paused VM run on; one that runs, runs on. Served as [`pause`](Self::pause).
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::Ended`].
+    pub fn resume(&self) -> Result<(), RequestError> {
+        self.request(Wanted::Resume)
+    }
+
+    fn request(&self, wanted: Wanted) -> Result<(), RequestError> {
+        let (answer, answered) = bounded(1);
+        self.requests.send(Request { wanted, answer }).map_err(|_| RequestError::Ended)?;
+        answered.recv().unwrap_or(Err(RequestError::Ended))
+    }
+
+    /// What there is to see at the moment.
+    ///
+    /// # Errors
+    ///
+    /// [`RequestError::Ended`].
+    pub fn stats(&self) -> Result<Stats, RequestError> {
+        let shared = self.shared.upgrade().ok_or(RequestError::Ended)?;
+        let control = self.control.upgrade().ok_or(RequestError::Ended)?;
+        Ok(Stats {
+            paused: shared.paused.load(SeqCst),
+            memory: shared.memory.stats(),
+            counters: shared.counters(&*control),
+            processes: control.processes(),
+        })
+    }
+}

@@ -1,0 +1,173 @@
+//! The other end: finds VMs by their names, and asks.
+
+use super::directory::{Directory, Name};
+use super::protocol::{Answer, LONGEST_ANSWER, Outcome, Request, VERSION, Wanted};
+use crate::exit_code::Cause;
+use crate::failure::Failure;
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// How long a VM may take to answer. A pause may take it a second.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long `hv ps` waits for all of them.
+pub(super) const PATIENCE_WITH_ALL: Duration = Duration::from_secs(3);
+
+/// So many names are told to somebody who looks for another.
+const MOST_TOLD: usize = 10;
+
+/// A VM that listens.
+pub(super) struct Connection {
+    pub name: Name,
+    stream: BufReader<UnixStream>,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoAnswer {
+    /// It has ended.
+    #[error("it has ended")]
+    Gone,
+    /// Its monitor does not run, or the host is slow.
+    #[error("it does not answer; is its process stopped?")]
+    Late,
+    #[error("its answer is not one that this hv knows")]
+    Unknown(#[source] serde_json::Error),
+    #[error(transparent)]
+    Host(io::Error),
+}
+
+impl From<io::Error> for NoAnswer {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => Self::Gone,
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Self::Late,
+            _ => Self::Host(error),
+        }
+    }
+}
+
+impl Connection {
+    /// To the VM of that name, if there is one.
+    pub(super) fn open(directory: &Directory, name: Name) -> io::Result<Option<Self>> {
+        Ok(directory.connect(&name)?.map(|stream| Self { name, stream: BufReader::new(stream) }))
+    }
+
+    pub(super) fn send(&mut self, wanted: Wanted) -> Result<(), NoAnswer> {
+        let request = Request { version: VERSION, wanted };
+        let line = serde_json::to_string(&request).expect("numbers and texts are JSON");
+        let stream = self.stream.get_mut();
+        stream.set_write_timeout(Some(PATIENCE))?;
+        Ok(stream.write_all(format!("{line}\n").as_bytes())?)
+    }
+
+    /// The answer to what was sent, if it comes until then.
+    pub(super) fn receive(&mut self, until: Instant) -> Result<Outcome, NoAnswer> {
+        let mut line = Vec::new();
+        self.wait_until(until)?;
+        let longest = LONGEST_ANSWER as u64;
+        (&mut self.stream).take(longest).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Err(NoAnswer::Gone);
+        }
+        serde_json::from_slice(&line).map(|answer: Answer| answer.outcome).map_err(NoAnswer::Unknown)
+    }
+
+    /// Waits until the other end has closed the connection.
+    pub(super) fn wait_for_end(&mut self, until: Instant) -> Result<(), NoAnswer> {
+        self.wait_until(until)?;
+        match self.stream.read(&mut [0]).map_err(NoAnswer::from) {
+            Ok(_) | Err(NoAnswer::Gone) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads wait so long from here on.
+    fn wait_until(&mut self, until: Instant) -> io::Result<()> {
+        let left = until.saturating_duration_since(Instant::now());
+        self.stream.get_mut().set_read_timeout(Some(left.max(Duration::from_millis(1))))
+    }
+
+    /// Asks for something, and waits for its answer.
+    ///
+    /// # Errors
+    ///
+    /// There is none, or the VM says why not.
+    pub(super) fn ask(&mut self, wanted: Wanted) -> Result<Outcome, Failure> {
+        let answer = self.send(wanted).and_then(|()| self.receive(Instant::now() + PATIENCE));
+        let failed = || format!("the VM `{}` did not do it", self.name);
+        match answer {
+            Ok(Outcome::Error(told)) => Err(Failure::cannot(failed(), told)),
+            Ok(outcome) => Ok(outcome),
+            Err(error) => Err(Failure::cannot(failed(), error)),
+        }
+    }
+}
+
+/// Opens the directory.
+///
+/// # Errors
+///
+/// It cannot be had.
+pub(super) fn directory() -> Result<Directory, Failure> {
+    Directory::open().map_err(|error| Failure::cannot("running VMs cannot be looked for", error))
+}
+
+/// The names in it, of VMs that run or did.
+///
+/// # Errors
+///
+/// It cannot be read.
+pub(super) fn names(directory: &Directory) -> Result<Vec<Name>, Failure> {
+    directory.names().map_err(|error| Failure::cannot("running VMs cannot be looked for", error))
+}
+
+/// Finds the VM of a name, or the one whose name begins so.
+///
+/// # Errors
+///
+/// There is none, or several, or it does not take connections.
+pub(super) fn find(directory: &Directory, wanted: &str) -> Result<Connection, Failure> {
+    let names = names(directory)?;
+    let open = |name: &Name| {
+        Connection::open(directory, name.clone())
+            .map_err(|error| Failure::cannot(format!("the VM `{name}` cannot be reached"), error))
+    };
+    if let Some(name) = names.iter().find(|name| name.as_str() == wanted)
+        && let Some(connection) = open(name)?
+    {
+        return Ok(connection);
+    }
+    let candidates = names.iter().filter(|name| name.as_str().starts_with(wanted));
+    let mut found = candidates.filter_map(|name| open(name).transpose()).collect::<Result<Vec<_>, _>>()?;
+    match found.len() {
+        0 => Err(not_found(directory, wanted, &names)),
+        1 => Ok(found.remove(0)),
+        _ => {
+            let found: Vec<_> = found.iter().map(|connection| connection.name.as_str()).collect();
+            let message = format!("`{wanted}` is the beginning of several names: {}", told(&found));
+            Err(Failure::new(Cause::CannotStart, message).advise("write more of the one that is meant"))
+        }
+    }
+}
+
+fn not_found(directory: &Directory, wanted: &str, names: &[Name]) -> Failure {
+    let listens = |name: &&Name| !matches!(directory.connect(name), Ok(None));
+    let running: Vec<_> = names.iter().filter(listens).map(Name::as_str).collect();
+    let failure = Failure::new(Cause::CannotStart, format!("no VM called `{wanted}`"));
+    if running.is_empty() {
+        failure.advise("no VM is running; `hv run IMAGE` starts one")
+    } else {
+        failure.advise(format!("running: {}", told(&running)))
+    }
+}
+
+/// Some names, and how many more there are.
+fn told(names: &[&str]) -> String {
+    let shown = names[..names.len().min(MOST_TOLD)].join(", ");
+    match names.len().saturating_sub(MOST_TOLD) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}

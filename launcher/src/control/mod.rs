@@ -1,0 +1,16 @@
+//! Running VMs, and what can be done to them from outside: `hv ps`, `hv pause`, `hv resume`, `hv stop`, `hv stats`.
+//!
+//! Each `hv run` listens on a socket of its own in a private directory of its user's: the directory is the list of running
+//! VMs, and there is no daemon. `docs/control.md` describes both, for programs of other people's.
+//!
+//! `directory` is the directory and the names in it, `protocol` what is said over a socket, `server` the end of `hv run`,
+//! `client` the other end, and `commands` what people type.
+
+mod client;
+pub(crate) mod commands;
+mod directory;
+mod protocol;
+mod server;
+
+pub(crate) use directory::{Entry, Listening, Name, listen};
+pub(crate) use server::{Served, Subject, serve};
