@@ -86,6 +86,8 @@ pub(super) enum UserFault {
     Exception {
         vector: u64,
     },
+    /// It ran what is no longer there, and is to run what is.
+    Again,
     /// The host could not give it what its tables allow, or the engine's own code failed.
     Lost,
 }

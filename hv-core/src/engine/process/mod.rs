@@ -123,8 +123,8 @@ struct Process {
 struct Entered {
     /// Those that its guest kernel may enter by itself, and others before them.
     by_root: HashMap<u64, Arc<InUser>>,
-    /// The root under which it is about to enter one.
-    entering: Option<u64>,
+    /// The root under which it is about to enter one, or one has come back, and its context is not written yet.
+    on_the_way: Option<u64>,
     /// The one that the monitor's thread waits for, and not its guest kernel.
     by_monitor: Option<Arc<InUser>>,
 }
@@ -135,8 +135,6 @@ struct InUser {
     context: u64,
     /// Where its extended state goes.
     xstate: u64,
-    /// Which of the links is its sandbox's.
-    slot: u32,
     shared: Arc<Shared>,
     /// Somebody wants the vCPU back in its guest kernel.
     wanted: AtomicBool,
@@ -165,13 +163,13 @@ impl Process {
         entered.by_root.retain(|_, user| !user.shared.is_dead());
         entered.by_root.insert(user.root, user.clone());
         entered.by_monitor = Some(user);
-        entered.entering = None;
+        entered.on_the_way = None;
     }
 
     /// Whether a vCPU is in user mode under a root, or about to be.
     fn is_entered(&self, root: u64) -> bool {
         (0..self.pages.vcpus()).any(|vcpu| {
-            self.entered(vcpu).entering == Some(root)
+            self.entered(vcpu).on_the_way == Some(root)
                 || self.running(vcpu).is_some_and(|user| user.root == root)
         })
     }
@@ -181,6 +179,7 @@ impl Process {
         let root = self.kernel.shared.handover(vcpu).direct_root.load(Relaxed);
         let mut entered = self.entered(vcpu);
         entered.by_monitor = entered.by_root.get(&root).cloned();
+        self.kernel.shared.handover(vcpu).direct.store(0, SeqCst);
         entered.by_monitor.clone()
     }
 

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long a further vCPU's thread may take, which guest code can hold up, and nobody but its own VM waits for.
-const THREAD_PATIENCE: Duration = Duration::from_secs(1);
+const THREAD_PATIENCE: Duration = Duration::from_millis(200);
 
 /// How long a program may take to leave the gate; some microseconds, if its host does not starve.
 const GATE_PATIENCE: Duration = Duration::from_millis(200);

@@ -15,8 +15,9 @@ mod mirror;
 mod slots;
 mod space;
 
+use super::InUser;
 use super::frame::UserFault;
-use super::layout::Command;
+use super::layout::{Command, LINKS_BASE, link_offset};
 use super::rewrite::{self, Rewriter};
 use super::sandbox::{Files, Sandbox, Starting};
 use crate::cpu_share::Pass;
@@ -112,7 +113,7 @@ impl Users {
         Locked { inner, _open: open }
     }
 
-    /// Readies the sandbox of `root` for going on with `user`, the context at P `context`. Gives it and its slot. If another has
+    /// Readies the sandbox of `root` for going on with `user`, the context at P `context`. Gives it. If another has
     /// to go for it, that is one whose root is not `in_use`.
     pub(super) fn enter(
         &self,
@@ -121,7 +122,7 @@ impl Users {
         context: u64,
         user: &UserContext,
         in_use: &dyn Fn(u64) -> bool,
-    ) -> Result<(Arc<Sandbox>, u32), EnterError> {
+    ) -> Result<Arc<Sandbox>, EnterError> {
         let mut inner = self.lock();
         let inner = &mut *inner;
         // Held elsewhere, it comes from there: the program changes its address space.
@@ -165,8 +166,21 @@ impl Users {
             inner.give_up(&self.files.memory, root);
             return Err(EnterError::Engine(error));
         }
-        let space = &inner.spaces[&root];
-        Ok((space.sandbox.clone(), space.slot.expect("no program is entered under the guest kernel's root")))
+        Ok(inner.spaces[&root].sandbox.clone())
+    }
+
+    /// A vCPU may enter a program that has come back without the monitor, if nothing is outstanding for its address space.
+    pub(super) fn allow(&self, vcpu: u32, user: &InUser) {
+        let inner = self.lock();
+        let unchanged = |space: &&Space| {
+            Arc::ptr_eq(&space.sandbox.shared, &user.shared)
+                && space.holder(user.context) == Some(vcpu)
+                && !space.shadow.has_changes()
+        };
+        if let Some(slot) = inner.spaces.get(&user.root).filter(unchanged).and_then(|space| space.slot) {
+            let link = LINKS_BASE + link_offset(inner.vcpus, slot, vcpu);
+            inner.kernel.shared.handover(vcpu).allow(user.root, user.context, user.xstate, link);
+        }
     }
 
     /// No vCPU enters a program under `root` but by the monitor, from now on.

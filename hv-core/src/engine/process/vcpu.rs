@@ -57,6 +57,8 @@ pub(super) struct Vcpu {
     entered: Option<Arc<InUser>>,
     /// This thread waits for that program, and not for the guest kernel.
     in_user: bool,
+    /// A program has come back, and its guest kernel does not know yet.
+    has_left: bool,
     called_back: Option<CalledBack>,
 }
 
@@ -70,6 +72,7 @@ impl Vcpu {
             answered: false,
             entered: None,
             in_user: false,
+            has_left: false,
             called_back: None,
         }
     }
@@ -346,6 +349,8 @@ impl Vcpu {
             }
             UserFault::Exception { vector } => UserCause::Exception { vector },
             UserFault::Lost => return Some(self.user_killed(user)),
+            UserFault::Again if user.wanted.load(SeqCst) => UserCause::Interrupted,
+            UserFault::Again => return self.goes_on(deadline),
             UserFault::PageFault { address, access } => {
                 match self.process.users.fault(user.root, address, access) {
                     users::Fault::Guest => UserCause::PageFault { address, access },
@@ -377,9 +382,7 @@ impl Vcpu {
         self.leave_user(user);
         user.shared.cancel_stop(self.vcpu); // the program may have written there, too
         if !self.process.sees_entries {
-            let kernel = self.process.kernel.shared.handover(self.vcpu);
-            let link = LINKS_BASE + link_offset(self.process.pages.vcpus(), user.slot, self.vcpu);
-            kernel.allow(user.root, user.context, user.xstate, link);
+            self.process.users.allow(self.vcpu, user);
         }
         Exit::User(UserExit { context: user.context, cause, registers })
     }
@@ -392,7 +395,11 @@ impl Vcpu {
     }
 
     fn leave_user(&mut self, user: &Arc<InUser>) {
-        self.process.entered(self.vcpu).by_monitor = None;
+        {
+            let mut entered = self.process.entered(self.vcpu);
+            (entered.by_monitor, entered.on_the_way) = (None, Some(user.root));
+        }
+        self.has_left = true;
         self.parting.trapped();
         self.no_longer_wanted(user);
         self.called_back = None;
@@ -418,6 +425,9 @@ impl VcpuRunner for Vcpu {
     }
 
     fn answer(&mut self, status: Status, value: u64) {
+        if std::mem::take(&mut self.has_left) {
+            self.process.entered(self.vcpu).on_the_way = None;
+        }
         self.process.users.frames_written();
         self.handover().set_answer(status.0, value);
         self.answered = true;
@@ -428,10 +438,10 @@ impl VcpuRunner for Vcpu {
     }
 
     fn enter_user(&mut self, root: u64, context: u64, user: &UserContext) -> Result<(), EnterError> {
-        self.process.entered(self.vcpu).entering = Some(root);
+        self.process.entered(self.vcpu).on_the_way = Some(root);
         let in_use = |root| self.process.is_entered(root);
         let entered = self.process.users.enter(self.vcpu, root, context, user, &in_use);
-        let (sandbox, slot) = entered.inspect_err(|_| self.process.entered(self.vcpu).entering = None)?;
+        let sandbox = entered.inspect_err(|_| self.process.entered(self.vcpu).on_the_way = None)?;
         self.process.users.frames_written(); // a context's extended state, perhaps
         self.parting
             .entering(self.process.kernel.shared.handover(self.vcpu), sandbox.shared.thread(self.vcpu));
@@ -440,7 +450,6 @@ impl VcpuRunner for Vcpu {
             root,
             context,
             xstate,
-            slot,
             shared: sandbox.shared.clone(),
             wanted: AtomicBool::new(false),
         });

@@ -359,6 +359,43 @@ guest_sdk::tests! {
         until(|| !smp::is_started(1));
     }
 
+    "MMU-013" fn a_change_is_in_force_when_another_vcpu_next_enters() {
+        // One vCPU changes an entry all the time, and says so after each change; the other's program finds what was said last
+        // before it was entered, or later, however it came back the time before.
+        static SAID: AtomicU64 = AtomicU64::new(0);
+        static STOP: AtomicBool = AtomicBool::new(false);
+        const SPOT: u64 = 0x900_0000;
+        let mut program = Program::new(code!("mov rax, [rdi]", "syscall", "mov rax, [rdi]", "ud2"));
+        // Pages with numbers that grow from change to change.
+        let pages: alloc::vec::Vec<_> = (0..64).map(|_| page()).collect();
+        program.space.map(SPOT, GuestPhys(phys(pages[0])), crate::program::CONSTANT);
+        let entry = program.space.entry(SPOT);
+        let root = program.space.root;
+        smp::start(1, move || {
+            let mut context = Box::new(context(TEXT));
+            context.rdi = SPOT;
+            for turn in 0..20_000_u64 {
+                context.rip = if turn % 3 == 0 { TEXT } else { TEXT + 5 };
+                let said = SAID.load(SeqCst);
+                run(root, &mut context);
+                assert!(context.rax >= said, "found {}, and {said} was in force", context.rax);
+            }
+            STOP.store(true, SeqCst);
+        })
+        .unwrap();
+        let mut turn = 0;
+        while !STOP.load(SeqCst) {
+            turn += 1;
+            let page = &raw const *pages[turn as usize % 64];
+            // SAFETY: the page is leaked, and this vCPU alone writes it.
+            unsafe { (*page.cast::<AtomicU64>()).store(turn, SeqCst) };
+            let to = Entry::new(GuestPhys(phys(pages[turn as usize % 64])), crate::program::CONSTANT);
+            crate::program::set(entry, to, 0).unwrap();
+            SAID.store(turn, SeqCst);
+        }
+        until(|| !smp::is_started(1));
+    }
+
     "ROOT_DESTROY-003" fn a_root_under_which_another_vcpu_runs_a_program_is_busy() {
         let program = Program::new(code!("2: jmp 2b"));
         let root = program.space.root;

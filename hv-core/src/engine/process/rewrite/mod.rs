@@ -37,6 +37,9 @@ use table::Table;
 /// How often a system call traps before it is looked at: making it a jump costs as much as some traps do.
 pub(super) const TRAPS: u32 = 4;
 
+/// The middle of a jump is an access to where RAX points, and a site's number is not above this.
+const MOST_NUMBER: u64 = 0xffff;
+
 /// As a number of traps: more than are counted.
 pub(super) const NEVER: u32 = u32::MAX;
 
@@ -277,8 +280,21 @@ impl Rewriter {
             registers.rip += 2;
             (registers.rcx, registers.r11) = (registers.rip, registers.rflags);
             return UserFault::SystemCall;
+        } else if let UserFault::PageFault { address, .. } = fault
+            && on_access
+            && address <= MOST_NUMBER
+            && self.is_a_call(space, registers.rip)
+        {
+            // What it came to was the middle of a jump, whose copy another vCPU has had dropped since.
+            return UserFault::Again;
         }
         fault
+    }
+
+    /// Whether there is a `syscall` at a V, in the frame that the space maps there.
+    fn is_a_call(&self, space: &Space, at: u64) -> bool {
+        let code = space.shadow.code_page(at - at % PAGE_SIZE).and_then(|phys| self.read(phys).ok());
+        code.is_some_and(|code| code[(at % PAGE_SIZE) as usize..].starts_with(&[0x0f, 0x05]))
     }
 
     /// Whether a V is that of a `syscall` that has become a part of a jump, in what the space maps.

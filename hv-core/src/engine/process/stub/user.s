@@ -148,7 +148,6 @@ hv_stub_futex_7:
 5:
     mov     dword ptr [r9 + {H_HOST_SLEEPS}], 0
 6:
-    mov     dword ptr gs:[{HANDOVER} + {H_DIRECT}], 0
     cmp     eax, {TURN_SYSCALL}
     jne     7f
     .irp    pair, "0, 0", "1, 1", "2, 3", "3, 4", "4, 5", "5, 16", "7, 2", "8, 6", "9, 7", "10, 8", "11, 9", "12, 10", "13, 11", "14, 12", "15, 13", "16, 14", "17, 15", "18, 18"
@@ -160,10 +159,11 @@ hv_stub_futex_7:
     mov     [r8 + {C_RFLAGS}], rax
     movabs  rax, {USER_SYSCALL_HIGH}
     mov     [r8 + {C_XSTATE_VALID}], rax        // and the trap
+    mov     dword ptr gs:[{HANDOVER} + {H_DIRECT}], 0 // only now may its address space be given up, which writes there, too
     xor     eax, eax
     mov     edx, {USER_SYSCALL}
     jmp     hv_stub_finish
-7:                                              // a fault, or its end: the monitor sees to it
+7:                                              // a fault, or its end: the monitor sees to it, and says that it is out
     mov     r9d, {TURN_USER_TRAP}
     jmp     hv_stub_publish
 9:
