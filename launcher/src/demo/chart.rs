@@ -1,7 +1,7 @@
 //! Rows as a picture: an SVG file that stands by itself, for light and dark backgrounds, without scripts.
 //!
 //! Each thing that was measured is two bars on a scale of their own, which begins at 0; a line through a bar's end goes from the
-//! least sample to the largest.
+//! least sample to the largest, or to the edge: one that is far out would leave no room for the bars.
 
 use crate::bench::figure::Figure;
 use crate::demo::row::{Row, Verdict};
@@ -10,9 +10,10 @@ use std::fmt::Write;
 
 const WIDTH: u32 = 900;
 const MARGIN: u32 = 24;
-/// Where bars begin, and how long the longest is.
+/// Where bars begin, how long the longest is, and where lines end at the latest.
 const BARS: u32 = 380;
-const LONGEST: f64 = 240.0;
+const LONGEST: f64 = 200.0;
+const EDGE: f64 = 250.0;
 const BAR: u32 = 16;
 /// How high the title, a pair's heading, and a row are.
 const TITLE: u32 = 64;
@@ -49,8 +50,8 @@ pub(super) fn svg(rows: &[Row]) -> String {
          <style>{STYLE}</style>\n\
          <rect class=\"back\" width=\"{WIDTH}\" height=\"{height}\"/>\n\
          <text class=\"title\" x=\"{MARGIN}\" y=\"36\">What a guest gains by telling the host what it knows</text>\n\
-         <text class=\"dim\" x=\"{MARGIN}\" y=\"56\">Medians; lines from the least to the most. Each pair of bars has a scale \
-         of its own.</text>\n\
+         <text class=\"dim\" x=\"{MARGIN}\" y=\"56\">Medians. Lines go from the least to the most, or to the edge. Each pair of bars \
+         has a scale of its own.</text>\n\
          {shapes}</svg>\n"
     )
 }
@@ -73,14 +74,14 @@ fn measured(shapes: &mut String, y: u32, row: &Row) {
         Verdict::Loss => "loss",
     };
     text(shapes, class, [MARGIN, y + 43], &row.verdict());
-    let most = row.alone.max.max(row.told.max);
+    let most = row.alone.median.max(row.told.median);
     bar(shapes, "alone", y + 11, &row.alone, most);
     bar(shapes, "told", y + 31, &row.told, most);
 }
 
 /// A bar with its way before it and its value behind it.
 fn bar(shapes: &mut String, class: &str, y: u32, figure: &Figure, most: f64) {
-    let length = |value: f64| if most > 0.0 { value / most * LONGEST } else { 0.0 };
+    let length = |value: f64| if most > 0.0 { (value / most * LONGEST).min(EDGE) } else { 0.0 };
     let [median, min, max] = [figure.median, figure.min, figure.max].map(length);
     let (at, middle, base) = (f64::from(BARS), y + BAR / 2, y + 13);
     writeln!(

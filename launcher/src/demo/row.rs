@@ -76,7 +76,7 @@ impl Row {
             (Verdict::Loss, Some(times)) if times > 0.0 => {
                 format!("a loss: {} times {worse}", rounded(1.0 / times))
             }
-            (Verdict::Gain, None) => "nothing is left".into(),
+            (Verdict::Gain, None) => "down to nothing".into(),
             (Verdict::Loss, _) => "a loss".into(),
         }
     }
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(less.verdict(), "10 times less");
         assert_eq!(row(Better::More, &[2.0], &[3.0]).verdict(), "1.5 times more");
         let all = row(Better::Less, &[16.0], &[0.0]);
-        assert_eq!((all.times_better, all.verdict()), (None, "nothing is left".into()));
+        assert_eq!((all.times_better, all.verdict()), (None, "down to nothing".into()));
     }
 
     #[test]

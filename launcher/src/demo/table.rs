@@ -13,7 +13,7 @@ pub(super) fn text(rows: &[Row], style: &Style) -> String {
         let Row { pair, about, gap, alone, told, .. } = &rows[0];
         writeln!(text, "{}: {about} ({})\n  {gap}", style.bold(pair), alone.phase)
             .expect("a string takes it");
-        writeln!(text, "  {:34}{:>28}{:>28}", "", alone.name, told.name).expect("a string takes it");
+        writeln!(text, "  {:31}{:>27}{:>27}", "", alone.name, told.name).expect("a string takes it");
         for row in rows {
             let verdict = match row.verdict {
                 Verdict::Gain => style.green(&row.verdict()),
@@ -21,8 +21,7 @@ pub(super) fn text(rows: &[Row], style: &Style) -> String {
                 Verdict::Loss => style.red(&row.verdict()),
             };
             let [alone, told] = [&row.alone, &row.told].map(cell);
-            writeln!(text, "  {:34}{alone:>28}{told:>28}   {verdict}", row.measured)
-                .expect("a string takes it");
+            writeln!(text, "  {:31}{alone}{told}   {verdict}", row.measured).expect("a string takes it");
         }
         text.push('\n');
     }
@@ -31,12 +30,12 @@ pub(super) fn text(rows: &[Row], style: &Style) -> String {
 
 fn cell(figure: &Figure) -> String {
     let (value, range) = values(figure);
-    format!("{value}  {range:>16}")
+    format!("{value:>14} {range:>12}")
 }
 
 /// A figure's median with its unit, and its range.
 pub(super) fn values(figure: &Figure) -> (String, String) {
     let (unit, parts) = unit(&figure.unit, figure.median);
     let [median, min, max] = [figure.median, figure.min, figure.max].map(|value| number(value / parts));
-    (format!("{median} {unit}"), format!("({min} to {max})"))
+    (format!("{median} {unit}"), format!("({min}-{max})"))
 }
