@@ -58,10 +58,10 @@ pub(super) fn svg(rows: &[Row]) -> String {
 
 /// A pair's name and what it is about.
 fn heading(shapes: &mut String, y: u32, row: &Row) {
-    let Row { about, gap, alone, .. } = row;
+    let Row { about, gap, .. } = row;
     let end = WIDTH - MARGIN;
     writeln!(shapes, "<path class=\"rule\" d=\"M{MARGIN} {}H{end}\"/>", y + 8).expect("a string takes it");
-    text(shapes, "pair", [MARGIN, y + 30], &format!("{about} ({})", alone.phase));
+    text(shapes, "pair", [MARGIN, y + 30], about);
     text(shapes, "dim", [MARGIN, y + 48], gap);
 }
 
