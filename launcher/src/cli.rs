@@ -414,8 +414,8 @@ Examples:
   hv demo gap --json | jq -r '.[] | [.pair, .measured, .times_better, .verdict] | @tsv'
   hv run gap -- idle spin           one of them by itself; Ctrl-C ends it
 
-The guest is sample-guests/guests/gap, to be read. Other work on the machine spoils the figures; what is lost in
-the noise is told as no gain. docs/performance.md says what the rows mean.")]
+The guest is sample-guests/guests/gap, to be read. docs/performance.md says what the rows mean.
+Other work on the machine spoils the figures; what is lost in the noise is told as no gain.")]
 pub(crate) struct GapOptions {
     /// Print a JSON array
     #[arg(long)]
