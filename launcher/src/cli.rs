@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Doctor(DoctorOptions),
     /// Measure, beside the host's own figures
     Bench(BenchOptions),
+    /// Show what is gained, measured on this machine
+    Demo(DemoOptions),
 }
 
 impl Command {
@@ -71,6 +73,9 @@ impl Command {
             Self::Images(options) => options.json,
             Self::Doctor(options) => options.json,
             Self::Bench(options) => options.json,
+            Self::Demo(options) => match &options.demo {
+                Demo::Gap(options) => options.json,
+            },
             Self::Test(options) => options.runner.json,
             Self::New(_) | Self::Pause(_) | Self::Resume(_) | Self::Stop(_) | Self::Balloon(_) => false,
         }
@@ -377,6 +382,50 @@ pub(crate) enum Suite {
     Process,
     /// Many idle VMs: their start, memory, host CPU, and stop
     Density,
+}
+
+/// `hv demo`
+#[derive(Args, Debug)]
+pub(crate) struct DemoOptions {
+    #[command(subcommand)]
+    pub(crate) demo: Demo,
+}
+
+/// What `hv demo` can show.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Demo {
+    /// What a guest gains by telling the host what it knows, and by asking
+    Gap(GapOptions),
+}
+
+/// `hv demo gap`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Each of five things is done by a guest in two ways, in turn, several times:
+  idle    a guest that spins when it has nothing to do, or calls block
+  zero    an allocator that clears all pages, or knows which are zero
+  free    a guest that keeps its free memory, or reports it
+  lock    a ticket lock, or the SDK's, with twice as many vCPUs as cores
+  tables  page-table changes one call at a time, or in one batch
+
+Examples:
+  hv demo gap                       a table, in less than a minute
+  hv demo gap --quick --svg gap.svg a rough one, in a few seconds, and a picture of it
+  hv demo gap --json | jq -r '.[] | [.pair, .measured, .times_better, .verdict] | @tsv'
+  hv run gap -- idle spin           one of them by itself; Ctrl-C ends it
+
+The guest is sample-guests/guests/gap, to be read. docs/performance.md says what the rows mean.
+Other work on the machine spoils the figures; what is lost in the noise is told as no gain.")]
+pub(crate) struct GapOptions {
+    /// Print a JSON array
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Also draw a chart, as an SVG file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    /// Take few samples: rough figures, in a few seconds
+    #[arg(long)]
+    pub(crate) quick: bool,
 }
 
 static VERSION: LazyLock<String> =

@@ -8,7 +8,16 @@ const NS_PER_S: u64 = 1_000_000_000;
 
 /// Of this process.
 pub(crate) fn of_this_process() -> u64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
+    of_clock(ClockId::ProcessCPUTime)
+}
+
+/// Of this thread.
+pub(crate) fn of_this_thread() -> u64 {
+    of_clock(ClockId::ThreadCPUTime)
+}
+
+fn of_clock(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
     time.tv_sec as u64 * NS_PER_S + time.tv_nsec as u64
 }
 

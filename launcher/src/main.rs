@@ -8,6 +8,7 @@ mod cli;
 mod console;
 mod control;
 mod cpu_time;
+mod demo;
 mod doctor;
 mod exit_code;
 mod failure;
@@ -24,7 +25,7 @@ mod test;
 mod units;
 
 use clap::Parser;
-use cli::{Cli, Command};
+use cli::{Cli, Command, Demo};
 use failure::Failure;
 use std::process::ExitCode;
 
@@ -50,5 +51,8 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::New(options) => new::write(options),
         Command::Doctor(options) => doctor::examine(options),
         Command::Bench(options) => bench::run(options),
+        Command::Demo(options) => match &options.demo {
+            Demo::Gap(options) => demo::gap(options),
+        },
     }
 }

@@ -24,7 +24,8 @@ impl Write for Lines {
     }
 }
 
-fn config(guest: &str, arguments: &[&str]) -> (Config, Receiver<(Instant, Vec<u8>)>) {
+/// A built-in guest with arguments, and where what it writes comes out.
+pub(crate) fn config(guest: &str, arguments: &[&str]) -> (Config, Receiver<(Instant, Vec<u8>)>) {
     let image = sample_guests::find(guest).expect("a guest that is built in").image;
     let mut config = Config::new(Image::parse(image).expect("built-in images are good"));
     let (lines, output) = channel();

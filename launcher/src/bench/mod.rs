@@ -9,8 +9,8 @@
 mod command;
 mod crossing;
 mod density;
-mod figure;
-mod guest;
+pub(crate) mod figure;
+pub(crate) mod guest;
 mod host;
 mod host_memory;
 mod host_signal;
@@ -18,7 +18,7 @@ mod idle;
 mod mmu;
 mod phases;
 mod programs;
-mod table;
+pub(crate) mod table;
 
 use crate::cli::{BenchOptions, Suite};
 use crate::exit_code::Cause;

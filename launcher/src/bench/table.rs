@@ -36,7 +36,7 @@ fn row(figure: &Figure) -> String {
 }
 
 /// The unit in which to show a row, and how many of its own that is.
-fn unit(own: &str, median: f64) -> (&str, f64) {
+pub(crate) fn unit(own: &str, median: f64) -> (&str, f64) {
     match own {
         "ns" if median >= 1e7 => ("ms", 1e6),
         "ns" if median >= 1e4 => ("us", 1e3),
@@ -44,7 +44,8 @@ fn unit(own: &str, median: f64) -> (&str, f64) {
     }
 }
 
-fn number(value: f64) -> String {
+/// With as many digits as say something.
+pub(crate) fn number(value: f64) -> String {
     if value < 10.0 { format!("{value:.2}") } else { format!("{value:.0}") }
 }
 
