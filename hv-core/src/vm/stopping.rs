@@ -11,8 +11,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
-/// A vCPU that used this much processor time after it was asked to stop will not.
-const STOP_CPU_TIME: Duration = Duration::from_millis(10);
+/// A vCPU that used this much processor time after it was asked to stop will not. Where the host is a virtual machine itself,
+/// its own hypervisor may take a processor away for 10 ms and more: the signal does not come so long, and the time is counted.
+const STOP_CPU_TIME: Duration = Duration::from_millis(100);
+/// One that used this much while it said that it stood did not.
+const STANDING_CPU_TIME: Duration = Duration::from_millis(10);
 /// How often one is asked.
 const ASK_AGAIN: Duration = Duration::from_millis(1);
 /// Nor one that took this long.
@@ -77,7 +80,7 @@ impl Vm {
         for (vcpu, Standing { cpu_time, .. }) in &standing {
             let now = self.control.cpu_time(*vcpu);
             let ran = now.zip(*cpu_time).map_or(0, |(now, then)| now.saturating_sub(then));
-            if ran > STOP_CPU_TIME.as_nanos() as u64 {
+            if ran > STANDING_CPU_TIME.as_nanos() as u64 {
                 tracing::warn!(vcpu, ran_ns = ran, "a paused vCPU ran on, and its VM is ended");
                 self.control.kill();
             }

@@ -26,8 +26,9 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::Duration;
 
 /// A program that used so much processor time, or so long, after it was called back will not come; nor one that sleeps,
-/// though it has published nothing, each time that it is looked at after a signal.
-const PATIENCE_CPU: Duration = Duration::from_millis(10);
+/// though it has published nothing, each time that it is looked at after a signal. A host that is a virtual machine itself may
+/// take tens of milliseconds to deliver a signal, and counts them as the program's.
+const PATIENCE_CPU: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(1);
 const PATIENCE_ASLEEP: u32 = 10;
 /// How often a program is called back.

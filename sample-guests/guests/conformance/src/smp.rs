@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use guest_sdk::boot::info;
-use guest_sdk::events::{Channel, vcpu_page};
+use guest_sdk::events::{Channel, vcpu_page, without_upcalls};
 use guest_sdk::hv_abi::address::{SLOT_255, VCPU_PAGES, VCPU_STRIDE};
 use guest_sdk::hv_abi::mmu::{EAGER, Entry};
 use guest_sdk::hv_abi::user::trap;
@@ -248,6 +248,39 @@ guest_sdk::tests! {
         channel.send().unwrap();
         until(|| !smp::is_started(1));
         assert_eq!(ON.load(SeqCst), 1);
+    }
+
+    "USER-022" fn an_event_of_another_vcpu_interrupts_a_program_though_upcalls_are_masked() {
+        // The program is entered by the monitor the first time, and once it has made a call by the guest kernel itself.
+        static STATE: AtomicU32 = AtomicU32::new(0);
+        static SEEN: AtomicU32 = AtomicU32::new(0);
+        const TURNS: u32 = 50;
+        let channel = Channel::allocate_for(1).unwrap();
+        smp::start(1, move || {
+            channel.on_event(|_| drop(SEEN.fetch_add(1, SeqCst)));
+            for turn in 0..TURNS {
+                let mut program = Program::new(code!("test edi, edi", "jz 2f", "syscall", "2: jmp 2b"));
+                program.context.rdi = u64::from(turn % 2);
+                if turn % 2 == 1 {
+                    assert_eq!(program.run(), trap::SYSCALL);
+                }
+                without_upcalls(|| {
+                    STATE.store(turn + 1, SeqCst);
+                    while vcpu_page().upcall.load(SeqCst) & upcall::PENDING == 0 {
+                        assert_eq!(program.enter(), Ok(trap::INTERRUPTED));
+                    }
+                });
+            }
+        })
+        .unwrap();
+        for turn in 0..TURNS {
+            until(|| STATE.load(SeqCst) == turn + 1);
+            let begun = Instant::now();
+            until(|| begun.elapsed().as_nanos() > 100_000 * u128::from(turn % 7)); // it runs, or is about to
+            channel.send().unwrap();
+            until(|| SEEN.load(SeqCst) == turn + 1);
+        }
+        until(|| !smp::is_started(1));
     }
 
     "SMP-005" fn each_vcpu_has_a_timer_of_its_own() {
