@@ -134,8 +134,7 @@ impl Kernel {
     }
 
     fn wait(&mut self, turn: &Turn, id: u64, status: u64, flags: u64) -> Result<Answer> {
-        let wanted =
-            |child: u32, parent: u32| parent == turn.process && (id == 0 || id == u64::from(child));
+        let wanted = |child: u32, parent: u32| parent == turn.process && (id == 0 || id == u64::from(child));
         let ended = self.ended.iter().find(|(child, ended)| wanted(**child, ended.parent));
         if let Some((child, ended)) = ended.map(|(child, ended)| (*child, ended.status)) {
             if status != 0 {

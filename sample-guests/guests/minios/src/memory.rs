@@ -149,12 +149,14 @@ impl Memory {
     /// It has not, or there is no memory for it.
     pub fn free(&self, start: u64) -> Result<(), Error> {
         let mut layout = self.layout.lock();
-        let is_it = |region: &Region| region.range.start == start && start >= HEAP && region.content.1.is_empty();
+        let is_it =
+            |region: &Region| region.range.start == start && start >= HEAP && region.content.1.is_empty();
         let place = layout.regions.iter().position(is_it).ok_or(Error::Invalid)?;
         let range = layout.regions[place].range.clone();
         check_heap()?;
         let mut space = self.space.lock();
-        let pages = space.mappings().filter(|(at, _)| range.contains(at)).map(|(_, there)| there.pages).sum::<u64>();
+        let pages =
+            space.mappings().filter(|(at, _)| range.contains(at)).map(|(_, there)| there.pages).sum::<u64>();
         space.unmap(range).map_err(|_| Error::OutOfMemory)?;
         bring_into_force(&mut space);
         layout.pages -= pages as usize;
@@ -315,7 +317,6 @@ impl Layout {
         self.pages += 1;
         Ok(())
     }
-
 }
 
 /// Makes a page of a region that may be written to the process's own, with the region's rights.

@@ -78,7 +78,8 @@ impl Kernel {
 
 /// Gives the processor back until an event comes. The vCPU that waits for a moment also gives back memory that nobody needs.
 fn rest(moment: Option<u64>) {
-    let until = moment.map(|moment| frames::report_free().map_or(moment, |again| moment.min(again.as_nanos())));
+    let until =
+        moment.map(|moment| frames::report_free().map_or(moment, |again| moment.min(again.as_nanos())));
     hypercall::block(until.unwrap_or(NEVER));
 }
 

@@ -82,6 +82,11 @@ pub fn own() -> u32 {
     system::call(call::PROCESS, [0; 4]).map_or(0, |process| process as u32)
 }
 
+/// Lets other threads run.
+pub fn give_way() {
+    let _ = system::call(call::YIELD, [0; 4]); // it cannot fail
+}
+
 /// Waits.
 pub fn sleep(duration: Duration) {
     let _ = system::call(call::SLEEP, [duration.as_nanos() as u64, 0, 0, 0]); // it cannot fail
@@ -91,8 +96,7 @@ pub fn sleep(duration: Duration) {
 pub fn threads() -> impl Iterator<Item = ThreadInfo> {
     let mut next = 0;
     core::iter::from_fn(move || {
-        let (found, info) =
-            system::with_answer::<ThreadInfo>(call::LIST_THREADS, [next, 0, 0, 0], 1).ok()?;
+        let (found, info) = system::with_answer::<ThreadInfo>(call::LIST_THREADS, [next, 0, 0, 0], 1).ok()?;
         next = u64::from(info.thread) + 1;
         (found != 0).then_some(info)
     })

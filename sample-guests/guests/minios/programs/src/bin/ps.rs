@@ -26,10 +26,8 @@ fn main() -> i32 {
         };
         let (thread, process, parent, vcpu) = (info.thread, info.process, info.parent, info.vcpu);
         let (kib, run, name) = (info.pages * 4, info.run_nanoseconds / 1_000_000, info.name.as_str());
-        let _ = writeln!(
-            output,
-            "{thread:5} {process:7} {parent:6} {state:<7} {vcpu:4} {kib:7} {run:9}  {name}"
-        );
+        let _ =
+            writeln!(output, "{thread:5} {process:7} {parent:6} {state:<7} {vcpu:4} {kib:7} {run:9}  {name}");
     }
     0
 }
