@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 use core::arch::{asm, global_asm};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 use guest_sdk::boot::info;
-use guest_sdk::events::{Channel, vcpu_page};
+use guest_sdk::events::{Channel, vcpu_page, without_upcalls};
 use guest_sdk::hv_abi::address::{SLOT_255, VCPU_PAGES, VCPU_STRIDE};
 use guest_sdk::hv_abi::mmu::{EAGER, Entry};
 use guest_sdk::hv_abi::user::trap;
@@ -232,11 +232,14 @@ guest_sdk::tests! {
             while STATE.load(SeqCst) == 3 {
                 let _ = program.enter(); // it runs a program
             }
+            while STATE.load(SeqCst) == 4 {
+                without_upcalls(|| drop(program.enter())); // masked, a program comes back all the same
+            }
         })
         .unwrap();
         until(|| STATE.load(SeqCst) == 1);
         let mut sent = 0;
-        for state in 1..=3 {
+        for state in 1..=4 {
             STATE.store(state, SeqCst);
             for _ in 0..300 {
                 sent += 1;
@@ -244,7 +247,7 @@ guest_sdk::tests! {
                 until(|| SEEN.load(SeqCst) == sent);
             }
         }
-        STATE.store(4, SeqCst);
+        STATE.store(5, SeqCst);
         channel.send().unwrap();
         until(|| !smp::is_started(1));
         assert_eq!(ON.load(SeqCst), 1);

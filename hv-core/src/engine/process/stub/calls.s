@@ -191,6 +191,12 @@ hv_stub_futex_10:
     je      2f
     test    dword ptr [r9 + {V_UPCALL}], {UPCALL_MASKED}
     jz      4f
+    cmp     dword ptr [r9 + {HANDOVER} + {H_DIRECT}], 0
+    jne     4f                                  // masked, but it runs a program, and that comes back all the same
+    cmp     dword ptr [r9 + {HANDOVER} + {H_TURN}], {TURN_ENTER_USER}
+    je      4f
+    cmp     dword ptr [r9 + {HANDOVER} + {H_TURN}], {TURN_USER_TRAP}
+    je      4f
 2:
     xor     eax, eax
     xor     edx, edx
