@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicU32, Ordering::Acquire};
 use minios_abi::call;
 
 /// Bytes of a stack. It takes memory as it is used.
-const STACK: u64 = 256 << 10;
+const STACK: u64 = 64 << 10;
 
 /// A thread that somebody is to wait for.
 pub struct JoinHandle<T> {
