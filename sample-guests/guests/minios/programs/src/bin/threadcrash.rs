@@ -16,7 +16,7 @@ fn main() -> i32 {
         ["fault"] => fault,
         ["exit"] => || process::exit(7),
         ["exec"] => exec,
-        ["spin"] => || spin(),
+        ["spin"] => spin,
         _ => {
             os::eprintln!("usage: threadcrash fault|exit|exec|spin");
             return 2;
@@ -24,7 +24,7 @@ fn main() -> i32 {
     };
     let held = HELD.lock();
     let others = [
-        thread::spawn(|| spin()),
+        thread::spawn(spin),
         thread::spawn(|| process::sleep(Duration::from_secs(3600))),
         thread::spawn(|| drop(HELD.lock())),
         thread::spawn(act),
