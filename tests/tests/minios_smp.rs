@@ -58,7 +58,10 @@ fn threads_leave_nothing_behind() {
 #[test]
 fn threads_run_out_and_the_shell_goes_on() {
     let told = output("threads 1000 1; echo $?; primes 1000 | wc -l; threads 4 10; free");
-    assert!(told.starts_with("threads: too many threads\n1\n168\n"), "{told}");
+    // If threads end as fast as they are made, it is their stacks that run out.
+    let refused = ["threads: too many threads", "threads: out of memory"];
+    let rest = refused.iter().find_map(|refusal| told.strip_prefix(refusal));
+    assert!(rest.is_some_and(|rest| rest.starts_with("\n1\n168\n")), "{told}");
     assert!(told.contains(" 2 processes,"), "{told}");
 }
 
