@@ -14,8 +14,8 @@
 
 use crate::events::without_upcalls;
 use crate::frames::{self, Frame};
-use crate::heap::UpcallLock;
 use crate::hypercall::mmu_update;
+use crate::sync::Lock;
 use alloc::vec::Vec;
 use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
@@ -34,7 +34,7 @@ struct Addresses {
     free: Vec<(u64, u64)>,
 }
 
-static ADDRESSES: lock_api::Mutex<UpcallLock, Addresses> =
+static ADDRESSES: Lock<Addresses> =
     lock_api::Mutex::new(Addresses { end: KERNEL_SPACE + PAGE_SIZE, free: Vec::new() });
 
 impl Addresses {

@@ -6,7 +6,7 @@
 
 #![expect(unsafe_code, reason = "the memory that the allocator is given")]
 
-pub(crate) use crate::sync::RawLock as UpcallLock;
+use crate::sync::RawLock;
 use core::alloc::{GlobalAlloc, Layout};
 use hv_abi::PAGE_SIZE;
 use talc::{OomHandler, Span, Talc, Talck};
@@ -51,7 +51,7 @@ impl OomHandler for Grow {
 }
 
 /// The allocator. `entry!` makes one the global allocator.
-pub struct Heap(Talck<UpcallLock, Grow>);
+pub struct Heap(Talck<RawLock, Grow>);
 
 impl Heap {
     /// An allocator with no memory yet.

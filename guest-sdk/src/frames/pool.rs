@@ -9,14 +9,14 @@
 use super::OutOfMemory;
 use super::buddy::{Block, Buddy, Content, Page};
 use crate::events::without_upcalls;
-use crate::heap::UpcallLock;
 use crate::hypercall;
+use crate::sync::Lock;
 use hv_abi::boot::{MemoryRegion, region};
 use hv_abi::pages::PageRun;
 use hv_abi::{GuestPhys, PAGE_SIZE, Status};
 
 /// The pool, from its first use on.
-pub(crate) type Global = lock_api::Mutex<UpcallLock, Option<Pool>>;
+pub(crate) type Global = Lock<Option<Pool>>;
 
 #[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 static POOL: Global = Global::new(None);

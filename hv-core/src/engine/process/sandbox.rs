@@ -178,6 +178,9 @@ const STARTING: &str = "starting a sandbox process";
 impl Sandbox {
     /// Has the mapping thread make these commands, and waits until they are made.
     pub(super) fn command(&self, commands: &[Command]) -> Result<(), EngineError> {
+        if commands.is_empty() {
+            return Ok(()); // nor is its first batch waited for
+        }
         let mut mapper = self.mapper.lock().expect("no thread panics with the lock held");
         self.make(&mut mapper, commands)
     }

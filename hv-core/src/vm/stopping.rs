@@ -1,0 +1,130 @@
+//! Stopping points: all vCPUs of a VM are brought to one, and go on from there.
+//!
+//! Start at [`Vm::pause`].
+
+use super::{Message, Vm};
+use crate::engine::Registers;
+use crate::memory::GuestMemory;
+use crate::report::Report;
+use crate::vcpu::Order;
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+/// A vCPU that used this much processor time after it was asked to stop will not.
+const STOP_CPU_TIME: Duration = Duration::from_millis(10);
+/// How often one is asked.
+const ASK_AGAIN: Duration = Duration::from_millis(1);
+/// Nor one that took this long.
+const STOP_WALL_TIME: Duration = Duration::from_secs(1);
+
+impl Vm {
+    /// Stops all vCPUs at their next stopping points.
+    ///
+    /// # Errors
+    ///
+    /// The report, if the VM ended meanwhile, or had to be ended since a vCPU did not answer.
+    #[expect(clippy::result_large_err, reason = "a report is made once in a VM's life")]
+    pub fn pause(self) -> Result<Paused, Report> {
+        let mut vm = self;
+        match vm.stop_vcpus() {
+            Stop::Stopped => Ok(Paused(vm)),
+            Stop::Ended(message) => Err(vm.finish(Some(message))),
+            Stop::Unanswered(_) => Err(vm.stop()),
+        }
+    }
+
+    /// Asks all vCPUs to stop until they do, repeating the request, for one can miss it. Those of a paused VM have.
+    pub(super) fn stop_vcpus(&mut self) -> Stop {
+        let gate = self.gate.clone();
+        let _lifted = gate.lift(); // they are to come to their stopping points at once
+        self.shared.stopping.iter().for_each(|stopping| stopping.store(true, SeqCst));
+        let mut asked = BTreeMap::new();
+        loop {
+            // One that runs may start another, until it has stopped itself.
+            let mut left = self.shared.vcpus().started();
+            left.retain(|vcpu| !self.standing.contains_key(vcpu));
+            if left.is_empty() {
+                self.shared.paused.store(true, SeqCst);
+                return Stop::Stopped;
+            }
+            for vcpu in left {
+                self.control.request_stop(vcpu);
+                let used = self.control.cpu_time(vcpu).unwrap_or(0);
+                let (since, used_then) = asked.entry(vcpu).or_insert((Instant::now(), used));
+                let used = used.saturating_sub(*used_then);
+                if used > STOP_CPU_TIME.as_nanos() as u64 || since.elapsed() > STOP_WALL_TIME {
+                    return Stop::Unanswered(vcpu);
+                }
+            }
+            let until = Instant::now() + ASK_AGAIN;
+            while let Ok(message) = self.messages.recv_deadline(until) {
+                let Message::Stopped { vcpu, registers } = message else { return Stop::Ended(message) };
+                self.control.cancel_stop(vcpu);
+                let cpu_time = self.control.cpu_time(vcpu);
+                self.standing.insert(vcpu, Standing { registers, cpu_time });
+                if self.standing.len() >= self.shared.vcpus().started().len() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Has all vCPUs that stand run on. A guest that ran while it said that it stood is ended instead: nobody could rely on
+    /// its pauses.
+    pub(super) fn resume_vcpus(&mut self) {
+        let standing = std::mem::take(&mut self.standing);
+        for (vcpu, Standing { cpu_time, .. }) in &standing {
+            let now = self.control.cpu_time(*vcpu);
+            let ran = now.zip(*cpu_time).map_or(0, |(now, then)| now.saturating_sub(then));
+            if ran > STOP_CPU_TIME.as_nanos() as u64 {
+                tracing::warn!(vcpu, ran_ns = ran, "a paused vCPU ran on, and its VM is ended");
+                self.control.kill();
+            }
+        }
+        self.shared.paused.store(false, SeqCst);
+        self.shared.stopping.iter().for_each(|stopping| stopping.store(false, SeqCst));
+        standing.keys().for_each(|vcpu| self.shared.vcpus().order(*vcpu, Order::Resume));
+    }
+}
+
+/// How asking all vCPUs to stop went.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is looked at where it is made, and the large one is a VM's last"
+)]
+pub(super) enum Stop {
+    /// All stand.
+    Stopped,
+    Ended(Message),
+    /// By this one.
+    Unanswered(u32),
+}
+
+/// A VM whose vCPUs stand at stopping points.
+pub struct Paused(Vm);
+
+/// A vCPU that has stopped.
+pub(super) struct Standing {
+    registers: Registers,
+    /// Its processor time when it said that it had stopped.
+    cpu_time: Option<u64>,
+}
+
+impl Paused {
+    /// Where each vCPU that is started goes on, in the order of their numbers; in a hypercall only RSP and RBP are known.
+    pub fn registers(&self) -> impl Iterator<Item = (u32, &Registers)> {
+        self.0.standing.iter().map(|(vcpu, standing)| (*vcpu, &standing.registers))
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.0.shared.memory
+    }
+
+    /// Runs on. A guest that ran while it said that it stood is ended instead: nobody could rely on its pauses.
+    pub fn resume(mut self) -> Vm {
+        self.0.resume_vcpus();
+        self.0
+    }
+}
