@@ -139,7 +139,10 @@ pub(crate) struct Masked;
 impl Masked {
     /// Masks upcalls; tells whether they were masked before.
     pub(crate) fn set() -> bool {
-        raw::vcpu_page().upcall.fetch_or(upcall::MASKED, Ordering::SeqCst) & upcall::MASKED != 0
+        let page = raw::vcpu_page();
+        // Only this vCPU changes that bit, so a look is enough where it is set: under locks within locks.
+        page.upcall.load(Ordering::Relaxed) & upcall::MASKED != 0
+            || page.upcall.fetch_or(upcall::MASKED, Ordering::SeqCst) & upcall::MASKED != 0
     }
 
     /// Goes back to what [`set`](Self::set) told; events that came meanwhile are handled now.

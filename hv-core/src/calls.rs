@@ -270,6 +270,7 @@ impl Hypercalls for Calls<'_> {
         let pages = self.copy_runs(runs, count)?;
         self.vm.memory.report(pages);
         // Tables that are in use were not free: it is told here, where it was done.
+        let _alone = self.alone();
         self.check_tables(Ledger::check_all);
         Ok(count)
     }

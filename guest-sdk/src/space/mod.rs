@@ -292,6 +292,11 @@ impl AddressSpace {
         self.mappings.iter().map(|(virt, mapping)| (*virt, mapping))
     }
 
+    /// Whether a vCPU runs a program here at the moment: it may not see changes until [`flush`](Self::flush).
+    pub fn is_in_use(&self) -> bool {
+        self.running > 0
+    }
+
     /// Brings all changes into force, and frees what was unmapped. Without this, that happens when a program is next entered.
     /// May wait, for a bounded time, until no vCPU uses what was there before.
     ///

@@ -125,9 +125,12 @@ impl Users {
     ) -> Result<Arc<Sandbox>, EnterError> {
         let mut inner = self.lock();
         let inner = &mut *inner;
+        let holder = inner.holder(context);
+        // A vCPU that held it may have let go of it since `user` was copied.
+        let mut from_memory =
+            user.xstate_valid != 0 || holder.is_none() && space::is_saved(&self.files.memory, context);
         // Held elsewhere, it comes from there: the program changes its address space.
-        let mut from_memory = user.xstate_valid != 0;
-        if let Some((at, holder)) = inner.holder(context)
+        if let Some((at, holder)) = holder
             && (at, holder) != (root, vcpu)
         {
             inner.save(&self.files.memory, at, holder);

@@ -12,7 +12,7 @@ use guest_sdk::boot::info;
 use guest_sdk::events::{Channel, vcpu_page, without_upcalls};
 use guest_sdk::hv_abi::address::{SLOT_255, VCPU_PAGES, VCPU_STRIDE};
 use guest_sdk::hv_abi::mmu::{EAGER, Entry};
-use guest_sdk::hv_abi::user::trap;
+use guest_sdk::hv_abi::user::{UserContext, trap};
 use guest_sdk::hv_abi::vcpu::{NO_PROCESSOR, VcpuPage, run_state, upcall};
 use guest_sdk::hv_abi::{Call, GuestPhys, Status};
 use guest_sdk::hypercall::{self, block};
@@ -232,11 +232,14 @@ guest_sdk::tests! {
             while STATE.load(SeqCst) == 3 {
                 let _ = program.enter(); // it runs a program
             }
+            while STATE.load(SeqCst) == 4 {
+                let _ = without_upcalls(|| program.enter()); // masked, a program comes back all the same
+            }
         })
         .unwrap();
         until(|| STATE.load(SeqCst) == 1);
         let mut sent = 0;
-        for state in 1..=3 {
+        for state in 1..=4 {
             STATE.store(state, SeqCst);
             for _ in 0..300 {
                 sent += 1;
@@ -244,7 +247,7 @@ guest_sdk::tests! {
                 until(|| SEEN.load(SeqCst) == sent);
             }
         }
-        STATE.store(4, SeqCst);
+        STATE.store(5, SeqCst);
         channel.send().unwrap();
         until(|| !smp::is_started(1));
         assert_eq!(ON.load(SeqCst), 1);
@@ -257,7 +260,9 @@ guest_sdk::tests! {
         const TURNS: u32 = 50;
         let channel = Channel::allocate_for(1).unwrap();
         smp::start(1, move || {
-            channel.on_event(|_| drop(SEEN.fetch_add(1, SeqCst)));
+            channel.on_event(|_| {
+                SEEN.fetch_add(1, SeqCst);
+            });
             for turn in 0..TURNS {
                 let mut program = Program::new(code!("test edi, edi", "jz 2f", "syscall", "2: jmp 2b"));
                 program.context.rdi = u64::from(turn % 2);
@@ -351,6 +356,44 @@ guest_sdk::tests! {
         })
         .unwrap();
         until(|| WENT.load(SeqCst));
+    }
+
+    "SMP-007" fn a_context_changes_vcpus_while_others_take_its_place() {
+        // On each vCPU programs of one root take turns, so that each has the host put away what another one left there, while
+        // one more goes to whichever vCPU is first.
+        let program = Program::new(code!("2: inc rbx", "mov eax, 3", "syscall", "jmp 2b"));
+        let root = program.space.root;
+        let wanderer = Box::leak(Box::new(context(TEXT)));
+        let at = core::ptr::from_mut(wanderer).expose_provenance();
+        static HELD: AtomicBool = AtomicBool::new(false);
+        static WENT: AtomicU64 = AtomicU64::new(0);
+        static DONE: AtomicU32 = AtomicU32::new(0);
+        const TURNS: u64 = 400;
+        let turns = move || {
+            let mut own = [Box::new(context(TEXT)), Box::new(context(TEXT))];
+            for _ in 0..TURNS {
+                if !HELD.swap(true, SeqCst) {
+                    // SAFETY: the context is leaked, and who has set `HELD` has it alone.
+                    let wanderer = unsafe { &mut *core::ptr::with_exposed_provenance_mut(at) };
+                    assert_eq!(run(root, wanderer), trap::SYSCALL);
+                    WENT.fetch_add(1, SeqCst);
+                    HELD.store(false, SeqCst);
+                }
+                for context in &mut own {
+                    assert_eq!(run(root, context), trap::SYSCALL);
+                }
+            }
+            assert!(own.iter().all(|context| context.rbx == TURNS));
+            DONE.fetch_add(1, SeqCst);
+        };
+        for vcpu in 1..4 {
+            smp::start(vcpu, turns).unwrap();
+        }
+        turns();
+        until(|| DONE.load(SeqCst) == 4);
+        // SAFETY: as above; nobody runs it any more.
+        let wanderer = unsafe { &*core::ptr::with_exposed_provenance::<UserContext>(at) };
+        assert_eq!(wanderer.rbx, WENT.load(SeqCst));
     }
 
     "MMU-012 MMU-014" fn a_change_is_in_force_for_programs_on_other_vcpus() {

@@ -1,18 +1,19 @@
-//! System calls: what a process asks for, checked and done.
+//! System calls: what a thread asks for, checked and done.
 //!
 //! `minios_abi::call` says what each is. Start at [`Kernel::call`].
 
 use crate::descriptors::Transfer;
-use crate::kernel::{Kernel, Next};
-use crate::memory::Memory;
-use crate::process::{Process, Wait};
+use crate::kernel::{Kernel, MOST_PROCESSES, Next};
+use crate::memory::{Memory, check_heap};
+use crate::thread::{Thread, Turn, Wait};
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
 use guest_sdk::frames;
 use guest_sdk::hv_abi::PAGE_SIZE;
 use guest_sdk::time::{Duration, Instant};
-use minios_abi::{Error, FileInfo, KILLED, Name, ProcessInfo, SystemInfo, WAIT_POLL, call};
+use guest_sdk::user::Task;
+use minios_abi::{Error, FileInfo, KILLED, Name, SystemInfo, ThreadInfo, WAIT_POLL, call};
 use zerocopy::{Immutable, IntoBytes};
 
 /// Bytes that one call reads or writes; it does what it can, and the program asks again.
@@ -34,100 +35,110 @@ enum Answer {
 type Result<T> = core::result::Result<T, Error>;
 
 impl Kernel {
-    /// The system call that a process makes, whose turn it is.
-    pub fn call(&mut self, process: &mut Process) -> Next {
-        let (number, arguments) = (process.task.syscall().number, process.task.syscall().arguments);
-        match self.dispatch(process, number, arguments) {
-            Ok(Answer::Value(value)) => process.task.set_result(value),
+    /// The system call that a thread makes.
+    pub fn call(&mut self, turn: &mut Turn) -> Next {
+        let (number, arguments) = (turn.task.syscall().number, turn.task.syscall().arguments);
+        match self.dispatch(turn, number, arguments) {
+            Ok(Answer::Value(value)) => turn.task.set_result(value),
             Ok(Answer::Wait(wait)) => return Next::Wait(wait),
             Ok(Answer::Next(next)) => return next,
-            Err(error) => process.task.set_result(error.result() as u64),
+            Err(error) => turn.task.set_result(error.result() as u64),
         }
         Next::Run
     }
 
-    fn dispatch(&mut self, process: &mut Process, number: u64, arguments: [u64; 6]) -> Result<Answer> {
+    fn dispatch(&mut self, turn: &mut Turn, number: u64, arguments: [u64; 6]) -> Result<Answer> {
         let [a, b, c, d, ..] = arguments;
         let value = match number {
             call::EXIT => return Ok(Answer::Next(Next::End(a as i32))),
-            call::FORK => self.fork(process)?,
-            call::EXEC => return self.exec(process, [a, b, c, d]),
-            call::WAIT => return self.wait(process, a, b, c),
-            call::KILL => return self.kill(process, a),
-            call::PROCESS => process.id.into(),
+            call::FORK => self.fork(turn)?,
+            call::EXEC => return self.exec(turn, [a, b, c, d]),
+            call::WAIT => return self.wait(turn, a, b, c),
+            call::KILL => return self.kill(turn, a),
+            call::PROCESS => turn.process.into(),
             call::OPEN => {
-                let path = text(&mut process.memory, a, b)?;
-                let file = self.files.find(&path).ok_or(Error::NotFound)?;
-                process.descriptors.open(file.clone())?
+                let path = text(&turn.memory, a, b)?;
+                let file = self.files.find(&path).ok_or(Error::NotFound)?.clone();
+                self.process(turn.process).descriptors.open(file)?
             }
             call::CLOSE => {
-                process.descriptors.close(a)?;
-                self.wake(|_, wait| wait == Wait::Pipe);
+                self.process(turn.process).descriptors.close(a)?;
+                self.scheduler.wake(|_, wait| wait == Wait::Pipe);
                 0
             }
-            call::READ => return self.read(process, a, b, c),
-            call::WRITE => return self.write(process, a, b, c),
+            call::READ => return self.read(turn, a, b, c),
+            call::WRITE => return self.write(turn, a, b, c),
             call::DUPLICATE => {
-                process.descriptors.duplicate(a, b)?;
-                self.wake(|_, wait| wait == Wait::Pipe); // what `b` was may be closed by this
+                self.process(turn.process).descriptors.duplicate(a, b)?;
+                self.scheduler.wake(|_, wait| wait == Wait::Pipe); // what `b` was may be closed by this
                 b
             }
             call::PIPE => {
-                let ends = process.descriptors.pipe()?;
-                answer(&mut process.memory, a, &ends.map(|end| end as u32))?
+                let ends = self.process(turn.process).descriptors.pipe()?;
+                answer(&turn.memory, a, &ends.map(|end| end as u32))?
             }
-            call::MAP => process.memory.allocate(a)?,
-            call::SLEEP => return Ok(self.sleep(process, a)),
+            call::MAP => turn.memory.allocate(a)?,
+            call::UNMAP => turn.memory.free(a).map(|()| 0)?,
+            call::SLEEP => return Ok(self.sleep(turn, a)),
             call::LIST_FILES => match self.files.get(a as usize) {
                 Some(file) => {
                     let info = FileInfo { size: file.bytes.len() as u64, name: Name::new(&file.name) };
-                    answer(&mut process.memory, b, &info)?;
+                    answer(&turn.memory, b, &info)?;
                     1
                 }
                 None => 0,
             },
-            call::LIST_PROCESSES => match self.info_from(process, a) {
+            call::LIST_THREADS => match self.info_from(a) {
                 Some(info) => {
-                    answer(&mut process.memory, b, &info)?;
+                    answer(&turn.memory, b, &info)?;
                     1
                 }
                 None => 0,
             },
-            call::SYSTEM => answer(&mut process.memory, a, &self.system())?,
+            call::SYSTEM => answer(&turn.memory, a, &self.system())?,
             call::YIELD => {
-                process.task.set_result(0);
+                turn.task.set_result(0);
                 return Ok(Answer::Next(Next::Yield));
             }
+            call::THREAD_CREATE => self.thread_create(turn, [a, b, c])?,
+            call::THREAD_EXIT => return Ok(Answer::Next(Next::Exit(a))),
+            call::FUTEX_WAIT => return futex_wait(turn, a, b),
+            call::FUTEX_WAKE => self.scheduler.wake_futex(turn.process, a, b),
             _ => return Err(Error::Unknown),
         };
         Ok(Answer::Value(value))
     }
 
-    fn fork(&mut self, process: &mut Process) -> Result<u64> {
-        let id = self.new_id()?;
-        let child = process.fork(id)?;
-        self.add(child);
+    fn fork(&mut self, turn: &Turn) -> Result<u64> {
+        if self.processes.len() + self.ended.len() >= MOST_PROCESSES {
+            return Err(Error::TooManyProcesses);
+        }
+        let id = self.new_id();
+        let (child, thread) = self.process(turn.process).fork(&turn.task, id)?;
+        self.scheduler.add(thread)?;
+        self.processes.insert(id, child);
         Ok(id.into())
     }
 
-    fn exec(
-        &mut self,
-        process: &mut Process,
-        [path, path_length, start, length]: [u64; 4],
-    ) -> Result<Answer> {
-        let path = text(&mut process.memory, path, path_length)?;
-        let arguments = bytes(&mut process.memory, start, length)?;
-        let file = self.files.find(&path).ok_or(Error::NotFound)?;
-        process.exec(file, &arguments)?;
+    fn exec(&mut self, turn: &mut Turn, [path, path_length, start, length]: [u64; 4]) -> Result<Answer> {
+        let path = text(&turn.memory, path, path_length)?;
+        let arguments = bytes(&turn.memory, start, length)?;
+        let file = self.files.find(&path).ok_or(Error::NotFound)?.clone();
+        let process = self.process(turn.process);
+        if process.threads > 1 {
+            return Err(Error::HasThreads);
+        }
+        turn.task = process.exec(&file, &arguments)?;
+        turn.memory = process.memory.clone();
         Ok(Answer::Next(Next::Run))
     }
 
-    fn wait(&mut self, process: &mut Process, id: u64, status: u64, flags: u64) -> Result<Answer> {
-        let wanted = |child: u32, parent: u32| parent == process.id && (id == 0 || id == u64::from(child));
+    fn wait(&mut self, turn: &Turn, id: u64, status: u64, flags: u64) -> Result<Answer> {
+        let wanted = |child: u32, parent: u32| parent == turn.process && (id == 0 || id == u64::from(child));
         let ended = self.ended.iter().find(|(child, ended)| wanted(**child, ended.parent));
         if let Some((child, ended)) = ended.map(|(child, ended)| (*child, ended.status)) {
             if status != 0 {
-                answer(&mut process.memory, status, &ended)?;
+                answer(&turn.memory, status, &ended)?;
             }
             self.ended.remove(&child);
             return Ok(Answer::Value(child.into()));
@@ -138,64 +149,74 @@ impl Kernel {
         Ok(if flags & WAIT_POLL != 0 { Answer::Value(0) } else { Answer::Wait(Wait::Child) })
     }
 
-    fn kill(&mut self, process: &mut Process, id: u64) -> Result<Answer> {
+    fn kill(&mut self, turn: &Turn, id: u64) -> Result<Answer> {
         let id = u32::try_from(id).map_err(|_| Error::NoProcess)?;
-        if id == process.id {
+        if id == turn.process {
             return Ok(Answer::Next(Next::End(KILLED)));
         }
-        let other = self.processes.remove(&id).ok_or(Error::NoProcess)?;
-        self.end(other, KILLED);
-        if process.parent == id {
-            process.parent = 0; // it is in no list, where `end` would have found it
+        if !self.processes.contains_key(&id) {
+            return Err(Error::NoProcess);
         }
+        self.end(id, KILLED);
         Ok(Answer::Value(0))
     }
 
-    fn read(&mut self, process: &mut Process, descriptor: u64, start: u64, length: u64) -> Result<Answer> {
+    fn thread_create(&mut self, turn: &Turn, [entry, stack, argument]: [u64; 3]) -> Result<u64> {
+        check_heap()?;
+        let id = self.new_id();
+        let mut task = Task::new(entry, stack);
+        task.registers_mut().rdi = argument;
+        self.scheduler.add(Thread::new(id, turn.process, task, turn.memory.clone()))?;
+        self.process(turn.process).threads += 1;
+        Ok(id.into())
+    }
+
+    fn read(&mut self, turn: &Turn, descriptor: u64, start: u64, length: u64) -> Result<Answer> {
         let mut buffer = vec![0; length.min(MOST_BYTES) as usize];
         // Before anything is taken out of a pipe, it is seen to that it can be delivered.
-        process.memory.prepare_write(start, buffer.len())?;
-        match process.descriptors.read(descriptor, &mut buffer)? {
+        turn.memory.prepare_write(start, buffer.len())?;
+        match self.process(turn.process).descriptors.read(descriptor, &mut buffer)? {
             Transfer::Wait => Ok(Answer::Wait(Wait::Pipe)),
             Transfer::Done(length) => {
-                process.memory.write(start, &buffer[..length])?;
-                self.wake(|_, wait| wait == Wait::Pipe);
+                turn.memory.write(start, &buffer[..length])?;
+                self.scheduler.wake(|_, wait| wait == Wait::Pipe);
                 Ok(Answer::Value(length as u64))
             }
         }
     }
 
-    fn write(&mut self, process: &mut Process, descriptor: u64, start: u64, length: u64) -> Result<Answer> {
-        let bytes = bytes(&mut process.memory, start, length.min(MOST_BYTES))?;
-        match process.descriptors.write(descriptor, &bytes)? {
+    fn write(&mut self, turn: &Turn, descriptor: u64, start: u64, length: u64) -> Result<Answer> {
+        let bytes = bytes(&turn.memory, start, length.min(MOST_BYTES))?;
+        match self.process(turn.process).descriptors.write(descriptor, &bytes)? {
             Transfer::Wait => Ok(Answer::Wait(Wait::Pipe)),
             Transfer::Done(length) => {
-                self.wake(|_, wait| wait == Wait::Pipe);
+                self.scheduler.wake(|_, wait| wait == Wait::Pipe);
                 Ok(Answer::Value(length as u64))
             }
         }
     }
 
     /// The first time it gives a moment to wait for; when that has come, the call is made again, and finds it.
-    fn sleep(&self, process: &mut Process, nanoseconds: u64) -> Answer {
+    fn sleep(&mut self, turn: &Turn, nanoseconds: u64) -> Answer {
         let now = Instant::now();
-        match process.sleeps_until.take() {
+        let thread = self.scheduler.threads.get_mut(&turn.thread).expect("it makes this call");
+        match thread.sleeps_until.take() {
             Some(moment) if moment <= now => Answer::Value(0),
             again => {
                 let moment = again.unwrap_or(now + Duration::from_nanos(nanoseconds));
-                process.sleeps_until = Some(moment);
+                thread.sleeps_until = Some(moment);
                 Answer::Wait(Wait::Until(moment))
             }
         }
     }
 
-    /// The first process whose number is that or more.
-    fn info_from(&self, current: &Process, id: u64) -> Option<ProcessInfo> {
+    /// The first thread, or process that has ended, whose number is that or more.
+    fn info_from(&self, id: u64) -> Option<ThreadInfo> {
         let id = u32::try_from(id).ok()?;
-        let others = self.processes.range(id..).next().map(|(_, process)| process.info());
+        let (_, thread) = self.scheduler.threads.range(id..).next().unzip();
+        let thread = thread.map(|thread| thread.info(&self.processes[&thread.process]));
         let ended = self.ended.range(id..).next().map(|(id, ended)| ended.info(*id));
-        let own = (current.id >= id).then(|| current.info());
-        [others, ended, own].into_iter().flatten().min_by_key(|info| info.process)
+        [thread, ended].into_iter().flatten().min_by_key(|info| info.thread)
     }
 
     fn system(&self) -> SystemInfo {
@@ -207,13 +228,27 @@ impl Kernel {
             balloon_pages: figures.held,
             balloon_target: figures.target,
             up_nanoseconds: Instant::now().as_nanos(),
-            processes: (self.processes.len() + self.ended.len() + 1) as u64,
+            processes: (self.processes.len() + self.ended.len()) as u64,
+            vcpus: guest_sdk::smp::count().into(),
         }
     }
 }
 
+/// Whoever changes the word and then wakes cannot come between the look and the wait: the kernel is locked.
+fn futex_wait(turn: &Turn, word: u64, expected: u64) -> Result<Answer> {
+    let mut value = [0; 4];
+    if !word.is_multiple_of(value.len() as u64) {
+        return Err(Error::Invalid);
+    }
+    turn.memory.read(word, &mut value)?;
+    if u64::from(u32::from_le_bytes(value)) != expected {
+        return Err(Error::Changed);
+    }
+    Ok(Answer::Wait(Wait::Futex(word)))
+}
+
 /// Bytes that a process names.
-fn bytes(memory: &mut Memory, start: u64, length: u64) -> Result<Vec<u8>> {
+fn bytes(memory: &Memory, start: u64, length: u64) -> Result<Vec<u8>> {
     if length > MOST_TEXT.max(MOST_BYTES) {
         return Err(Error::Invalid);
     }
@@ -223,11 +258,11 @@ fn bytes(memory: &mut Memory, start: u64, length: u64) -> Result<Vec<u8>> {
 }
 
 /// Text that a process names.
-fn text(memory: &mut Memory, start: u64, length: u64) -> Result<String> {
+fn text(memory: &Memory, start: u64, length: u64) -> Result<String> {
     String::from_utf8(bytes(memory, start, length)?).map_err(|_| Error::Invalid)
 }
 
 /// Writes a structure where a process wants it. Gives 0.
-fn answer<T: IntoBytes + Immutable>(memory: &mut Memory, start: u64, value: &T) -> Result<u64> {
+fn answer<T: IntoBytes + Immutable>(memory: &Memory, start: u64, value: &T) -> Result<u64> {
     memory.write(start, value.as_bytes()).map(|()| 0)
 }

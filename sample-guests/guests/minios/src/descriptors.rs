@@ -7,8 +7,8 @@ use crate::console;
 use crate::files::File;
 use crate::memory::check_heap;
 use crate::pipe::{self, Reader, Writer};
-use alloc::rc::Rc;
-use core::cell::Cell;
+use alloc::sync::Arc;
+use guest_sdk::sync::Lock;
 use minios_abi::Error;
 
 /// Descriptors that a process can have.
@@ -20,11 +20,11 @@ pub enum Descriptor {
     /// The console.
     Console,
     /// A file, and how much of it was read.
-    File(Rc<(File, Cell<usize>)>),
+    File(Arc<(File, Lock<usize>)>),
     /// The end of a pipe to read.
-    Reader(Rc<Reader>),
+    Reader(Arc<Reader>),
     /// The end of a pipe to write.
-    Writer(Rc<Writer>),
+    Writer(Arc<Writer>),
 }
 
 /// What came of a read or write.
@@ -71,7 +71,7 @@ impl Descriptors {
     /// Too many are open, or there is no memory.
     pub fn open(&mut self, file: File) -> Result<u64, Error> {
         check_heap()?;
-        self.add(Descriptor::File(Rc::new((file, Cell::new(0)))))
+        self.add(Descriptor::File(Arc::new((file, Lock::new(0)))))
     }
 
     /// Makes a pipe: the end to read, the end to write.
@@ -120,10 +120,11 @@ impl Descriptors {
             Descriptor::Console => Ok(console::read(buffer).into()),
             Descriptor::File(open) => {
                 let (file, place) = &**open;
-                let rest = &file.bytes[place.get()..];
+                let mut place = place.lock();
+                let rest = &file.bytes[*place..];
                 let length = rest.len().min(buffer.len());
                 buffer[..length].copy_from_slice(&rest[..length]);
-                place.set(place.get() + length);
+                *place += length;
                 Ok(Transfer::Done(length))
             }
             Descriptor::Reader(reader) => Ok(reader.read(buffer).into()),

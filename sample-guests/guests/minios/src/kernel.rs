@@ -1,27 +1,26 @@
-//! The kernel: its processes, whose turn it is, and what becomes of a process that comes back.
+//! The kernel: its processes, what becomes of a thread that comes back, and the ends of processes.
 //!
-//! There is one processor, and kernel code is never interrupted by a process, so all of this is plain data: no locks.
+//! There is one [`Kernel`], behind one lock, which a vCPU holds while it does what a thread came for ([`Kernel::serve`]) and
+//! puts it where it belongs ([`Kernel::settle`]), but not while a program runs, while it fills in a program's pages, or while
+//! it is idle. So nearly all of this is plain data, as if there were one vCPU.
 //!
-//! Ready processes take turns of at most [`SLICE`] ([`Kernel::turn`]). One that has to wait is put aside with a note of what
-//! it waits for; whoever makes that come true calls [`Kernel::wake`], and the process makes its system call again. With at
-//! most [`MOST_PROCESSES`], looking through all of them is simpler than a queue for everything, and fast enough.
+//! # Ends
 //!
-//! Start at [`Kernel::run`].
+//! A process ends when the last of its threads has. One that is killed, or does wrong, or exits, loses those that no vCPU runs
+//! at once; vCPUs that run the others are sent an event, and put them away when they come back.
+//!
+//! Start at [`vcpu::run`](crate::vcpu::run), which is what each vCPU does.
 
-use crate::console;
 use crate::files::Files;
 use crate::memory::Fault;
-use crate::process::{Ended, Process, Wait};
-use alloc::collections::{BTreeMap, VecDeque};
-use guest_sdk::hv_abi::call::NEVER;
-use guest_sdk::preempt::Slice;
-use guest_sdk::time::{Duration, Instant};
+use crate::process::{Ended, Process};
+use crate::schedule::Scheduler;
+use crate::thread::{Doing, Turn, Wait};
+use alloc::collections::BTreeMap;
+use guest_sdk::println;
+use guest_sdk::time::Duration;
 use guest_sdk::user::Trap;
-use guest_sdk::{frames, println};
 use minios_abi::{Error, KILLED};
-
-/// How long a process runs before it is another one's turn.
-const SLICE: Duration = Duration::from_millis(10);
 
 /// Processes that there can be, ended ones included. Each is a process of the host's, too.
 pub const MOST_PROCESSES: usize = 60;
@@ -29,7 +28,7 @@ pub const MOST_PROCESSES: usize = 60;
 /// The first process, with whose end all ends.
 pub const FIRST: u32 = 1;
 
-/// What a process does after a system call.
+/// What a thread does after it was served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
     /// It goes on.
@@ -38,8 +37,12 @@ pub enum Next {
     Yield,
     /// It waits, and makes the call again.
     Wait(Wait),
-    /// It ends, with a status.
+    /// It ends, and so does its process, with a status.
     End(i32),
+    /// It ends. Then 1 is stored in this word, and who waits there is woken.
+    Exit(u64),
+    /// Its process has been ended meanwhile.
+    Leave,
 }
 
 /// All there is.
@@ -47,12 +50,12 @@ pub enum Next {
 pub struct Kernel {
     /// The files.
     pub files: Files,
-    /// All but the one whose turn it is.
+    /// All that have not ended.
     pub processes: BTreeMap<u32, Process>,
     /// Those that have ended.
     pub ended: BTreeMap<u32, Ended>,
-    /// Those of `processes` that do not wait, in the order of their turns.
-    ready: VecDeque<u32>,
+    /// All threads, and whose turn it is.
+    pub scheduler: Scheduler,
     last_id: u32,
 }
 
@@ -64,133 +67,114 @@ impl Kernel {
     /// There is no such program, or no memory.
     pub fn new(files: Files, program: &str, arguments: &[u8]) -> Result<Self, Error> {
         let file = files.find(program).ok_or(Error::NotFound)?;
-        let first = Process::first(FIRST, file, arguments)?;
-        let (processes, ready) = ([(FIRST, first)].into(), [FIRST].into());
-        Ok(Self { files, processes, ended: BTreeMap::new(), ready, last_id: FIRST })
+        let (process, thread) = Process::first(FIRST, file, arguments)?;
+        let mut scheduler = Scheduler::new();
+        scheduler.add(thread)?;
+        let processes = [(FIRST, process)].into();
+        Ok(Self { files, processes, ended: BTreeMap::new(), scheduler, last_id: FIRST })
     }
 
-    /// Runs processes until the first one has ended; gives its status.
-    pub fn run(&mut self) -> i32 {
-        loop {
-            if let Some(first) = self.ended.get(&FIRST) {
-                return first.status;
-            }
-            self.wake_sleepers();
-            if console::input_came() {
-                self.wake(|_, wait| wait == Wait::Pipe);
-            }
-            let Some(id) = self.ready.pop_front() else {
-                self.idle();
-                continue;
-            };
-            // If it is not there, somebody has killed it while it was ready.
-            if let Some(process) = self.processes.remove(&id) {
-                self.turn(process);
-            }
-        }
+    /// The first process's status, if it has ended: then all is over.
+    pub fn status(&self) -> Option<i32> {
+        self.ended.get(&FIRST).map(|first| first.status)
     }
 
-    /// A process's turn. It is in nobody's list meanwhile.
-    fn turn(&mut self, mut process: Process) {
-        let (start, slice) = (Instant::now(), Slice::start(SLICE));
-        // What it waited for has come: the call that it made then is made again.
-        let mut next = match process.waits_for.take() {
-            Some(_) => self.call(&mut process),
-            None => Next::Run,
-        };
-        while next == Next::Run {
-            next = self.step(&mut process, &slice);
+    /// Does what a thread has come back for.
+    pub fn serve(&mut self, turn: &mut Turn, trap: Trap) -> Next {
+        if self.process(turn.process).ends.is_some() {
+            return Next::Leave;
         }
-        process.run += start.elapsed();
-        match next {
-            Next::Run | Next::Yield => self.add(process),
-            Next::Wait(wait) => {
-                process.waits_for = Some(wait);
-                self.processes.insert(process.id, process);
-            }
-            Next::End(status) => self.end(process, status),
-        }
-    }
-
-    /// Runs a process until it comes back, and does what it came for.
-    fn step(&mut self, process: &mut Process, slice: &Slice) -> Next {
-        match process.task.run_within(&mut process.memory.space, slice) {
-            Trap::Syscall => self.call(process),
-            Trap::PageFault { address, access } => match process.memory.fault(address, access) {
+        match trap {
+            Trap::Syscall => self.call(turn),
+            Trap::PageFault { address, access } => match turn.memory.fault(address, access) {
                 Ok(()) => Next::Run,
-                Err(Fault::Forbidden) => killed(process, format_args!("{access:?} of {address:#x}")),
-                Err(Fault::OutOfMemory) => killed(process, format_args!("out of memory")),
+                Err(Fault::Forbidden) => self.killed(turn, format_args!("{access:?} of {address:#x}")),
+                Err(Fault::OutOfMemory) => self.killed(turn, format_args!("out of memory")),
             },
-            Trap::Exception { vector } => killed(process, format_args!("exception {vector}")),
+            Trap::Exception { vector } => self.killed(turn, format_args!("exception {vector}")),
             Trap::Interrupted => Next::Yield,
-            Trap::Killed => killed(process, format_args!("given up by the host")),
+            Trap::Killed => self.killed(turn, format_args!("given up by the host")),
         }
     }
 
-    /// Adds a process that is ready.
-    pub fn add(&mut self, process: Process) {
-        self.ready.push_back(process.id);
-        self.processes.insert(process.id, process);
-    }
-
-    /// A number for a new process.
-    ///
-    /// # Errors
-    ///
-    /// There are as many processes as there can be.
-    pub fn new_id(&mut self) -> Result<u32, Error> {
-        // The one whose turn it is, is in no list.
-        if self.processes.len() + self.ended.len() + 1 >= MOST_PROCESSES {
-            return Err(Error::TooManyProcesses);
+    /// Puts away a thread whose turn is over; it ran for so long.
+    pub fn settle(&mut self, turn: Turn, next: Next, run: Duration) {
+        match next {
+            Next::Run | Next::Yield => self.scheduler.put_back(turn, Doing::Ready(false), run),
+            Next::Wait(wait) => self.scheduler.put_back(turn, Doing::Waits(wait), run),
+            Next::End(status) => {
+                self.end(turn.process, status);
+                self.leave(turn);
+            }
+            Next::Exit(word) => {
+                let process = turn.process;
+                if word != 0 && turn.memory.write(word, &1_u32.to_le_bytes()).is_ok() {
+                    self.scheduler.wake_futex(process, word, u64::MAX);
+                }
+                self.leave(turn);
+            }
+            Next::Leave => self.leave(turn),
         }
-        self.last_id += 1;
-        Ok(self.last_id)
     }
 
-    /// Ends a process that is in no list.
-    pub fn end(&mut self, process: Process, status: i32) {
-        let Process { id, parent, name, task, memory, descriptors, .. } = process;
-        drop((task, memory, descriptors));
+    /// Ends a process. It is over when the vCPUs that run its threads have put them away.
+    pub fn end(&mut self, id: u32, status: i32) {
+        let process = self.process(id);
+        if process.ends.is_none() {
+            process.ends = Some(status);
+            let gone = self.scheduler.end(id);
+            self.without_threads(id, gone);
+        }
+    }
+
+    /// A thread that ran has ended.
+    fn leave(&mut self, turn: Turn) {
+        let Turn { thread, process, task, memory, .. } = turn;
+        drop((task, memory)); // before the process, whose memory is free once the last thread is gone
+        self.scheduler.threads.remove(&thread);
+        self.without_threads(process, 1);
+    }
+
+    /// A process has so many threads less. With the last one it is over.
+    fn without_threads(&mut self, id: u32, gone: usize) {
+        let process = self.process(id);
+        process.threads -= gone;
+        if process.threads == 0 {
+            self.bury(id);
+        }
+    }
+
+    /// Frees what a process had, and tells whom it concerns.
+    fn bury(&mut self, id: u32) {
+        let Some(process) = self.processes.remove(&id) else { return };
+        let Process { parent, name, memory, descriptors, ends, .. } = process;
+        drop((memory, descriptors));
         // Whoever is at the other end of one of its pipes learns of it.
-        self.wake(|_, wait| wait == Wait::Pipe);
+        self.scheduler.wake(|_, wait| wait == Wait::Pipe);
         // Nobody will look at its children any more.
         self.ended.retain(|_, child| child.parent != id);
         self.processes.values_mut().filter(|child| child.parent == id).for_each(|child| child.parent = 0);
         if parent != 0 || id == FIRST {
-            self.ended.insert(id, Ended { parent, status, name });
-            self.wake(|waiter, wait| waiter == parent && wait == Wait::Child);
+            self.ended.insert(id, Ended { parent, status: ends.unwrap_or(0), name });
+            self.scheduler.wake(|waiter, wait| waiter.process == parent && wait == Wait::Child);
         }
     }
 
-    /// Makes those ready for whom `may_go_on` says so, by their number and what they wait for.
-    pub fn wake(&mut self, may_go_on: impl Fn(u32, Wait) -> bool) {
-        for process in self.processes.values() {
-            let waits = process.waits_for.is_some_and(|wait| may_go_on(process.id, wait));
-            if waits && !self.ready.contains(&process.id) {
-                self.ready.push_back(process.id);
-            }
-        }
+    /// The process of a thread that there is.
+    pub fn process(&mut self, id: u32) -> &mut Process {
+        self.processes.get_mut(&id).expect("a process is there as long as it has threads")
     }
 
-    fn wake_sleepers(&mut self) {
-        let now = Instant::now();
-        self.wake(|_, wait| matches!(wait, Wait::Until(moment) if moment <= now));
+    /// A number for a new process or thread.
+    pub fn new_id(&mut self) -> u32 {
+        self.last_id += 1;
+        self.last_id
     }
 
-    /// Nobody is ready: gives the processor back until the first sleeper's moment, and memory that nobody needs.
-    fn idle(&self) {
-        let moments = self.processes.values().filter_map(|process| match process.waits_for {
-            Some(Wait::Until(moment)) => Some(moment.as_nanos()),
-            _ => None,
-        });
-        let report = frames::report_free().map(Instant::as_nanos);
-        console::block(moments.chain(report).min().unwrap_or(NEVER));
+    /// Says on the console why a process is killed.
+    fn killed(&mut self, turn: &Turn, why: core::fmt::Arguments<'_>) -> Next {
+        let (name, id, place) = (&self.process(turn.process).name, turn.process, turn.task.registers().rip);
+        println!("minios: killed {name} ({id}): {why}, at {place:#x}");
+        Next::End(KILLED)
     }
-}
-
-/// Says on the console why a process is killed.
-fn killed(process: &Process, why: core::fmt::Arguments<'_>) -> Next {
-    let (name, id, place) = (&process.name, process.id, process.task.registers().rip);
-    println!("minios: killed {name} ({id}): {why}, at {place:#x}");
-    Next::End(KILLED)
 }

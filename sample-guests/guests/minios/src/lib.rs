@@ -2,9 +2,11 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`kernel`] | the processes, whose turn it is, what becomes of one that comes back |
+//! | [`vcpu`] | what each vCPU does: runs threads, or waits |
+//! | [`kernel`] | the processes, and what becomes of a thread that comes back |
+//! | [`schedule`] | whose turn it is, and where |
 //! | [`calls`] | system calls |
-//! | [`process`] | a process |
+//! | [`process`], [`thread`] | a process, and what runs in it |
 //! | [`memory`] | its memory: filled in on demand, shared until it is written |
 //! | [`program`] | its program: what an ELF file becomes |
 //! | [`descriptors`], [`pipe`], [`console`] | what it reads and writes |
@@ -29,5 +31,8 @@ pub mod memory;
 pub mod pipe;
 pub mod process;
 pub mod program;
+pub mod schedule;
 #[cfg(test)]
 mod tests;
+pub mod thread;
+pub mod vcpu;

@@ -1,4 +1,4 @@
-//! A small operating system: fork, exec, pipes, files, copy-on-write, preemption, a shell.
+//! A small operating system: fork, exec, pipes, files, copy-on-write, preemption, threads, several vCPUs, a shell.
 
 #![no_std]
 #![no_main]
@@ -6,10 +6,12 @@
 extern crate alloc;
 
 use alloc::string::String;
-use guest_sdk::{balloon, boot, println};
-use minios::console;
+use alloc::sync::Arc;
+use guest_sdk::sync::Lock;
+use guest_sdk::{balloon, boot, println, smp};
 use minios::files::Files;
 use minios::kernel::Kernel;
+use minios::{console, vcpu};
 
 guest_sdk::entry!(main, memory = 16 << 20);
 
@@ -29,10 +31,29 @@ fn main() -> u8 {
         arguments.push_str("\0-v\0demo");
     }
     match Kernel::new(Files::new(&[boot::ramdisk(), FILES]), "sh", arguments.as_bytes()) {
-        Ok(mut kernel) => kernel.run() as u8,
+        Ok(kernel) => run(Arc::new(Lock::new(kernel))),
         Err(error) => {
             println!("minios: the shell cannot be started: {error}");
             1
         }
+    }
+}
+
+/// Runs the kernel on all vCPUs until it is over; whichever learns of that first ends the guest.
+fn run(kernel: Arc<Lock<Kernel>>) -> u8 {
+    for vcpu in 1..smp::count() {
+        let kernel = kernel.clone();
+        if let Err(status) = smp::start(vcpu, move || guest_sdk::process::exit(run_here(&kernel))) {
+            println!("minios: goes on without vCPU {vcpu}: {status:?}");
+        }
+    }
+    run_here(&kernel)
+}
+
+/// Runs it on this vCPU; gives the exit code.
+fn run_here(kernel: &Lock<Kernel>) -> u8 {
+    match vcpu::run(kernel) {
+        Ok(status) => status as u8,
+        Err(status) => panic!("no event channel for vCPU {}: {status:?}", smp::current()),
     }
 }

@@ -7,6 +7,12 @@
 //! A fork shares all pages and lets nobody write to them. The first write then faults, and gets a copy ([`Memory::own`]);
 //! the last one that has a page just gets it back.
 //!
+//! # Threads
+//!
+//! The threads of a process share its memory, and several vCPUs can run in it and fault at once: what is where is behind one
+//! lock, which is taken before that of the address space. If others run there while something is taken away from the program,
+//! a page or the right to write it, they are made to see that at once ([`bring_into_force`]).
+//!
 //! # Running out
 //!
 //! A process is refused pages beyond [`MOST_PAGES`], and any once no frame is free. What the kernel needs for itself, for its
@@ -19,6 +25,7 @@ use core::ops::Range;
 use guest_sdk::frames;
 use guest_sdk::hv_abi::PAGE_SIZE;
 use guest_sdk::space::{Access, AddressSpace, MapError, Mapping, Rights, USER};
+use guest_sdk::sync::Lock;
 use minios_abi::Error;
 
 /// Pages that a process can have, shared ones included.
@@ -80,10 +87,17 @@ impl From<Fault> for Error {
 #[derive(Debug)]
 pub struct Memory {
     /// What is there already.
-    pub space: AddressSpace,
+    pub space: Lock<AddressSpace>,
+    layout: Lock<Layout>,
+}
+
+/// What belongs where.
+#[derive(Clone, Debug)]
+struct Layout {
     regions: Vec<Region>,
     /// Where the next piece of memory goes that the program asks for.
     next: u64,
+    /// Pages that are there.
     pages: usize,
     /// Where the pages end that were filled in last, and how many they were.
     filled: (u64, u64),
@@ -96,14 +110,18 @@ impl Memory {
     ///
     /// Out of memory.
     pub fn new() -> Result<Self, Error> {
+        Self::with(Layout { regions: Vec::new(), next: HEAP, pages: 0, filled: (0, 0) })
+    }
+
+    fn with(layout: Layout) -> Result<Self, Error> {
         check_heap()?;
         let space = AddressSpace::new().map_err(|_| Error::OutOfMemory)?;
-        Ok(Self { space, regions: Vec::new(), next: HEAP, pages: 0, filled: (0, 0) })
+        Ok(Self { space: Lock::new(space), layout: Lock::new(layout) })
     }
 
     /// Pages that are there.
     pub fn pages(&self) -> usize {
-        self.pages
+        self.layout.lock().pages
     }
 
     /// Adds a region. Costs nothing until it is touched.
@@ -111,7 +129,121 @@ impl Memory {
     /// # Errors
     ///
     /// It is not of whole pages that a program can have, or another one is there; or there are too many.
-    pub fn add(&mut self, region: Region) -> Result<(), Error> {
+    pub fn add(&self, region: Region) -> Result<(), Error> {
+        self.layout.lock().add(region)
+    }
+
+    /// Adds zeroed memory of at least that length; gives its address.
+    ///
+    /// # Errors
+    ///
+    /// It is more than a process can have.
+    pub fn allocate(&self, length: u64) -> Result<u64, Error> {
+        self.layout.lock().allocate(length)
+    }
+
+    /// Takes away memory that [`allocate`](Self::allocate) has added at that address.
+    ///
+    /// # Errors
+    ///
+    /// It has not, or there is no memory for it.
+    pub fn free(&self, start: u64) -> Result<(), Error> {
+        let mut layout = self.layout.lock();
+        let is_it =
+            |region: &Region| region.range.start == start && start >= HEAP && region.content.1.is_empty();
+        let place = layout.regions.iter().position(is_it).ok_or(Error::Invalid)?;
+        let range = layout.regions[place].range.clone();
+        check_heap()?;
+        let mut space = self.space.lock();
+        let pages =
+            space.mappings().filter(|(at, _)| range.contains(at)).map(|(_, there)| there.pages).sum::<u64>();
+        space.unmap(range).map_err(|_| Error::OutOfMemory)?;
+        bring_into_force(&mut space);
+        layout.pages -= pages as usize;
+        layout.regions.swap_remove(place);
+        Ok(())
+    }
+
+    /// Sees to it that an access succeeds.
+    ///
+    /// # Errors
+    ///
+    /// It must not, or cannot.
+    pub fn fault(&self, address: u64, access: Access) -> Result<(), Fault> {
+        let mut layout = self.layout.lock();
+        layout.fault(&mut self.space.lock(), address, access)
+    }
+
+    /// The same memory for a child: shared, until one of the two writes.
+    ///
+    /// # Errors
+    ///
+    /// Out of memory. This process goes on as it was.
+    pub fn fork(&self) -> Result<Self, Error> {
+        let layout = self.layout.lock();
+        let child = Self::with(layout.clone())?;
+        let (mut space, mut copy) = (self.space.lock(), child.space.lock());
+        let out_of_memory = |_| Error::OutOfMemory;
+        let all: Vec<u64> = space.mappings().map(|(at, _)| at).collect();
+        for at in all {
+            check_heap()?;
+            let Some((_, mapping)) = space.mapping(at) else { continue };
+            let mapping = mapping.clone();
+            let rights = Rights { write: false, ..mapping.rights };
+            space.protect(at..at + mapping.pages * PAGE_SIZE, rights).map_err(out_of_memory)?;
+            copy.insert(at, Mapping { rights, ..mapping }).map_err(out_of_memory)?;
+        }
+        bring_into_force(&mut space);
+        drop(copy);
+        Ok(child)
+    }
+
+    /// Copies what the process has at an address.
+    ///
+    /// # Errors
+    ///
+    /// It has nothing there, or there is no memory to find out.
+    pub fn read(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.filling_in(|space| space.copy_in(address, bytes))
+    }
+
+    /// Copies to what the process has at an address.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read), or it may not write there.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), Error> {
+        self.filling_in(|space| space.copy_out(address, bytes))
+    }
+
+    /// Sees to it that [`write`](Self::write) will succeed, if no other thread of the process is in its way.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn prepare_write(&self, address: u64, length: usize) -> Result<(), Error> {
+        let end = address.checked_add(length as u64).ok_or(Error::BadAddress)?;
+        for page in (address - address % PAGE_SIZE..end).step_by(PAGE_SIZE as usize) {
+            self.fault(page, Access::Write)?;
+        }
+        Ok(())
+    }
+
+    /// Makes a copy until nothing is in its way that can be mended.
+    fn filling_in(
+        &self,
+        mut copy: impl FnMut(&AddressSpace) -> Result<(), guest_sdk::space::Fault>,
+    ) -> Result<(), Error> {
+        loop {
+            let copied = copy(&self.space.lock());
+            let Err(fault) = copied else { return Ok(()) };
+            self.fault(fault.address, fault.access)?;
+        }
+    }
+}
+
+impl Layout {
+    fn add(&mut self, region: Region) -> Result<(), Error> {
         let Range { start, end } = region.range;
         let good = start < end && USER.start <= start && end <= USER.end;
         let whole = start.is_multiple_of(PAGE_SIZE) && end.is_multiple_of(PAGE_SIZE);
@@ -126,12 +258,7 @@ impl Memory {
         Ok(())
     }
 
-    /// Adds zeroed memory of at least that length; gives its address.
-    ///
-    /// # Errors
-    ///
-    /// It is more than a process can have.
-    pub fn allocate(&mut self, length: u64) -> Result<u64, Error> {
+    fn allocate(&mut self, length: u64) -> Result<u64, Error> {
         if length == 0 || length > MOST_PAGES as u64 * PAGE_SIZE {
             return Err(Error::OutOfMemory);
         }
@@ -142,12 +269,7 @@ impl Memory {
         Ok(start)
     }
 
-    /// Sees to it that an access succeeds.
-    ///
-    /// # Errors
-    ///
-    /// It must not, or cannot.
-    pub fn fault(&mut self, address: u64, access: Access) -> Result<(), Fault> {
+    fn fault(&mut self, space: &mut AddressSpace, address: u64, access: Access) -> Result<(), Fault> {
         let page = address - address % PAGE_SIZE;
         let region = self.regions.iter().find(|region| region.range.contains(&page));
         let allows = |rights: Rights| match access {
@@ -156,42 +278,30 @@ impl Memory {
             Access::Execute => rights.execute,
         };
         let region = region.filter(|region| allows(region.rights)).ok_or(Fault::Forbidden)?.clone();
-        match self.space.translate(page) {
+        match space.translate(page) {
             Some(there) if allows(there.rights) => Ok(()),
-            Some(_) => self.own(page, region.rights),
-            None => self.fill_around(page, &region),
+            Some(_) => own(space, page, region.rights),
+            None => self.fill_around(space, page, &region),
         }
-    }
-
-    /// Makes a page of a region that may be written to this process's own, with the region's rights.
-    fn own(&mut self, page: u64, rights: Rights) -> Result<(), Fault> {
-        let Some((_, Mapping { frame: shared, .. })) = self.space.mapping(page) else { return Ok(()) };
-        if Arc::strong_count(shared) == 1 {
-            return Ok(self.space.protect(page..page + PAGE_SIZE, rights)?);
-        }
-        check_heap()?;
-        let copy = frames::allocate(0).map_err(|_| Fault::OutOfMemory)?;
-        copy.copy_from(shared);
-        Ok(self.space.map(page, copy, rights)?)
     }
 
     /// Fills in a page, and those around it that are not there, as far as memory goes.
-    fn fill_around(&mut self, page: u64, region: &Region) -> Result<(), Fault> {
-        self.fill(page, region)?;
+    fn fill_around(&mut self, space: &mut AddressSpace, page: u64, region: &Region) -> Result<(), Fault> {
+        self.fill(space, page, region)?;
         let block = page - page % (AROUND * PAGE_SIZE);
         let (end, pages) = self.filled;
         let pages = if page == end { (2 * pages).min(MOST_AROUND) } else { AROUND };
         let around = block.max(region.range.start)..(block + pages * PAGE_SIZE).min(region.range.end);
         self.filled = (around.end, pages);
         for page in around.step_by(PAGE_SIZE as usize) {
-            if self.space.translate(page).is_none() && self.fill(page, region).is_err() {
+            if space.translate(page).is_none() && self.fill(space, page, region).is_err() {
                 break;
             }
         }
         Ok(())
     }
 
-    fn fill(&mut self, page: u64, region: &Region) -> Result<(), Fault> {
+    fn fill(&mut self, space: &mut AddressSpace, page: u64, region: &Region) -> Result<(), Fault> {
         check_heap()?;
         if self.pages >= MOST_PAGES {
             return Err(Fault::OutOfMemory);
@@ -203,67 +313,30 @@ impl Memory {
         if from < to {
             frame.write_at((from - page) as usize, &bytes[(from - start) as usize..(to - start) as usize]);
         }
-        self.space.map(page, frame, region.rights)?;
+        space.map(page, frame, region.rights)?;
         self.pages += 1;
         Ok(())
     }
+}
 
-    /// The same memory for a child: shared, until one of the two writes.
-    ///
-    /// # Errors
-    ///
-    /// Out of memory. This process goes on as it was.
-    pub fn fork(&mut self) -> Result<Self, Error> {
-        let mut child =
-            Self { regions: self.regions.clone(), next: self.next, pages: self.pages, ..Self::new()? };
-        let out_of_memory = |_| Error::OutOfMemory;
-        let all: Vec<u64> = self.space.mappings().map(|(at, _)| at).collect();
-        for at in all {
-            check_heap()?;
-            let Some((_, mapping)) = self.space.mapping(at) else { continue };
-            let mapping = mapping.clone();
-            let rights = Rights { write: false, ..mapping.rights };
-            self.space.protect(at..at + mapping.pages * PAGE_SIZE, rights).map_err(out_of_memory)?;
-            child.space.insert(at, Mapping { rights, ..mapping }).map_err(out_of_memory)?;
-        }
-        Ok(child)
+/// Makes a page of a region that may be written to the process's own, with the region's rights.
+fn own(space: &mut AddressSpace, page: u64, rights: Rights) -> Result<(), Fault> {
+    let Some((_, Mapping { frame: shared, .. })) = space.mapping(page) else { return Ok(()) };
+    if Arc::strong_count(shared) == 1 {
+        return Ok(space.protect(page..page + PAGE_SIZE, rights)?);
     }
+    check_heap()?;
+    let copy = frames::allocate(0).map_err(|_| Fault::OutOfMemory)?;
+    copy.copy_from(shared);
+    space.map(page, copy, rights)?;
+    bring_into_force(space);
+    Ok(())
+}
 
-    /// Copies what the process has at an address.
-    ///
-    /// # Errors
-    ///
-    /// It has nothing there, or there is no memory to find out.
-    pub fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        while let Err(fault) = self.space.copy_in(address, bytes) {
-            self.fault(fault.address, fault.access)?;
-        }
-        Ok(())
-    }
-
-    /// Copies to what the process has at an address.
-    ///
-    /// # Errors
-    ///
-    /// As [`read`](Self::read), or it may not write there.
-    pub fn write(&mut self, address: u64, bytes: &[u8]) -> Result<(), Error> {
-        while let Err(fault) = self.space.copy_out(address, bytes) {
-            self.fault(fault.address, fault.access)?;
-        }
-        Ok(())
-    }
-
-    /// Sees to it that [`write`](Self::write) will succeed.
-    ///
-    /// # Errors
-    ///
-    /// As there.
-    pub fn prepare_write(&mut self, address: u64, length: usize) -> Result<(), Error> {
-        let end = address.checked_add(length as u64).ok_or(Error::BadAddress)?;
-        for page in (address - address % PAGE_SIZE..end).step_by(PAGE_SIZE as usize) {
-            self.fault(page, Access::Write)?;
-        }
-        Ok(())
+/// Makes other vCPUs that run the program at the moment see what was taken away from it. Those that enter it later do anyway.
+fn bring_into_force(space: &mut AddressSpace) {
+    if space.is_in_use() {
+        space.flush();
     }
 }
 

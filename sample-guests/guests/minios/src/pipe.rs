@@ -6,8 +6,8 @@
 //! Start at [`new`].
 
 use alloc::collections::VecDeque;
-use alloc::rc::Rc;
-use core::cell::RefCell;
+use alloc::sync::Arc;
+use guest_sdk::sync::Lock;
 use minios_abi::Error;
 
 /// Bytes that a pipe holds.
@@ -23,23 +23,23 @@ struct Pipe {
 
 /// The end to read.
 #[derive(Debug)]
-pub struct Reader(Rc<RefCell<Pipe>>);
+pub struct Reader(Arc<Lock<Pipe>>);
 
 /// The end to write.
 #[derive(Debug)]
-pub struct Writer(Rc<RefCell<Pipe>>);
+pub struct Writer(Arc<Lock<Pipe>>);
 
 /// A pipe.
-pub fn new() -> (Rc<Reader>, Rc<Writer>) {
+pub fn new() -> (Arc<Reader>, Arc<Writer>) {
     let bytes = VecDeque::with_capacity(CAPACITY);
-    let pipe = Rc::new(RefCell::new(Pipe { bytes, reader_gone: false, writer_gone: false }));
-    (Rc::new(Reader(Rc::clone(&pipe))), Rc::new(Writer(pipe)))
+    let pipe = Arc::new(Lock::new(Pipe { bytes, reader_gone: false, writer_gone: false }));
+    (Arc::new(Reader(Arc::clone(&pipe))), Arc::new(Writer(pipe)))
 }
 
 impl Reader {
     /// Takes bytes out, as many as there are and fit; 0 if there will be no more. `None`: none yet, ask again.
     pub fn read(&self, buffer: &mut [u8]) -> Option<usize> {
-        let mut pipe = self.0.borrow_mut();
+        let mut pipe = self.0.lock();
         let length = buffer.len().min(pipe.bytes.len());
         if length == 0 && !pipe.writer_gone && !buffer.is_empty() {
             return None;
@@ -58,7 +58,7 @@ impl Writer {
     ///
     /// Nobody reads any more.
     pub fn write(&self, bytes: &[u8]) -> Result<Option<usize>, Error> {
-        let mut pipe = self.0.borrow_mut();
+        let mut pipe = self.0.lock();
         if pipe.reader_gone {
             return Err(Error::BrokenPipe);
         }
@@ -73,13 +73,13 @@ impl Writer {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.0.borrow_mut().reader_gone = true;
+        self.0.lock().reader_gone = true;
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.0.borrow_mut().writer_gone = true;
+        self.0.lock().writer_gone = true;
     }
 }
 
@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn a_writer_learns_that_the_last_reader_has_gone() {
         let (reader, writer) = new();
-        let other = Rc::clone(&reader);
+        let other = Arc::clone(&reader);
         drop(reader);
         assert_eq!(writer.write(b"x"), Ok(Some(1)));
         drop(other);

@@ -1,46 +1,32 @@
-//! A process: a program that runs, and what is its own.
+//! A process: a program that runs, and what its threads have in common.
 
 use crate::descriptors::Descriptors;
 use crate::files::File;
 use crate::memory::Memory;
 use crate::program;
+use crate::thread::Thread;
 use alloc::string::String;
-use guest_sdk::time::{Duration, Instant};
+use alloc::sync::Arc;
 use guest_sdk::user::Task;
-use minios_abi::{Error, Name, ProcessInfo, state};
+use minios_abi::{Error, Name, ThreadInfo, state};
 
 /// A process that has not ended.
 #[derive(Debug)]
 pub struct Process {
-    /// Its number.
+    /// Its number, and that of its first thread.
     pub id: u32,
     /// Who waits for its end; 0 if nobody does.
     pub parent: u32,
     /// Its program.
     pub name: String,
-    /// Its registers.
-    pub task: Task,
     /// All that it can touch.
-    pub memory: Memory,
+    pub memory: Arc<Memory>,
     /// What it reads and writes.
     pub descriptors: Descriptors,
-    /// What it waits for, if it waits.
-    pub waits_for: Option<Wait>,
-    /// When it is to wake up, if it sleeps.
-    pub sleeps_until: Option<Instant>,
-    /// How long it has run.
-    pub run: Duration,
-}
-
-/// What a process waits for. When that may have come, its system call is made again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// One of its children ends.
-    Child,
-    /// Somebody reads, writes or closes a pipe, or types.
-    Pipe,
-    /// A moment.
-    Until(Instant),
+    /// Threads that it has yet.
+    pub threads: usize,
+    /// With what status it ends, when the last of its threads has come back from the vCPU that runs it.
+    pub ends: Option<i32>,
 }
 
 /// A process that has ended, and whose parent has not looked yet.
@@ -55,79 +41,74 @@ pub struct Ended {
 }
 
 impl Process {
-    /// The first process. Its descriptors are the console.
+    /// The first process, and its thread. Its descriptors are the console.
     ///
     /// # Errors
     ///
     /// The file is no program, or there is no memory.
-    pub fn first(id: u32, file: &File, arguments: &[u8]) -> Result<Self, Error> {
+    pub fn first(id: u32, file: &File, arguments: &[u8]) -> Result<(Self, Thread), Error> {
         let start = program::load(file.bytes, arguments)?;
-        Ok(Self {
+        let (task, memory) = (first_task(&start), Arc::new(start.memory));
+        let process = Self {
             id,
             parent: 0,
             name: file.name.clone(),
-            task: first_task(&start),
-            memory: start.memory,
+            memory: memory.clone(),
             descriptors: Descriptors::new(),
-            waits_for: None,
-            sleeps_until: None,
-            run: Duration::ZERO,
-        })
+            threads: 1,
+            ends: None,
+        };
+        Ok((process, Thread::new(id, id, task, memory)))
     }
 
-    /// A copy, as of now, which sees 0 as the result of its system call.
+    /// A copy, as of now, with the thread of `task` alone, which sees 0 as the result of its system call.
     ///
     /// # Errors
     ///
     /// There is no memory for it.
-    pub fn fork(&mut self, id: u32) -> Result<Self, Error> {
-        let memory = self.memory.fork()?;
-        let mut task = self.task.duplicate();
+    pub fn fork(&self, task: &Task, id: u32) -> Result<(Self, Thread), Error> {
+        let memory = Arc::new(self.memory.fork()?);
+        let mut task = task.duplicate();
         task.set_result(0);
-        Ok(Self {
+        let process = Self {
             id,
             parent: self.id,
             name: self.name.clone(),
-            task,
-            memory,
+            memory: memory.clone(),
             descriptors: self.descriptors.clone(),
-            waits_for: None,
-            sleeps_until: None,
-            run: Duration::ZERO,
-        })
+            threads: 1,
+            ends: None,
+        };
+        Ok((process, Thread::new(id, id, task, memory)))
     }
 
-    /// Becomes another program.
+    /// Becomes another program. Gives the registers with which its one thread goes on.
     ///
     /// # Errors
     ///
     /// The file is no program, or there is no memory. Then it is what it was.
-    pub fn exec(&mut self, file: &File, arguments: &[u8]) -> Result<(), Error> {
+    pub fn exec(&mut self, file: &File, arguments: &[u8]) -> Result<Task, Error> {
         let start = program::load(file.bytes, arguments)?;
-        self.task = first_task(&start);
-        self.memory = start.memory;
+        let task = first_task(&start);
+        self.memory = Arc::new(start.memory);
         self.name.clone_from(&file.name);
-        Ok(())
-    }
-
-    /// As `ps` shows it.
-    pub fn info(&self) -> ProcessInfo {
-        ProcessInfo {
-            process: self.id,
-            parent: self.parent,
-            state: if self.waits_for.is_some() { state::WAITING } else { state::READY },
-            pages: self.memory.pages() as u32,
-            run_nanoseconds: self.run.as_nanos() as u64,
-            name: Name::new(&self.name),
-        }
+        Ok(task)
     }
 }
 
 impl Ended {
     /// As `ps` shows it.
-    pub fn info(&self, id: u32) -> ProcessInfo {
-        let (parent, name) = (self.parent, Name::new(&self.name));
-        ProcessInfo { process: id, parent, state: state::ENDED, pages: 0, run_nanoseconds: 0, name }
+    pub fn info(&self, id: u32) -> ThreadInfo {
+        ThreadInfo {
+            thread: id,
+            process: id,
+            parent: self.parent,
+            state: state::ENDED,
+            vcpu: 0,
+            pages: 0,
+            run_nanoseconds: 0,
+            name: Name::new(&self.name),
+        }
     }
 }
 

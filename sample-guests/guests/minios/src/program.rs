@@ -39,7 +39,7 @@ pub fn load(file: &'static [u8], arguments: &[u8]) -> Result<Start, Error> {
     if header.e_machine(ENDIAN) != EM_X86_64 || header.e_type(ENDIAN) != ET_EXEC {
         return Err(Error::NotExecutable);
     }
-    let mut memory = Memory::new()?;
+    let memory = Memory::new()?;
     for segment in header.program_headers(ENDIAN, file).map_err(bad)? {
         if segment.p_type(ENDIAN) == PT_LOAD && segment.p_memsz(ENDIAN) > 0 {
             memory.add(region(file, segment).ok_or(Error::NotExecutable)?)?;

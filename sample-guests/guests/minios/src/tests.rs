@@ -4,8 +4,10 @@ use crate::files::Files;
 use crate::kernel::{FIRST, Kernel, MOST_PROCESSES};
 use crate::memory::{Fault, MOST_PAGES, Memory, Region};
 use crate::program;
+use crate::vcpu;
 use guest_sdk::hv_abi::user::UserContext;
 use guest_sdk::space::{Access, Rights};
+use guest_sdk::sync::Lock;
 use guest_sdk::time::Duration;
 use guest_sdk::user::Trap;
 use guest_sdk::{fake, frames};
@@ -23,13 +25,13 @@ fn files() -> Files {
 
 /// Memory with a region of 64 pages, writable or not, which begins with some of a file.
 fn memory(write: bool) -> Memory {
-    let mut memory = Memory::new().unwrap();
+    let memory = Memory::new().unwrap();
     let rights = Rights { write, execute: false };
     memory.add(Region { range: AT..AT + 64 * PAGE, rights, content: (AT + 5, b"from a file") }).unwrap();
     memory
 }
 
-fn byte(memory: &mut Memory, at: u64) -> Result<u8, Error> {
+fn byte(memory: &Memory, at: u64) -> Result<u8, Error> {
     let mut byte = [0];
     memory.read(at, &mut byte).map(|()| byte[0])
 }
@@ -53,7 +55,7 @@ fn the_archive_has_files_and_programs() {
 
 #[test]
 fn pages_appear_when_they_are_touched_with_what_belongs_there() {
-    let mut memory = memory(false);
+    let memory = memory(false);
     assert_eq!(memory.pages(), 0);
     let mut bytes = [1; 20];
     memory.read(AT, &mut bytes).unwrap();
@@ -61,26 +63,26 @@ fn pages_appear_when_they_are_touched_with_what_belongs_there() {
     assert_eq!(memory.pages(), 16, "and those around");
     assert_eq!(memory.write(AT, b"x"), Err(Error::BadAddress));
     assert_eq!(memory.fault(AT, Access::Execute), Err(Fault::Forbidden));
-    assert_eq!(byte(&mut memory, AT - 1), Err(Error::BadAddress));
-    assert_eq!(byte(&mut memory, AT + 64 * PAGE), Err(Error::BadAddress));
-    assert_eq!(byte(&mut memory, AT + 64 * PAGE - 1), Ok(0));
+    assert_eq!(byte(&memory, AT - 1), Err(Error::BadAddress));
+    assert_eq!(byte(&memory, AT + 64 * PAGE), Err(Error::BadAddress));
+    assert_eq!(byte(&memory, AT + 64 * PAGE - 1), Ok(0));
     assert_eq!(memory.read(u64::MAX - 3, &mut [0; 8]), Err(Error::BadAddress));
 }
 
 #[test]
 fn a_fork_shares_pages_until_one_side_writes() {
-    let mut parent = memory(true);
+    let parent = memory(true);
     parent.write(AT, b"a").unwrap();
-    let mut child = parent.fork().unwrap();
+    let child = parent.fork().unwrap();
     let before = frames::available();
-    assert_eq!((byte(&mut parent, AT), byte(&mut child, AT)), (Ok(b'a'), Ok(b'a')));
+    assert_eq!((byte(&parent, AT), byte(&child, AT)), (Ok(b'a'), Ok(b'a')));
     assert_eq!(frames::available(), before, "reading copies nothing");
     child.write(AT, b"c").unwrap();
     assert_eq!(frames::available(), before - 1);
     parent.write(AT, b"p").unwrap();
-    assert_eq!((byte(&mut parent, AT), byte(&mut child, AT)), (Ok(b'p'), Ok(b'c')));
-    child.space.flush();
-    parent.space.flush();
+    assert_eq!((byte(&parent, AT), byte(&child, AT)), (Ok(b'p'), Ok(b'c')));
+    child.space.lock().flush();
+    parent.space.lock().flush();
     assert_eq!(frames::available(), before - 1, "the last one that has a page does not copy it");
 }
 
@@ -88,7 +90,7 @@ fn a_fork_shares_pages_until_one_side_writes() {
 fn memory_is_refused_before_the_kernel_has_none() {
     let mut all = Vec::new();
     let refused = loop {
-        let mut memory = match Memory::new() {
+        let memory = match Memory::new() {
             Ok(memory) => memory,
             Err(error) => break error,
         };
@@ -107,12 +109,17 @@ fn memory_is_refused_before_the_kernel_has_none() {
 
 #[test]
 fn regions_do_not_overlap_and_run_out() {
-    let mut memory = memory(true);
+    let memory = memory(true);
     let region = |range| Region { range, rights: Rights::READ, content: (0, &[]) };
     for range in [AT..AT + PAGE, AT - PAGE..AT + PAGE, 0..PAGE, AT + 1..AT + PAGE, AT - PAGE..AT - PAGE] {
         assert_eq!(memory.add(region(range)), Err(Error::Invalid));
     }
     assert!((0..1000).any(|_| memory.allocate(1) == Err(Error::OutOfMemory)));
+}
+
+/// Runs a kernel to its end.
+fn boot() -> i32 {
+    vcpu::run(&Lock::new(Kernel::new(files(), "sh", b"sh").unwrap())).unwrap()
 }
 
 /// Runs a kernel whose programs are all `program`: it is called with the registers, of which RBX counts its calls, and RAX
@@ -124,7 +131,7 @@ fn run(mut program: impl FnMut(u64, u64) -> (u64, [u64; 3]) + 'static) -> i32 {
         user.rbx += 1;
         Trap::Syscall
     });
-    Kernel::new(files(), "sh", b"sh").unwrap().run()
+    boot()
 }
 
 #[test]
@@ -229,9 +236,9 @@ fn nonsense_is_refused_and_changes_nothing() {
 #[test]
 fn whoever_does_wrong_is_killed_with_a_line_on_the_console() {
     fake::set_program(|_| Trap::PageFault { address: 0x10, access: Access::Write });
-    assert_eq!(Kernel::new(files(), "sh", b"sh").unwrap().run(), KILLED);
+    assert_eq!(boot(), KILLED);
     fake::set_program(|_| Trap::Exception { vector: 6 });
-    assert_eq!(Kernel::new(files(), "sh", b"sh").unwrap().run(), KILLED);
+    assert_eq!(boot(), KILLED);
     let console = fake::console();
     assert!(console.contains("minios: killed sh (1): Write of 0x10,"), "{console}");
     assert!(console.contains("minios: killed sh (1): exception 6,"), "{console}");

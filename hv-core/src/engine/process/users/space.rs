@@ -77,11 +77,9 @@ impl Space {
     /// memory has it, that is so.
     pub(super) fn save(&mut self, memory: &GuestMemory, vcpu: u32) {
         let Some(context) = self.held.remove(&vcpu) else { return };
-        let field = |offset: usize| GuestPhys(context + offset as u64);
-        let valid = field(offset_of!(UserContext, xstate_valid));
-        let (Ok(0), Ok(area)) =
-            (memory.read::<u32>(valid), memory.read(field(offset_of!(UserContext, xstate))))
-        else {
+        let valid = valid(context);
+        let area = memory.read(GuestPhys(context + offset_of!(UserContext, xstate) as u64));
+        let (Ok(0), Ok(area)) = (memory.read::<u32>(valid), area) else {
             return;
         };
         let (size, mask) = crate::cpu::xstate();
@@ -111,6 +109,16 @@ impl Space {
         self.frame(vcpu).replace(registers, &state);
         self.held.insert(vcpu, context);
     }
+}
+
+/// Where a context says who has its extended state.
+fn valid(context: u64) -> GuestPhys {
+    GuestPhys(context + offset_of!(UserContext, xstate_valid) as u64)
+}
+
+/// Whether the context at P `context` says that its extended state is in guest memory.
+pub(super) fn is_saved(memory: &GuestMemory, context: u64) -> bool {
+    memory.read::<u32>(valid(context)) == Ok(1)
 }
 
 impl From<&UserContext> for Registers {

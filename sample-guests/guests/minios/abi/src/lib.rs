@@ -12,12 +12,12 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Numbers of system calls, with their arguments and what they give.
 pub mod call {
-    /// `(code)`: ends the process. Does not return.
+    /// `(code)`: ends the process, all its threads. Does not return.
     pub const EXIT: u64 = 1;
-    /// `()`: makes a copy of the process. Gives the child's id to the parent, 0 to the child.
+    /// `()`: makes a copy of the process, with the calling thread alone. Gives the child's id to the parent, 0 to the child.
     pub const FORK: u64 = 2;
     /// `(path, length, arguments, length)`: becomes another program. The arguments are joined by zero bytes; the first
-    /// is the program's name. Returns only on an error.
+    /// is the program's name. Returns only on an error; it is one if the process has other threads.
     pub const EXEC: u64 = 3;
     /// `(process, status, flags)`: waits until a child has ended, any of them if `process` is 0. Gives its id and writes
     /// its status, an `i32`, if the address is not 0. With [`WAIT_POLL`](crate::WAIT_POLL) it does not wait: gives 0.
@@ -44,13 +44,26 @@ pub mod call {
     pub const SLEEP: u64 = 14;
     /// `(index, entry)`: writes the [`FileInfo`](crate::FileInfo) of a file. Gives 1, or 0 if there are no more.
     pub const LIST_FILES: u64 = 15;
-    /// `(process, entry)`: writes the [`ProcessInfo`](crate::ProcessInfo) of the first process whose id is that or more.
-    /// Gives 1, or 0 if there is none.
-    pub const LIST_PROCESSES: u64 = 16;
+    /// `(thread, entry)`: writes the [`ThreadInfo`](crate::ThreadInfo) of the first thread whose id is that or more. A
+    /// process's first thread has the process's id, and so has a process that has ended. Gives 1, or 0 if there is none.
+    pub const LIST_THREADS: u64 = 16;
     /// `(entry)`: writes [`SystemInfo`](crate::SystemInfo).
     pub const SYSTEM: u64 = 17;
-    /// `()`: lets other processes run.
+    /// `()`: lets other threads run.
     pub const YIELD: u64 = 18;
+    /// `(address)`: gives back memory that [`MAP`] gave, all of it.
+    pub const UNMAP: u64 = 19;
+    /// `(entry, stack, argument)`: makes a thread that begins at `entry` with its stack pointer at `stack` and `argument` in
+    /// RDI. Gives its id.
+    pub const THREAD_CREATE: u64 = 20;
+    /// `(word)`: ends the calling thread, and with the last one the process, with status 0. When the thread runs no more, 1
+    /// is stored in the `u32` there, if it is not 0, and all that wait there are woken. Does not return.
+    pub const THREAD_EXIT: u64 = 21;
+    /// `(word, expected)`: waits until a [`FUTEX_WAKE`] of the `u32` there, if it is `expected`. An error,
+    /// [`Changed`](crate::Error::Changed), if it is not.
+    pub const FUTEX_WAIT: u64 = 22;
+    /// `(word, count)`: wakes so many threads of the process that wait there. Gives how many it woke.
+    pub const FUTEX_WAKE: u64 = 23;
 }
 
 /// Flag of [`call::WAIT`].
@@ -114,6 +127,9 @@ errors! {
     NotExecutable = 10, "not a program";
     Unknown = 11, "no such system call";
     Invalid = 12, "invalid argument";
+    TooManyThreads = 13, "too many threads";
+    HasThreads = 14, "the process has other threads";
+    Changed = 15, "the word is not what was expected";
 }
 
 impl Error {
@@ -160,16 +176,20 @@ pub struct FileInfo {
     pub name: Name,
 }
 
-/// A process, as [`call::LIST_PROCESSES`] tells it.
+/// A thread, or a process that has ended, as [`call::LIST_THREADS`] tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub struct ProcessInfo {
+pub struct ThreadInfo {
     /// Its id.
+    pub thread: u32,
+    /// Its process's id.
     pub process: u32,
-    /// The id of its parent; 0 if it has none.
+    /// The id of its process's parent; 0 if it has none.
     pub parent: u32,
     /// One of [`state`].
     pub state: u32,
+    /// The vCPU that runs it, or ran it last.
+    pub vcpu: u32,
     /// Pages of memory that it can see, those that it shares included.
     pub pages: u32,
     /// How long it has run.
@@ -178,14 +198,16 @@ pub struct ProcessInfo {
     pub name: Name,
 }
 
-/// What a process is doing.
+/// What a thread is doing.
 pub mod state {
-    /// It runs, or would if it were its turn.
+    /// It would run if it were its turn.
     pub const READY: u32 = 0;
     /// It waits for something.
     pub const WAITING: u32 = 1;
-    /// It has ended, and its parent has not looked yet.
+    /// Its process has ended, and the parent has not looked yet.
     pub const ENDED: u32 = 2;
+    /// A vCPU runs it.
+    pub const RUNNING: u32 = 3;
 }
 
 /// The system, as [`call::SYSTEM`] tells it.
@@ -206,4 +228,6 @@ pub struct SystemInfo {
     pub up_nanoseconds: u64,
     /// Processes that there are.
     pub processes: u64,
+    /// vCPUs that run them.
+    pub vcpus: u64,
 }

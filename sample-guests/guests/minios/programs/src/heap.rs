@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "the memory that the allocator is given")]
 
+use crate::sync::RawMutex;
 use crate::system;
 use core::alloc::Layout;
 use minios_abi::call;
@@ -11,7 +12,7 @@ use talc::{OomHandler, Span, Talc, Talck};
 const PIECE: usize = 256 << 10;
 
 /// The allocator that [`entry!`](crate::entry) makes the global one.
-pub type Heap = Talck<Alone, More>;
+pub type Heap = Talck<RawMutex, More>;
 
 /// An allocator with no memory yet.
 pub const fn new() -> Heap {
@@ -29,22 +30,4 @@ impl OomHandler for More {
         // SAFETY: `claim` needs memory that is readable, writable and nobody else's: the kernel has just mapped it.
         unsafe { talc.claim(span) }.map(drop)
     }
-}
-
-/// A lock for programs, which have one thread.
-pub struct Alone;
-
-// SAFETY: a lock must have one holder at a time. There is one thread, no signal handlers, and the allocator does not call
-// itself, so nobody ever asks while it is held.
-unsafe impl lock_api::RawMutex for Alone {
-    const INIT: Self = Self;
-    type GuardMarker = lock_api::GuardNoSend;
-
-    fn lock(&self) {}
-
-    fn try_lock(&self) -> bool {
-        true
-    }
-
-    unsafe fn unlock(&self) {}
 }

@@ -11,6 +11,7 @@
 //! ```
 //!
 //! - [`process`]: fork, exec, wait, exit
+//! - [`thread`], [`sync`]: threads of a process, and what they wait for each other with
 //! - [`io`]: descriptors, files, pipes, lines, `println!`
 //! - [`heap`]: the allocator, on memory that the kernel hands out in larger pieces
 //! - [`edit`], [`parse`], [`pattern`]: what the shell and `grep` do, without system calls, so that `cargo test` tests it
@@ -27,7 +28,9 @@ pub mod pattern;
 pub mod process;
 #[doc(hidden)]
 pub mod start;
+pub mod sync;
 mod system;
+pub mod thread;
 
 pub use minios_abi as abi;
 pub use minios_abi::Error;

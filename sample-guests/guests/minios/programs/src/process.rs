@@ -4,7 +4,7 @@ use crate::system;
 use crate::{Error, Result};
 use alloc::vec::Vec;
 use core::time::Duration;
-pub use minios_abi::{KILLED, ProcessInfo, SystemInfo, state};
+pub use minios_abi::{KILLED, SystemInfo, ThreadInfo, state};
 use minios_abi::{WAIT_POLL, call};
 
 /// What [`fork`] gives.
@@ -16,7 +16,8 @@ pub enum Fork {
     Parent(u32),
 }
 
-/// Makes a copy of this process.
+/// Makes a copy of this process, with the thread that calls this alone. If another one holds a [`Mutex`](crate::sync::Mutex) of the
+/// original, such as the heap's, it is held for ever in the copy.
 ///
 /// # Errors
 ///
@@ -28,7 +29,7 @@ pub fn fork() -> Result<Fork> {
     })
 }
 
-/// Becomes another program. Comes back only to say why not.
+/// Becomes another program, unless there are other threads. Comes back only to say why not.
 pub fn exec(path: &str, arguments: &[&str]) -> Error {
     let mut joined = Vec::new();
     for (i, argument) in arguments.iter().enumerate() {
@@ -69,7 +70,7 @@ pub fn kill(process: u32) -> Result<()> {
     system::call(call::KILL, [process.into(), 0, 0, 0]).map(drop)
 }
 
-/// Ends this process.
+/// Ends this process, all its threads.
 pub fn exit(status: i32) -> ! {
     loop {
         let _ = system::call(call::EXIT, [status as u64, 0, 0, 0]); // it does not return
@@ -81,18 +82,22 @@ pub fn own() -> u32 {
     system::call(call::PROCESS, [0; 4]).map_or(0, |process| process as u32)
 }
 
+/// Lets other threads run.
+pub fn give_way() {
+    let _ = system::call(call::YIELD, [0; 4]); // it cannot fail
+}
+
 /// Waits.
 pub fn sleep(duration: Duration) {
     let _ = system::call(call::SLEEP, [duration.as_nanos() as u64, 0, 0, 0]); // it cannot fail
 }
 
-/// All processes, as they are looked at one after the other.
-pub fn list() -> impl Iterator<Item = ProcessInfo> {
+/// All threads, and processes that have ended, as they are looked at one after the other.
+pub fn threads() -> impl Iterator<Item = ThreadInfo> {
     let mut next = 0;
     core::iter::from_fn(move || {
-        let (found, info) =
-            system::with_answer::<ProcessInfo>(call::LIST_PROCESSES, [next, 0, 0, 0], 1).ok()?;
-        next = u64::from(info.process) + 1;
+        let (found, info) = system::with_answer::<ThreadInfo>(call::LIST_THREADS, [next, 0, 0, 0], 1).ok()?;
+        next = u64::from(info.thread) + 1;
         (found != 0).then_some(info)
     })
 }

@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, IntoBytes};
 pub(crate) fn call(number: u64, arguments: [u64; 4]) -> Result<u64, Error> {
     let [a, b, c, d] = arguments;
     // SAFETY: the calls made through here write no memory of this program's but what their callers in this module lend
-    // them for as long as the call lasts; FORK copies the program, which has one thread.
+    // them for as long as the call lasts, or in THREAD_EXIT for good; FORK copies the program.
     let result = unsafe { guest_user::syscall(number, [a, b, c, d, 0, 0]) } as i64;
     if result < 0 { Err(Error::from_result(result)) } else { Ok(result as u64) }
 }

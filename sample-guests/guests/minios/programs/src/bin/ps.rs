@@ -1,4 +1,4 @@
-//! `ps`: lists the processes.
+//! `ps`: lists the threads of all processes. The first one of a process has its number.
 
 #![no_std]
 #![no_main]
@@ -12,17 +12,22 @@ os::entry!(main);
 fn main() -> i32 {
     let mut output = Output::new();
     // Output takes all, here and below.
-    let _ =
-        writeln!(output, "{:>5} {:>6} {:<7} {:>7} {:>9}  PROGRAM", "ID", "PARENT", "STATE", "KIB", "RUN MS");
-    for info in process::list() {
+    let _ = writeln!(
+        output,
+        "{:>5} {:>7} {:>6} {:<7} {:>4} {:>7} {:>9}  PROGRAM",
+        "ID", "PROCESS", "PARENT", "STATE", "VCPU", "KIB", "RUN MS"
+    );
+    for info in process::threads() {
         let state = match info.state {
             state::READY => "ready",
             state::WAITING => "waiting",
+            state::RUNNING => "running",
             _ => "ended",
         };
-        let (process, parent, kib) = (info.process, info.parent, info.pages * 4);
-        let (run, name) = (info.run_nanoseconds / 1_000_000, info.name.as_str());
-        let _ = writeln!(output, "{process:5} {parent:6} {state:<7} {kib:7} {run:9}  {name}");
+        let (thread, process, parent, vcpu) = (info.thread, info.process, info.parent, info.vcpu);
+        let (kib, run, name) = (info.pages * 4, info.run_nanoseconds / 1_000_000, info.name.as_str());
+        let _ =
+            writeln!(output, "{thread:5} {process:7} {parent:6} {state:<7} {vcpu:4} {kib:7} {run:9}  {name}");
     }
     0
 }
