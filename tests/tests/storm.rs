@@ -54,7 +54,11 @@ fn storm(vcpus: u32, seed: u64, seconds: u64) {
         );
     };
     let text = console.text();
-    assert_eq!(report.end, End::Shutdown { code: 0 }, "{vcpus} vCPUs, seed {seed}: {report:#?}, having said: {text}");
+    assert_eq!(
+        report.end,
+        End::Shutdown { code: 0 },
+        "{vcpus} vCPUs, seed {seed}: {report:#?}, having said: {text}"
+    );
     println!("{vcpus} vCPUs, seed {seed}: {}", text.lines().last().unwrap_or_default());
 }
 

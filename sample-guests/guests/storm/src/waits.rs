@@ -127,7 +127,8 @@ fn masked(done: &dyn Fn() -> bool, mut way: impl FnMut()) {
 fn poll_masked(random: &mut Rng, done: &dyn Fn() -> bool) {
     lanes::channels().for_each(Channel::mask);
     if !done() {
-        let deadline = if random.bool() { NEVER } else { (Instant::now() + Duration::from_millis(2)).as_nanos() };
+        let deadline =
+            if random.bool() { NEVER } else { (Instant::now() + Duration::from_millis(2)).as_nanos() };
         hypercall::poll(&lanes::set(), deadline);
         lanes::channels().filter(|channel| channel.take()).for_each(lanes::came);
     }
