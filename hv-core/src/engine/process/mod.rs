@@ -11,6 +11,8 @@
 //! system calls of programs jumps.
 
 mod elf;
+#[cfg(test)]
+mod event_model;
 mod filter;
 mod frame;
 pub(crate) mod handover;
