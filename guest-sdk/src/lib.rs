@@ -18,6 +18,8 @@ pub mod fake;
 pub mod frames;
 pub mod heap;
 pub mod hypercall;
+#[cfg(test)]
+mod lock_model;
 pub mod mem;
 pub mod memory;
 pub mod panic;

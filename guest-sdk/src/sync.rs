@@ -63,9 +63,9 @@ unsafe impl lock_api::RawMutex for RawLock {
 
     unsafe fn unlock(&self) {
         let was_masked = self.was_masked.load(Relaxed);
-        // A full fence: a waiter says that it sleeps, and then looks whether the lock is free.
+        // A waiter says that it sleeps, and then looks whether the lock is free; here it is the other way round.
         self.holder.swap(0, SeqCst);
-        if self.waiters.load(Relaxed) != 0 {
+        if self.waiters.load(SeqCst) != 0 {
             self.wake_one();
         }
         Masked::restore(was_masked);

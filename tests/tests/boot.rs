@@ -146,3 +146,14 @@ fn a_flood_of_events_does_not_harm_a_guest_that_computes() {
     }
     assert_eq!(vm.stop().end, End::Stopped);
 }
+
+#[test]
+fn vcpus_wake_each_other_without_the_monitor() {
+    let (mut config, console) = config("bench", &["ping", "3"]);
+    config.vcpus = 2;
+    let report = wait(Vm::start(config).expect("the VM starts"));
+    assert_eq!(report.end, End::Shutdown { code: 0 });
+    assert_eq!(console.text().split_whitespace().count(), 3);
+    // 40,000 wake-ups. To interrupt a vCPU takes the monitor, and one that is about to sleep may be told so.
+    assert!(report.counters.sleeps < 10_000, "{:?}", report.counters);
+}

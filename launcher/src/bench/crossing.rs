@@ -3,7 +3,7 @@
 use crate::bench::phases::Progress;
 use crate::bench::{Figure, Phase, command, guest, host, host_signal};
 
-pub(super) const STEPS: u32 = 17;
+pub(super) const STEPS: u32 = 20;
 
 const SAMPLES: usize = 301;
 
@@ -62,15 +62,22 @@ fn latencies(phase: Phase, progress: &mut Progress) -> Vec<Figure> {
     progress.next("upcall into a running guest");
     let running = guest::upcall("upcall into a running guest", phase, "running", SAMPLES);
     let running = running.against(&host_running);
+    progress.next("event into a running vCPU");
+    let interrupt = guest::interrupt("event from vCPU to vCPU, which computes", phase, SAMPLES);
+    let interrupt = interrupt.against(&host_running);
     progress.next("wake-up of a thread");
     let host_wake = host::wake(phase, SAMPLES);
     progress.next("wake-up of a blocked guest");
     let blocked = guest::upcall("wake-up of a blocked guest by an event", phase, "blocked", SAMPLES);
     let blocked = blocked.against(&host_wake);
+    progress.next("futex of two threads");
+    let host_ping = host::thread_ping_pong(phase);
+    progress.next("event to a blocked vCPU and back");
+    let ping = guest::ping("event to a blocked vCPU and back", phase).against(&host_ping).ratio_at_most(1.2);
     progress.next("lateness of sleeps");
     let host_sleep = host::sleep(phase);
     let sleep = guest::nanoseconds("lateness of a guest's sleep", phase, "sleep").against(&host_sleep);
-    vec![to_self, host_running, running, host_wake, blocked, host_sleep, sleep]
+    vec![to_self, host_running, running, interrupt, host_wake, blocked, host_ping, ping, host_sleep, sleep]
 }
 
 fn starts(phase: Phase, progress: &mut Progress) -> Vec<Figure> {

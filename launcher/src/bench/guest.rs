@@ -44,8 +44,13 @@ const MEMORY: u64 = 256 << 20;
 
 /// Runs a guest; gives what it printed, and what its crossings cost.
 fn run(guest: &str, arguments: &[&str]) -> (String, Counters) {
+    run_on(1, guest, arguments)
+}
+
+fn run_on(vcpus: u32, guest: &str, arguments: &[&str]) -> (String, Counters) {
     let (mut config, output) = config(guest, arguments);
     config.memory = MEMORY;
+    config.vcpus = vcpus;
     let report = start(config).wait();
     let text: Vec<u8> = output.iter().flat_map(|(_, bytes)| bytes).collect();
     let text = String::from_utf8_lossy(&text).into_owned();
@@ -88,6 +93,19 @@ fn of_picoseconds(name: &str, phase: Phase, arguments: &[&str]) -> (Figure, Coun
 pub(super) fn nanoseconds(name: &str, phase: Phase, what: &str) -> Figure {
     let (samples, _) = numbers(&[what, "101"]);
     Figure::new(name, "ns", phase, samples)
+}
+
+/// An event from one vCPU to another, which is blocked, and one back.
+pub(super) fn ping(name: &str, phase: Phase) -> Figure {
+    let (text, _) = run_on(2, "bench", &["ping", "11"]);
+    Figure::new(name, "ns", phase, parse(text.as_bytes()).into_iter().map(|ps| ps / 1000.0).collect())
+}
+
+/// From sending an event on one vCPU until the handler runs on another, which computes.
+pub(super) fn interrupt(name: &str, phase: Phase, samples: usize) -> Figure {
+    let (text, _) = run_on(2, "bench", &["interrupt", &samples.to_string()]);
+    let ns = parse(text.as_bytes()).into_iter().map(|ticks| to_ns(ticks as u64)).collect();
+    Figure::new(name, "ns", phase, ns)
 }
 
 /// From raising an event on the host until the guest's handler runs.

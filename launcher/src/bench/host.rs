@@ -101,6 +101,32 @@ pub(super) fn futex_ping_pong(phase: Phase) -> Figure {
     Figure::new("host: futex there and back, two processes", "ns", phase, samples)
 }
 
+/// The same between two threads of one process.
+pub(super) fn thread_ping_pong(phase: Phase) -> Figure {
+    const ROUNDS: u32 = 5_000;
+    const SAMPLES: u32 = 11;
+    let words = shared_words();
+    let (ping, pong) = (words[0], words[1]);
+    let mut samples = Vec::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for i in 0..ROUNDS * SAMPLES {
+                wait_for(ping, i + 1);
+                tell(pong, i + 1);
+            }
+        });
+        for sample in 0..SAMPLES {
+            let start = Instant::now();
+            for i in sample * ROUNDS..(sample + 1) * ROUNDS {
+                tell(ping, i + 1);
+                wait_for(pong, i + 1);
+            }
+            samples.push(start.elapsed().as_nanos() as f64 / f64::from(ROUNDS));
+        }
+    });
+    Figure::new("host: futex there and back, two threads", "ns", phase, samples)
+}
+
 fn wait_for(word: &AtomicU32, value: u32) {
     loop {
         let now = word.load(Ordering::Acquire);

@@ -214,7 +214,8 @@ pub(crate) struct Handover {
     pub together_left: AtomicU32,
     /// A guest kernel's: not 0 while the monitor polls event channels for it.
     pub polls: AtomicU32,
-    reserved0: u32,
+    /// A guest kernel's: not 0 while it is in the stub to wake another vCPU; it looks for upcalls before it returns.
+    pub looks: AtomicU32,
     reserved1: [u64; 6],
     // One line that both sides only read while they spin.
     pub host_sleeps: AtomicU32,
@@ -318,6 +319,7 @@ impl Handover {
             &self.is_dead,
             &self.direct,
             &self.polls,
+            &self.looks,
         ];
         words.into_iter().for_each(|word| word.store(0, Relaxed));
         self.signal.store(0, Relaxed);

@@ -9,20 +9,20 @@ use loom::thread;
 use std::time::Duration;
 
 /// A word with its futex.
-struct Word {
-    value: AtomicU32,
+pub(super) struct Word {
+    pub(super) value: AtomicU32,
     queue: Mutex<()>,
     wake: Condvar,
 }
 
 impl Word {
-    fn new(value: u32) -> Self {
+    pub(super) fn new(value: u32) -> Self {
         Self { value: AtomicU32::new(value), queue: Mutex::new(()), wake: Condvar::new() }
     }
 }
 
 /// loom's atomics, and futexes made of its mutexes.
-struct Model;
+pub(super) struct Model;
 
 impl Atomics for Model {
     type Word = Word;
@@ -40,7 +40,7 @@ impl Atomics for Model {
     }
 
     fn sleep(word: &Word, expected: u32, timeout: Option<Duration>) {
-        assert_eq!(timeout, None, "the model has no time");
+        assert!(timeout.is_none_or(|time| time == Duration::MAX), "the model has no time");
         let queue = word.queue.lock().unwrap();
         // The kernel compares under the same lock that a waker takes.
         if word.value.load(Ordering::SeqCst) == expected {
@@ -59,26 +59,26 @@ impl Atomics for Model {
 }
 
 /// What both sides see: the protocol's words, and a request and answer that they order.
-struct Page {
+pub(super) struct Page {
     turn: Word,
-    host_sleeps: Word,
+    pub(super) host_sleeps: Word,
     caller_sleeps: Word,
     payload: AtomicU32,
     interrupted: AtomicU32,
 }
 
 impl Page {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
+    pub(super) fn new() -> Self {
+        Self {
             turn: Word::new(TURN_GUEST),
             host_sleeps: Word::new(0),
             caller_sleeps: Word::new(0),
             payload: AtomicU32::new(0),
             interrupted: AtomicU32::new(0),
-        })
+        }
     }
 
-    fn words(&self) -> Words<'_, Model> {
+    pub(super) fn words(&self) -> Words<'_, Model> {
         Words { turn: &self.turn, host_sleeps: &self.host_sleeps, caller_sleeps: &self.caller_sleeps }
     }
 
@@ -96,7 +96,7 @@ impl Page {
     }
 }
 
-fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
+pub(super) fn check(preemptions: usize, model: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
     builder.check(model);
@@ -121,7 +121,7 @@ fn serve(page: &Page) {
 fn every_call_is_answered_and_answers_are_seen_whole() {
     for spin in [0, 1] {
         check(3, move || {
-            let page = Page::new();
+            let page = Arc::new(Page::new());
             let caller = {
                 let page = page.clone();
                 thread::spawn(move || call_times(&page, 2, spin))
@@ -138,7 +138,7 @@ fn every_call_is_answered_and_answers_are_seen_whole() {
 #[test]
 fn a_kick_is_never_lost_beside_a_call() {
     check(2, || {
-        let page = Page::new();
+        let page = Arc::new(Page::new());
         let caller = {
             let page = page.clone();
             thread::spawn(move || call_times(&page, 1, 0))
@@ -170,7 +170,7 @@ fn a_kick_is_never_lost_beside_a_call() {
 #[test]
 fn spurious_wake_ups_do_no_harm() {
     check(2, || {
-        let page = Page::new();
+        let page = Arc::new(Page::new());
         let caller = {
             let page = page.clone();
             thread::spawn(move || call_times(&page, 1, 0))
@@ -193,7 +193,7 @@ fn spurious_wake_ups_do_no_harm() {
 #[test]
 fn a_hostile_caller_cannot_keep_the_server_from_hearing_of_its_death() {
     check(3, || {
-        let page = Page::new();
+        let page = Arc::new(Page::new());
         let hostile = {
             let page = page.clone();
             thread::spawn(move || {

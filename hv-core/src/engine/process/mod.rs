@@ -11,6 +11,8 @@
 //! system calls of programs jumps.
 
 mod elf;
+#[cfg(test)]
+mod event_model;
 mod filter;
 mod frame;
 pub(crate) mod handover;
@@ -222,8 +224,9 @@ impl Notify for Process {
             run_state::BLOCKED => Machine::wake(&page.upcall),
             run_state::STOPPED => {}
             _ if page.upcall.load(SeqCst) & upcall::MASKED != 0 => {}
-            // In a call, the vCPU looks before it returns.
+            // In a call, and when it has woken another, the vCPU looks before it returns.
             _ if self.kernel.shared.handover(vcpu).turn.load(SeqCst) != TURN_GUEST => {}
+            _ if self.kernel.shared.handover(vcpu).looks.load(SeqCst) != 0 => {}
             _ => self.kernel.shared.signal(vcpu),
         }
     }

@@ -108,6 +108,7 @@ core::arch::global_asm!(
     UNBOUND = const crate::events::UNBOUND,
     VCPU_PAGES = const VCPU_PAGES,
     STRIDE_SHIFT = const VCPU_STRIDE.ilog2(),
+    H_LOOKS = const offset_of!(Handover, looks),
     H_POLLS = const offset_of!(Handover, polls),
     V_VCPU = const offset_of!(VcpuPage, vcpu),
     V_PENDING = const offset_of!(VcpuPage, pending),

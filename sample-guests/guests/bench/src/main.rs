@@ -8,6 +8,7 @@ extern crate alloc;
 
 mod memory;
 mod mmu;
+mod wake;
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -39,10 +40,11 @@ fn main() -> u8 {
         "blocked" => from_host(samples, || {
             hypercall::block(NEVER);
         }),
-        _ if memory::measure(what, samples) => {}
+        _ if memory::measure(what, samples) || wake::measure(what, samples) => {}
         _ if mmu::measure(what, samples, arguments) => {}
         _ => {
             println!("usage: bench first|idle|poll|null|clock|trap|self|sleep|running|blocked [SAMPLES]");
+            println!("       bench ping|interrupt [SAMPLES], with two vCPUs");
             println!("       bench stream|stream-unused|fault|protect|map [SAMPLES]");
             println!(
                 "       bench zero-known|zero-cleared-again|zero-used|report|claim|touch-claimed [SAMPLES]"

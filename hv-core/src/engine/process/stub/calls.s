@@ -178,6 +178,7 @@ hv_stub_event_send:
     jc      2f
     cmp     dword ptr [r9 + {V_RUN_STATE}], {RUN_BLOCKED}
     jne     1f
+    mov     dword ptr gs:[{HANDOVER} + {H_LOOKS}], 1
     lea     rdi, [r9 + {V_UPCALL}]
     mov     esi, {FUTEX_WAKE}
     mov     edx, {WAKE_ALL}
@@ -185,6 +186,8 @@ hv_stub_event_send:
     syscall
     .globl hv_stub_futex_10
 hv_stub_futex_10:
+    xor     eax, eax                            // a full fence: the store, then the look at hv_stub_finish
+    xchg    gs:[{HANDOVER} + {H_LOOKS}], eax
     jmp     2f
 1:
     cmp     r8d, gs:[{V_VCPU}]                  // this one: it looks before it returns
@@ -211,7 +214,11 @@ hv_stub_futex_10:
     xor     r9d, r9d
     xor     edx, edx
     jmp     hv_stub_call_monitor
-4:                                              // it has to be interrupted
+4:                                              // it has to be interrupted, unless it looks before it returns to the guest
+    cmp     dword ptr [r9 + {HANDOVER} + {H_LOOKS}], 0
+    jne     2b
+    cmp     dword ptr [r9 + {HANDOVER} + {H_TURN}], {TURN_CALL}
+    je      2b
     mov     gs:[{HANDOVER} + {H_ARGUMENTS}], r8
     mov     gs:[{HANDOVER} + {H_RSP}], rsp
     mov     gs:[{HANDOVER} + {H_RBP}], rbp
