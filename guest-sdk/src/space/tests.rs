@@ -95,7 +95,7 @@ fn a_program_is_mapped_by_one_call() {
     space.tables.send();
     assert_eq!(fake::calls().len(), 1);
     space.protect(BASE..BASE + 100 * PAGE_SIZE, Rights::WRITE).unwrap();
-    assert_eq!(fake::calls(), [], "it waits");
+    assert!(fake::calls().is_empty(), "it waits");
     space.flush();
     let calls: Vec<_> = fake::calls().iter().map(|(call, arguments)| (*call, arguments[1])).collect();
     assert_eq!(calls, [(Call::MMU_UPDATE, 100), (Call::MMU_FLUSH, 0)]);
