@@ -8,11 +8,13 @@
 use crate::clock::GuestClock;
 use crate::cpu_clock::{self, ThreadClock};
 use crate::cpu_share::steal;
-use crate::engine::{Control, EngineError, Registers};
+use crate::engine::{Control, EngineError, Registers, VcpuRunner};
 use crate::vcpu::{Order, VcpuThread};
 use crate::vm::{Message, Shared};
 use crossbeam_channel::{Sender, bounded};
 use hv_abi::Status;
+use hv_abi::vcpu::run_state;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
@@ -38,6 +40,8 @@ struct Inner {
 
 enum State {
     Stopped,
+    /// Another vCPU starts it.
+    Starting,
     /// It stops itself, and cannot be started until it has.
     Stopping,
     Started(Started),
@@ -88,13 +92,29 @@ impl Vcpus {
         entry: u64,
         argument: u64,
     ) -> Result<(), NotStarted> {
-        let mut inner = self.lock();
-        if inner.ending || !matches!(inner.vcpus[vcpu as usize], State::Stopped) {
-            return Err(NotStarted::Busy);
+        {
+            let mut inner = self.lock();
+            if inner.ending || !matches!(inner.vcpus[vcpu as usize], State::Stopped) {
+                return Err(NotStarted::Busy);
+            }
+            inner.vcpus[vcpu as usize] = State::Starting;
         }
         let first = Registers { rip: entry, rdi: argument, rflags: FIRST_FLAGS, ..Registers::default() };
-        let runner = self.control.clone().start_vcpu(vcpu, &first)?;
+        // Not with the lock held: a hostile guest can make it take long.
+        let runner = self.control.clone().start_vcpu(vcpu, &first);
+        let started = runner.map_err(NotStarted::from).and_then(|runner| self.run(vm, vcpu, runner));
+        if started.is_err() {
+            vm.pages.page(vcpu).run_state.store(run_state::STOPPED, SeqCst);
+            self.lock().vcpus[vcpu as usize] = State::Stopped;
+        }
+        started
+    }
+
+    /// Runs a vCPU that is ready, on a thread of its own.
+    fn run(&self, vm: &Arc<Shared>, vcpu: u32, runner: Box<dyn VcpuRunner>) -> Result<(), NotStarted> {
         vm.pages.start(vcpu);
+        // Held until the thread is known: it may stop the vCPU at once.
+        let mut inner = self.lock();
         let (orders, orders_out) = bounded(1);
         let thread = VcpuThread {
             vm: vm.clone(),
@@ -135,10 +155,11 @@ impl Vcpus {
         tracing::debug!(vcpu, "stopped");
     }
 
-    /// Those that are started, or are about to stop themselves.
+    /// Those that are started, or are about to stop themselves. Whoever starts another is one of them until that is one, too.
     pub(crate) fn started(&self) -> Vec<u32> {
         let inner = self.lock();
-        let started = (0..).zip(&inner.vcpus).filter(|(_, state)| !matches!(state, State::Stopped));
+        let started = (0..).zip(&inner.vcpus);
+        let started = started.filter(|(_, state)| !matches!(state, State::Stopped | State::Starting));
         started.map(|(vcpu, _)| vcpu).collect()
     }
 
@@ -157,16 +178,22 @@ impl Vcpus {
 
     /// Waits for all threads, after their guest code has been ended.
     pub(crate) fn end(&self) {
-        let started: Vec<_> = {
-            let mut inner = self.lock();
-            inner.ending = true;
-            inner.vcpus.iter_mut().map(|state| std::mem::replace(state, State::Stopping)).collect()
-        };
-        for state in started {
-            let State::Started(Started { orders, thread }) = state else { continue };
+        self.lock().ending = true;
+        // One after the other, for until it has ended each may start another.
+        while let Some(Started { orders, thread }) = self.take_started() {
             // It may yet serve what the guest had published, and then wait for an order: without anyone to give one, it ends.
             drop(orders);
             let _ = thread.join();
+        }
+    }
+
+    /// One that is started, and is to be no more.
+    fn take_started(&self) -> Option<Started> {
+        let mut inner = self.lock();
+        let state = inner.vcpus.iter_mut().find(|state| matches!(state, State::Started(_)))?;
+        match std::mem::replace(state, State::Stopping) {
+            State::Started(started) => Some(started),
+            _ => None,
         }
     }
 }

@@ -27,8 +27,11 @@ use std::time::{Duration, Instant};
 /// How long a sandbox may take to be ready. It takes a fraction of a millisecond; a starved host is no reason to fail.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long a further vCPU's thread may take, which guest code can hold up, and nobody but its own VM waits for.
+/// How long a further vCPU's thread may take, which guest code can hold up: in a program's sandbox, where its guest kernel waits
+/// with all its vCPUs.
 const THREAD_PATIENCE: Duration = Duration::from_millis(200);
+/// In the guest kernel's own, where the vCPU that asks for it waits.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long a program may take to leave the gate; some microseconds, if its host does not starve.
 const GATE_PATIENCE: Duration = Duration::from_millis(200);
@@ -207,7 +210,8 @@ impl Sandbox {
             let _ = sched_setaffinity(Pid::from_raw(thread), &allowed); // not where the mapping thread is kept
         }
         shared.threads[vcpu as usize].store(thread, SeqCst);
-        shared.wait_for_vcpu_thread(vcpu, THREAD_PATIENCE, || None)
+        let patience = if shared.kind == Kind::Kernel { KERNEL_PATIENCE } else { THREAD_PATIENCE };
+        shared.wait_for_vcpu_thread(vcpu, patience, || None)
     }
 
     /// The thread that is neither the mapping thread nor a vCPU's that is known.
