@@ -9,7 +9,7 @@ use hv_core::{End, Report, Vm};
 /// Runs one test of the conformance suite's guest.
 fn run_test(index: usize, rewrite: bool) -> Report {
     let (mut config, _) = config("conformance", &[&index.to_string()]);
-    config.rewrite = rewrite;
+    (config.rewrite, config.vcpus) = (rewrite, 4);
     wait(Vm::start(config).unwrap())
 }
 
