@@ -456,7 +456,7 @@ mod tests {
             entry(Call::CONSOLE_WRITE, [at, text.len() as u64, 0, 0, 0]),
             entry(Call::SHUTDOWN, [0; 5]),
             entry(Call::MULTICALL, [0; 5]),
-            entry(Call::POLL, [0; 5]),
+            entry(Call::DEVICE_NOTIFY, [0; 5]),
             entry(Call(u32::MAX), [1; 5]),
             entry(Call::FEATURES, [0; 5]),
             entry(Call::EVENT_ALLOCATE, [0; 5]),
