@@ -84,6 +84,13 @@ pub(crate) fn kick_channel(vcpu: u32) -> Option<Channel> {
     Some(KICKS.of(vcpu).load(Acquire)).filter(|number| *number != 0).map(Channel::from_number)
 }
 
+/// Lets this vCPU be woken by its channel.
+fn listen() {
+    if let Some(kick) = kick_channel(current()) {
+        kick.unmask();
+    }
+}
+
 /// Gives a vCPU its channel for being woken.
 fn ensure_kick_channel(vcpu: u32) -> Result<(), Status> {
     if kick_channel(vcpu).is_none() {
@@ -112,9 +119,7 @@ pub fn start(vcpu: u32, main: impl FnOnce() + Send + 'static) -> Result<(), Stat
     for vcpu in [current(), vcpu] {
         ensure_kick_channel(vcpu)?;
     }
-    let kick = raw::vcpu_page();
-    let number = KICKS.load(Relaxed);
-    kick.masked[number as usize / 64].fetch_and(!(1 << (number % 64)), SeqCst);
+    listen();
     launch(vcpu, Box::new(main))
 }
 
@@ -205,8 +210,7 @@ mod real {
     extern "C" fn run(launch: *mut Launch) -> ! {
         // SAFETY: `launch` made it by `Box::into_raw`, and only this vCPU was given it.
         let Launch { stack_end, main } = *unsafe { Box::from_raw(launch) };
-        let number = KICKS.load(Relaxed);
-        raw::vcpu_page().masked[number as usize / 64].fetch_and(!(1 << (number % 64)), SeqCst);
+        listen();
         crate::upcall::init();
         main();
         crate::upcall::Masked::set();

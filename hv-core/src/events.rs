@@ -34,9 +34,7 @@ impl VcpuPages {
         for vcpu in 0..vcpus {
             let page = pages.page(vcpu);
             page.vcpu.store(vcpu, Relaxed);
-            page.upcall.store(upcall::MASKED, Relaxed);
-            page.masked.iter().for_each(|word| word.store(u64::MAX, Relaxed));
-            page.run_state.store(if vcpu == 0 { run_state::RUNNING } else { run_state::STOPPED }, Relaxed);
+            pages.reset(vcpu, run_state::STOPPED);
             page.processor.store(NO_PROCESSOR, Relaxed);
         }
         pages.bindings().0.iter().for_each(|vcpu| vcpu.store(UNBOUND, Relaxed));
@@ -71,10 +69,14 @@ impl VcpuPages {
 
     /// Readies the page of a vCPU that is to be started. What is pending stays so.
     pub(crate) fn start(&self, vcpu: u32) {
+        self.reset(vcpu, run_state::RUNNING);
+    }
+
+    fn reset(&self, vcpu: u32, state: u32) {
         let page = self.page(vcpu);
         page.masked.iter().for_each(|word| word.store(u64::MAX, SeqCst));
         page.upcall.store(upcall::MASKED, SeqCst);
-        page.run_state.store(run_state::RUNNING, SeqCst);
+        page.run_state.store(state, SeqCst);
     }
 
     pub(crate) fn clock(&self) -> &ClockPage {

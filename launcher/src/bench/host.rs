@@ -80,22 +80,11 @@ pub(super) fn futex_ping_pong(phase: Phase) -> Figure {
     let child = unsafe { libc::fork() };
     assert!(child >= 0, "the host refuses a process");
     if child == 0 {
-        for i in 0..ROUNDS * SAMPLES {
-            wait_for(ping, i + 1);
-            tell(pong, i + 1);
-        }
+        answer(ping, pong, ROUNDS * SAMPLES);
         // SAFETY: ends the child without running the parent's destructors.
         unsafe { libc::_exit(0) };
     }
-    let mut samples = Vec::new();
-    for sample in 0..SAMPLES {
-        let start = Instant::now();
-        for i in sample * ROUNDS..(sample + 1) * ROUNDS {
-            tell(ping, i + 1);
-            wait_for(pong, i + 1);
-        }
-        samples.push(start.elapsed().as_nanos() as f64 / f64::from(ROUNDS));
-    }
+    let samples = ask(ping, pong, ROUNDS, SAMPLES);
     // SAFETY: waits for our own child; the status is not wanted.
     unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
     Figure::new("host: futex there and back, two processes", "ns", phase, samples)
@@ -107,24 +96,32 @@ pub(super) fn thread_ping_pong(phase: Phase) -> Figure {
     const SAMPLES: u32 = 11;
     let words = shared_words();
     let (ping, pong) = (words[0], words[1]);
-    let mut samples = Vec::new();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for i in 0..ROUNDS * SAMPLES {
-                wait_for(ping, i + 1);
-                tell(pong, i + 1);
-            }
-        });
-        for sample in 0..SAMPLES {
-            let start = Instant::now();
-            for i in sample * ROUNDS..(sample + 1) * ROUNDS {
-                tell(ping, i + 1);
-                wait_for(pong, i + 1);
-            }
-            samples.push(start.elapsed().as_nanos() as f64 / f64::from(ROUNDS));
-        }
+    let samples = std::thread::scope(|scope| {
+        scope.spawn(|| answer(ping, pong, ROUNDS * SAMPLES));
+        ask(ping, pong, ROUNDS, SAMPLES)
     });
     Figure::new("host: futex there and back, two threads", "ns", phase, samples)
+}
+
+/// Asks so many times in each sample, and gives what a round took in each, in nanoseconds.
+fn ask(ping: &AtomicU32, pong: &AtomicU32, rounds: u32, samples: u32) -> Vec<f64> {
+    let sample = |sample: u32| {
+        let start = Instant::now();
+        for i in sample * rounds..(sample + 1) * rounds {
+            tell(ping, i + 1);
+            wait_for(pong, i + 1);
+        }
+        start.elapsed().as_nanos() as f64 / f64::from(rounds)
+    };
+    (0..samples).map(sample).collect()
+}
+
+/// The other side of [`ask`].
+fn answer(ping: &AtomicU32, pong: &AtomicU32, times: u32) {
+    for i in 0..times {
+        wait_for(ping, i + 1);
+        tell(pong, i + 1);
+    }
 }
 
 fn wait_for(word: &AtomicU32, value: u32) {
