@@ -9,6 +9,7 @@ pub mod console_input;
 mod cpu;
 mod cpu_clock;
 pub mod cpu_share;
+pub mod devices;
 mod dispatch;
 pub mod engine;
 mod events;
@@ -33,6 +34,7 @@ mod watched;
 pub use config::{Breakpoints, Config, StartError};
 pub use console_input::ConsoleInput;
 pub use cpu_share::CpuShare;
+pub use devices::DeviceConfig;
 pub use engine::EngineKind;
 pub use handle::VmHandle;
 pub use image::{Image, ImageError};
@@ -61,5 +63,6 @@ pub fn offered_features() -> Features {
         | Features::MMU
         | Features::SMP
         | Features::PAGE_REPORTING
+        | Features::DEVICES
         | Features::CONSOLE_INPUT
 }
