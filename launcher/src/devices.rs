@@ -75,7 +75,7 @@ mod tests {
     #[test]
     fn disks_are_files_with_options() {
         let disk = |text: &str| text.parse::<DiskOption>();
-        let with = |read_only, direct| BlockOptions { read_only, direct };
+        let with = |read_only, direct| BlockOptions { read_only, direct, ..BlockOptions::default() };
         for (text, path, options) in [
             ("a.img", "a.img", with(false, false)),
             ("/b,ro", "/b", with(true, false)),
