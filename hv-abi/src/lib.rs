@@ -21,6 +21,7 @@ pub mod boot;
 pub mod call;
 pub mod clock;
 pub mod features;
+pub mod fuse;
 pub mod mmu;
 pub mod note;
 pub mod pages;

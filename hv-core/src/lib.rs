@@ -9,6 +9,7 @@ pub mod console_input;
 mod cpu;
 mod cpu_clock;
 pub mod cpu_share;
+pub mod devices;
 mod dispatch;
 pub mod engine;
 mod events;
