@@ -7,6 +7,7 @@ use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering;
 use hv_abi::GuestPhys;
 use hv_abi::boot::{Blob, BootInfo};
+use hv_abi::device::{DeviceEntry, DevicePage};
 
 #[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 static INFO: AtomicPtr<BootInfo> = AtomicPtr::new(core::ptr::null_mut());
@@ -63,6 +64,23 @@ pub fn arguments() -> impl Iterator<Item = &'static str> {
 /// The ramdisk; empty if there is none.
 pub fn ramdisk() -> &'static [u8] {
     bytes(info().ramdisk)
+}
+
+/// The devices; none without the feature `DEVICES`.
+pub fn devices() -> &'static [DeviceEntry] {
+    let table = info().devices;
+    if table.length == 0 {
+        return &[];
+    }
+    // SAFETY: the host has put `length` entries there before the first instruction, and changes none; the memory map keeps them
+    // out of `USABLE`, and frames are made of only that.
+    unsafe { core::slice::from_raw_parts(at(table.start), table.length as usize) }
+}
+
+/// What the host shows of a device.
+pub fn device_page(entry: &DeviceEntry) -> &'static DevicePage {
+    // SAFETY: the host has put the page there, outside of `USABLE`. All that it changes in it is atomic, or not looked at.
+    unsafe { &*at(entry.page) }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub const NOTE_LIKED: Features = Features::EVENTS
     .union(Features::MMU)
     .union(Features::SMP)
     .union(Features::PAGE_REPORTING)
+    .union(Features::DEVICES)
     .union(Features::CONSOLE_INPUT);
 
 /// Makes `main` the guest's entry: writes the ELF note, the panic handler, the global allocator and the first

@@ -8,8 +8,8 @@
 
 use crate::raw;
 use crate::upcall::Masked;
-use core::sync::atomic::AtomicPtr;
 use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicPtr, AtomicU8};
 use hv_abi::Status;
 use hv_abi::vcpu::{
     BALLOON_CHANNEL, CONSOLE_CHANNEL, EVENT_CHANNELS, EVENT_WORDS, TIMER_CHANNEL, VcpuPage, upcall,
@@ -28,6 +28,9 @@ static HANDLERS: crate::fake::Handlers = crate::fake::Handlers;
 #[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
 static TIMER_HANDLERS: crate::smp::PerVcpu<AtomicPtr<()>> =
     crate::smp::PerVcpu::new([const { AtomicPtr::new(core::ptr::null_mut()) }; _]);
+
+/// Which vCPU each channel was last bound to; those of devices are bound to vCPU 0 at first.
+static BOUND: [AtomicU8; EVENT_CHANNELS as usize] = [const { AtomicU8::new(0) }; EVENT_CHANNELS as usize];
 
 /// Where the handler of a channel is kept.
 fn handler(channel: Channel) -> &'static AtomicPtr<()> {
@@ -67,7 +70,9 @@ impl Channel {
     ///
     /// As [`allocate`](Self::allocate), and `NOT_FOUND` if there is no such vCPU.
     pub fn allocate_for(vcpu: u32) -> Result<Self, Status> {
-        crate::hypercall::event_allocate(vcpu).map(Self)
+        let channel = crate::hypercall::event_allocate(vcpu).map(Self)?;
+        BOUND[channel.0 as usize].store(vcpu as u8, Ordering::Relaxed);
+        Ok(channel)
     }
 
     /// The channel of that number, which somebody has taken.
@@ -82,7 +87,16 @@ impl Channel {
     ///
     /// `NOT_FOUND` if it is not allocated, or there is no such vCPU.
     pub fn bind(self, vcpu: u32) -> Result<(), Status> {
-        crate::hypercall::event_bind(self.0, vcpu)
+        crate::hypercall::event_bind(self.0, vcpu)?;
+        BOUND[self.0 as usize].store(vcpu as u8, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Binds it to `vcpu` if it is not.
+    pub(crate) fn ensure_bound(self, vcpu: u32) {
+        if u32::from(BOUND[self.0 as usize].load(Ordering::Relaxed)) != vcpu {
+            self.bind(vcpu).expect("a channel that is waited for is open");
+        }
     }
 
     /// Its number, for telling others.

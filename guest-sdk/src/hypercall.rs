@@ -184,6 +184,39 @@ pub fn event_bind(channel: u32, vcpu: u32) -> Result<(), Status> {
     call(Call::EVENT_BIND, [channel.into(), vcpu.into(), 0, 0, 0]).map(drop)
 }
 
+/// Reads the register of a device at `offset`, one of [`register`](hv_abi::device::register).
+///
+/// # Errors
+///
+/// `NOT_FOUND` if there is no such device, `OUT_OF_RANGE` if no such register can be read, `UNKNOWN_CALL` without the feature
+/// `DEVICES`.
+pub fn device_read(device: u32, offset: u64) -> Result<u32, Status> {
+    call(Call::DEVICE_READ, [device.into(), offset, 0, 0, 0]).map(|value| value as u32)
+}
+
+/// Writes one. A write of 0 to the status register waits until the device no longer touches guest memory.
+///
+/// # Errors
+///
+/// As [`device_read`], and `BAD_ARGUMENT` if the register cannot take the value.
+///
+/// # Safety
+///
+/// Registers tell a device where it may write: that must be memory which is the device's until it is reset.
+pub unsafe fn device_write(device: u32, offset: u64, value: u32) -> Result<(), Status> {
+    // SAFETY: the caller answers for where the device writes from here on.
+    unsafe { raw::call(Call::DEVICE_WRITE.0, [device.into(), offset, value.into(), 0, 0]) }.result().map(drop)
+}
+
+/// Rings the doorbell of a device's queue.
+///
+/// # Errors
+///
+/// `NOT_FOUND` if there is no such device, `OUT_OF_RANGE` if it has no such queue, `UNKNOWN_CALL` without the feature `DEVICES`.
+pub fn device_notify(device: u32, queue: u32) -> Result<(), Status> {
+    call(Call::DEVICE_NOTIFY, [device.into(), queue.into(), 0, 0, 0]).map(drop)
+}
+
 /// Makes several calls in one crossing. Each entry gets its own status and value.
 ///
 /// # Errors

@@ -29,6 +29,7 @@ mod raw;
 pub mod smp;
 pub mod space;
 pub mod sync;
+pub mod task;
 pub mod testing;
 pub mod time;
 mod upcall;

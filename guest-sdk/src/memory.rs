@@ -53,6 +53,11 @@ fn translate(start: u64, length: u64, writable: bool) -> Option<GuestPhys> {
     Some(if length == 0 { GuestPhys(0) } else { crate::fake::lend(start, length, writable) })
 }
 
+/// Where guest-physical memory is in the direct map.
+pub fn in_direct_map(start: GuestPhys) -> *mut u8 {
+    crate::boot::at::<u8>(start).cast_mut()
+}
+
 /// All of guest-physical memory and what it is used for, sorted.
 pub fn map() -> &'static [MemoryRegion] {
     let table = crate::boot::info().memory_map;

@@ -48,7 +48,7 @@ pub struct BootInfo {
     pub ramdisk: Blob,
     /// Table of [`MemoryRegion`], sorted by address, without overlap, covering all memory.
     pub memory_map: Blob,
-    /// Table of devices; empty until the feature `DEVICES` is served.
+    /// Table of [`DeviceEntry`](crate::device::DeviceEntry), in a region [`region::DEVICE`]; empty without the feature `DEVICES`.
     pub devices: Blob,
     /// Root page table of the guest kernel, in a region [`region::ROOT`]; 0 if the feature `MMU` is not in force.
     pub kernel_root: GuestPhys,
@@ -94,6 +94,8 @@ pub mod region {
     pub const BOOT: u32 = 3;
     /// Holds the ramdisk.
     pub const RAMDISK: u32 = 4;
+    /// Holds the table of devices and their pages.
+    pub const DEVICE: u32 = 5;
     /// Holds the guest kernel's root page table.
     pub const ROOT: u32 = 6;
     /// Flag: every byte is already zero; nobody need clear it again.

@@ -70,12 +70,12 @@ macro_rules! for_each_call {
             /// Says how many pages the balloon holds, and asks how many it should.
             23 BALLOON balloon(held) -> target, [], data, served;
             /// Reads a device register.
-            24 DEVICE_READ device_read(device, offset) -> value, [NOT_FOUND, OUT_OF_RANGE], data, later;
+            24 DEVICE_READ device_read(device, offset) -> value, [NOT_FOUND, OUT_OF_RANGE], data, served;
             /// Writes a device register.
             25 DEVICE_WRITE device_write(device, offset, value) -> none,
-                [NOT_FOUND, OUT_OF_RANGE, BAD_ARGUMENT], data, later;
+                [NOT_FOUND, OUT_OF_RANGE, BAD_ARGUMENT], data, served;
             /// Rings a device queue's doorbell.
-            26 DEVICE_NOTIFY device_notify(device, queue) -> none, [NOT_FOUND, OUT_OF_RANGE], data, later;
+            26 DEVICE_NOTIFY device_notify(device, queue) -> none, [NOT_FOUND, OUT_OF_RANGE], data, served;
             /// Takes bytes that were typed on the console.
             27 CONSOLE_READ console_read(buffer, length) -> read,
                 [BAD_ADDRESS, OUT_OF_RANGE, NOT_FOUND], data, served;

@@ -24,7 +24,7 @@ bitflags! {
         const SMP = 1 << 4;
         /// Free-page reporting and the balloon.
         const PAGE_REPORTING = 1 << 5;
-        /// virtio devices over the hypercall transport. Not yet served.
+        /// virtio devices over the hypercall transport.
         const DEVICES = 1 << 6;
         /// Packed rings. Reserved: no host offers it.
         const PACKED_RINGS = 1 << 7;

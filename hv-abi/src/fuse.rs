@@ -17,6 +17,10 @@ pub const MINOR: u32 = 31;
 /// The folder's own node.
 pub const ROOT: u64 = 1;
 
+/// Bytes of a tag at most: the name by which a guest knows a shared folder. The device's configuration space is a tag, padded by
+/// zeros, and the number of queues for requests, a `u32`.
+pub const TAG_MAX: usize = 36;
+
 /// Bytes of a name at most, without a zero byte.
 pub const NAME_MAX: usize = 255;
 

@@ -11,7 +11,7 @@
 //! * Widths are fixed, padding is explicit, and an assertion under each structure pins its layout.
 //! * Numbers are never reused. To change the contract, add.
 //!
-//! Start at [`call`], the table of hypercalls, then [`boot`], [`vcpu`], [`mmu`], [`user`] and [`pages`].
+//! Start at [`call`], the table of hypercalls, then [`boot`], [`vcpu`], [`mmu`], [`user`], [`pages`] and [`device`].
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -20,6 +20,7 @@ pub mod address;
 pub mod boot;
 pub mod call;
 pub mod clock;
+pub mod device;
 pub mod features;
 pub mod fuse;
 pub mod mmu;

@@ -1,11 +1,13 @@
 //! Putting a guest into its memory: the image, the ramdisk, and what the guest is told at its first instruction.
 
 use crate::config::StartError;
+use crate::devices::Plan;
 use crate::engine::Mapping;
 use crate::image::Image;
 use crate::memory::GuestMemory;
 use hv_abi::address::{DIRECT_MAP, LOWEST_MAPPABLE};
 use hv_abi::boot::{Blob, BootInfo, MAGIC, MemoryRegion, region};
+use hv_abi::device::DeviceEntry;
 use hv_abi::{ABI_VERSION, Features, GuestPhys, PAGE_SIZE};
 use zerocopy::IntoBytes;
 
@@ -17,9 +19,9 @@ const COMMAND_LINE_MAX: usize = (KERNEL_ROOT - COMMAND_LINE) as usize;
 /// The guest kernel's root page table, for a guest that has page tables.
 const KERNEL_ROOT: u64 = LOWEST_MAPPABLE - PAGE_SIZE;
 
-// Used and free runs alternate at the worst: segments, boot information, root and ramdisk, and what is between.
+// Used and free runs alternate at the worst: segments, boot information, root, ramdisk and devices, and what is between.
 const _: () = assert!(
-    (2 * (crate::image::MOST_SEGMENTS + 3) + 1) * size_of::<MemoryRegion>()
+    (2 * (crate::image::MOST_SEGMENTS + 4) + 1) * size_of::<MemoryRegion>()
         <= (COMMAND_LINE - MEMORY_MAP) as usize
 );
 
@@ -30,13 +32,24 @@ pub(crate) struct Boot<'a> {
     pub command_line: &'a [String],
     pub features: Features,
     pub vcpus: u32,
+    pub devices: &'a Plan,
+}
+
+/// Where the guest finds what.
+pub(crate) struct Loaded {
+    /// V of the boot information.
+    pub info: u64,
+    /// Its devices.
+    pub devices: Vec<DeviceEntry>,
 }
 
 impl Boot<'_> {
-    /// Writes everything; gives the guest-virtual address of the boot information.
-    pub(crate) fn load(&self, memory: &GuestMemory) -> Result<u64, StartError> {
+    /// Writes everything.
+    pub(crate) fn load(&self, memory: &GuestMemory) -> Result<Loaded, StartError> {
         let ramdisk_start = self.image.phys_end();
-        let end = ramdisk_start + (self.ramdisk.len() as u64).next_multiple_of(PAGE_SIZE);
+        let devices_start = ramdisk_start + (self.ramdisk.len() as u64).next_multiple_of(PAGE_SIZE);
+        let devices = self.devices.table(devices_start);
+        let end = devices_start + self.devices.size();
         let needed = end.max(self.image.note.least_memory);
         if needed > memory.size() {
             return Err(StartError::MemoryTooSmall { memory: memory.size(), needed });
@@ -51,7 +64,7 @@ impl Boot<'_> {
                 most: COMMAND_LINE_MAX,
             });
         }
-        let regions = self.memory_map(memory.size(), end);
+        let regions = self.memory_map(memory.size(), devices_start, end);
         let blob = |start, length: usize| Blob { start: GuestPhys(start), length: length as u64 };
         let (xstate_size, xstate_mask) = crate::cpu::xstate();
         let info = BootInfo {
@@ -66,7 +79,7 @@ impl Boot<'_> {
             command_line: blob(COMMAND_LINE, command_line.len()),
             ramdisk: blob(ramdisk_start, self.ramdisk.len()),
             memory_map: blob(MEMORY_MAP, regions.len()),
-            devices: Blob::default(),
+            devices: if devices.is_empty() { Blob::default() } else { blob(devices_start, devices.len()) },
             kernel_root: GuestPhys(kernel_root(self.features).unwrap_or(0)),
             cpu_features: crate::cpu::features(),
             xstate_size,
@@ -81,14 +94,15 @@ impl Boot<'_> {
         write(MEMORY_MAP, regions.as_bytes());
         write(COMMAND_LINE, command_line.as_bytes());
         write(ramdisk_start, self.ramdisk);
+        write(devices_start, devices.as_bytes());
         for segment in &self.image.segments {
             write(segment.phys, &self.image.bytes[segment.data.clone()]);
         }
-        Ok(DIRECT_MAP + BOOT_INFO)
+        Ok(Loaded { info: DIRECT_MAP + BOOT_INFO, devices })
     }
 
     /// What all of guest memory is used for, sorted. Gaps between segments are the guest's.
-    fn memory_map(&self, size: u64, end: u64) -> Vec<MemoryRegion> {
+    fn memory_map(&self, size: u64, devices_start: u64, end: u64) -> Vec<MemoryRegion> {
         let used = |start: u64, end: u64, kind| MemoryRegion {
             start: GuestPhys(start),
             length: end - start,
@@ -100,7 +114,10 @@ impl Boot<'_> {
         taken.extend(root.map(|root| used(root, root + PAGE_SIZE, region::ROOT)));
         taken.extend(self.image.segments.iter().map(|s| used(s.phys_pages(), s.phys_end(), region::IMAGE)));
         if !self.ramdisk.is_empty() {
-            taken.push(used(self.image.phys_end(), end, region::RAMDISK));
+            taken.push(used(self.image.phys_end(), devices_start, region::RAMDISK));
+        }
+        if end > devices_start {
+            taken.push(used(devices_start, end, region::DEVICE));
         }
         taken.sort_by_key(|region| region.start);
         let mut map: Vec<MemoryRegion> = Vec::new();

@@ -3,6 +3,7 @@
 //! Arguments are claims: each is checked here, and what they point to is copied once through
 //! [`GuestMemory`](crate::memory::GuestMemory) before it is looked at.
 
+use crate::devices::Devices;
 use crate::dispatch::{CallResult, Hypercalls, dispatch};
 use crate::ledger::{Bypass, Ledger};
 use crate::memory::BadAddress;
@@ -285,6 +286,18 @@ impl Hypercalls for Calls<'_> {
         Ok(self.vm.memory.presence().hold(held))
     }
 
+    fn device_read(&mut self, device: u64, offset: u64) -> CallResult {
+        self.devices()?.read(device, offset).map(u64::from)
+    }
+
+    fn device_write(&mut self, device: u64, offset: u64, value: u64) -> CallResult {
+        self.devices()?.write(device, offset, value).map(|()| 0)
+    }
+
+    fn device_notify(&mut self, device: u64, queue: u64) -> CallResult {
+        self.devices()?.notify(device, queue).map(|()| 0)
+    }
+
     fn multicall(&mut self, entries: u64, count: u64) -> CallResult {
         if count > MULTICALL_MAX {
             return Err(Status::OUT_OF_RANGE);
@@ -303,6 +316,10 @@ impl Hypercalls for Calls<'_> {
 }
 
 impl<'a> Calls<'a> {
+    fn devices(&self) -> Result<&'a Devices, Status> {
+        self.vm.devices.as_ref().ok_or(Status::NOT_FOUND)
+    }
+
     /// One entry of a multicall. What changes mode or ends something stays outside.
     fn entry(&mut self, entry: &MulticallEntry) -> CallResult {
         let served = |call: &&Description| call.served && self.vm.features.contains(call.call.feature());

@@ -1,10 +1,12 @@
 //! How a VM is to be, and why one did not start.
 
 use crate::cpu_share::CpuShare;
+use crate::devices::DeviceConfig;
 use crate::engine::{EngineError, EngineKind};
 use crate::image::Image;
-use hv_abi::PAGE_SIZE;
 use hv_abi::address::{MAX_MEMORY, MAX_VCPUS};
+use hv_abi::device::DEVICES_MAX;
+use hv_abi::{Features, PAGE_SIZE};
 use std::io::Write;
 
 /// What becomes of an `int3` in the guest kernel.
@@ -49,6 +51,8 @@ pub struct Config {
     pub rewrite: bool,
     /// How much processor time it gets. Default: what the host's scheduler gives it.
     pub cpu: CpuShare,
+    /// Its devices, at most 32; an image that does not know of devices can have none. Default: none.
+    pub devices: Vec<DeviceConfig>,
 }
 
 impl Config {
@@ -67,6 +71,7 @@ impl Config {
             check_tables: false,
             rewrite: true,
             cpu: CpuShare::default(),
+            devices: Vec::new(),
         }
     }
 }
@@ -90,6 +95,12 @@ pub enum StartError {
     ZeroInArgument { index: usize },
     #[error("the guest's arguments are {length} bytes long, at most {most} fit")]
     CommandLineTooLong { length: usize, most: usize },
+    #[error("{devices} devices are too many; a VM has at most {DEVICES_MAX}")]
+    Devices { devices: usize },
+    #[error(
+        "the guest has no use for devices: its image does not ask for the feature DEVICES; leave them out"
+    )]
+    NoDevices,
     #[error("a cap of 0 % would never let the guest run; the least is 1")]
     NoCpu,
     #[error("a weight of {weight} is none; weights are 1 to 10000, and the default is 100")]
@@ -127,6 +138,14 @@ pub(crate) fn check(config: &Config) -> Result<(), StartError> {
     let vcpus = config.vcpus;
     if !(1..=MAX_VCPUS).contains(&vcpus) {
         return Err(StartError::Vcpus { vcpus });
+    }
+    let devices = config.devices.len();
+    if devices > DEVICES_MAX as usize {
+        return Err(StartError::Devices { devices });
+    }
+    let note = &config.image.note;
+    if devices > 0 && !(note.needed | note.liked).contains(Features::DEVICES) {
+        return Err(StartError::NoDevices);
     }
     if !crate::cpu::fsgsbase() {
         return Err(StartError::NoFsgsbase);

@@ -7,8 +7,8 @@ use crate::shared::SharedFile;
 use hv_abi::clock::ClockPage;
 use hv_abi::vcpu::{EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL, NO_PROCESSOR, VcpuPage, run_state, upcall};
 use hv_abi::{PAGE_SIZE, Status};
-use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU8, AtomicU32};
 use std::sync::{Arc, Mutex};
 
 /// Which vCPU each dynamic channel is bound to, or [`UNBOUND`]: where guests see it, and engines that send for them. What
@@ -100,11 +100,18 @@ pub(crate) struct Events {
     notify: Arc<dyn Notify>,
     /// The vCPU that each dynamic channel is bound to.
     bound: Mutex<Vec<Option<u32>>>,
+    /// Channels below this one are fixed, or a device's.
+    of_devices: AtomicU32,
 }
 
 impl Events {
     pub(crate) fn new(pages: Arc<VcpuPages>, notify: Arc<dyn Notify>) -> Self {
-        Self { pages, notify, bound: Mutex::new(vec![None; EVENT_CHANNELS as usize]) }
+        Self {
+            pages,
+            notify,
+            bound: Mutex::new(vec![None; EVENT_CHANNELS as usize]),
+            of_devices: AtomicU32::new(0),
+        }
     }
 
     /// Sets a channel's pending bit on a vCPU and, unless it is masked, gets the vCPU's attention.
@@ -132,9 +139,19 @@ impl Events {
         Ok(channel as u32)
     }
 
+    /// Opens a device's channel, bound to vCPU 0. It stays open.
+    pub(crate) fn open_for_device(&self, channel: u32) {
+        self.bound()[channel as usize] = Some(0);
+        self.show(channel, Some(0));
+        self.of_devices.fetch_max(channel + 1, SeqCst);
+    }
+
     pub(crate) fn close(&self, channel: u64) -> Result<(), Status> {
         let mut bound = self.bound();
         let (channel, owner) = slot(&mut bound, channel)?;
+        if channel < self.of_devices.load(SeqCst) {
+            return Err(Status::NOT_FOUND);
+        }
         let vcpu = owner.take().ok_or(Status::NOT_FOUND)?;
         self.show(channel, None);
         self.reset(vcpu, channel);
@@ -202,7 +219,6 @@ fn slot(bound: &mut [Option<u32>], channel: u64) -> Result<(u32, &mut Option<u32
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::AtomicU32;
 
     #[derive(Default)]
     struct Count(AtomicU32);

@@ -5,6 +5,7 @@
 //!
 //! Start at [`VmHandle`].
 
+use crate::devices::DeviceStats;
 use crate::engine::{Control, Counters};
 use crate::presence::MemoryStats;
 use crate::vm::Shared;
@@ -59,6 +60,8 @@ pub struct Stats {
     pub counters: Vec<Counters>,
     /// Host processes that carry its guest code.
     pub processes: Vec<u32>,
+    /// What its devices did so far, in the order of the guest's table.
+    pub devices: Vec<DeviceStats>,
 }
 
 impl VmHandle {
@@ -105,6 +108,7 @@ impl VmHandle {
             memory: shared.memory.stats(),
             counters: shared.counters(&*control),
             processes: control.processes(),
+            devices: shared.devices().stats(),
         })
     }
 }

@@ -34,6 +34,7 @@ mod watched;
 pub use config::{Breakpoints, Config, StartError};
 pub use console_input::ConsoleInput;
 pub use cpu_share::CpuShare;
+pub use devices::DeviceConfig;
 pub use engine::EngineKind;
 pub use handle::VmHandle;
 pub use image::{Image, ImageError};
@@ -62,5 +63,6 @@ pub fn offered_features() -> Features {
         | Features::MMU
         | Features::SMP
         | Features::PAGE_REPORTING
+        | Features::DEVICES
         | Features::CONSOLE_INPUT
 }

@@ -8,14 +8,17 @@
 
 use crate::presence::{Held, MemoryStats, Presence, disjoint};
 use crate::shared::memory_file;
-use crate::watched::Watched;
+use crate::watched::{Watched, Writes};
 use hv_abi::{GuestPhys, PAGE_SIZE};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::FallocateFlags;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, VolatileMemory,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A guest-physical range that is not in guest memory, or is misaligned.
@@ -32,11 +35,14 @@ pub struct BadAddress {
     pub size: u64,
 }
 
+/// What `vm-memory` sees of it. Each store through it is noted ([`Watched`]).
+pub(crate) type MemoryMap = GuestMemoryMmap<Writes>;
+
 /// All guest-physical memory of one VM: one run of bytes from 0.
 #[derive(Clone, Debug)]
 pub struct GuestMemory {
     file: Arc<std::fs::File>,
-    map: GuestMemoryMmap,
+    map: MemoryMap,
     size: u64,
     watched: Arc<Watched>,
     presence: Arc<Presence>,
@@ -51,10 +57,17 @@ impl GuestMemory {
     pub fn new(size: u64) -> std::io::Result<Self> {
         let file = Arc::new(std::fs::File::from(memory_file("hv-guest-memory", size, false)?));
         let length = usize::try_from(size).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
-        let range = (GuestAddress(0), length, Some(FileOffset::from_arc(file.clone(), 0)));
-        let map = GuestMemoryMmap::from_ranges_with_files([range]).map_err(std::io::Error::other)?;
+        let watched = Arc::<Watched>::default();
+        let region = MmapRegionBuilder::new_with_bitmap(length, Writes(watched.clone()))
+            .with_file_offset(FileOffset::from_arc(file.clone(), 0))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .build()
+            .map_err(std::io::Error::other)?;
+        let region = GuestRegionMmap::new(region, GuestAddress(0)).ok_or(std::io::ErrorKind::OutOfMemory)?;
+        let map = GuestMemoryMmap::from_regions(vec![region]).map_err(std::io::Error::other)?;
         let presence = Arc::new(Presence::new(size.div_ceil(PAGE_SIZE)));
-        Ok(Self { file, map, size, watched: Arc::default(), presence })
+        Ok(Self { file, map, size, watched, presence })
     }
 
     /// Bytes of guest memory.
@@ -65,6 +78,11 @@ impl GuestMemory {
     /// The file that holds it.
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// For `virtio-queue`, which reads and writes rings and buffers by it.
+    pub(crate) fn map(&self) -> &MemoryMap {
+        &self.map
     }
 
     /// Frames of which somebody keeps a copy.
@@ -150,9 +168,7 @@ impl GuestMemory {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.map.write_slice(bytes, at).map_err(|_| self.bad(start, bytes.len()))?;
-        self.watched.note_write(start.0, bytes.len() as u64);
-        Ok(())
+        self.map.write_slice(bytes, at).map_err(|_| self.bad(start, bytes.len()))
     }
 
     /// Copies a structure of the ABI out of guest memory.
@@ -190,6 +206,16 @@ impl GuestMemory {
         let old = word.swap(new, Ordering::SeqCst);
         self.watched.note_write(at.0, 8);
         Ok(old)
+    }
+
+    /// Stores a 32-bit word, after all that this thread has stored so far.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAddress`] if it is not in guest memory, or misaligned.
+    pub(crate) fn store_word(&self, at: GuestPhys, value: u32) -> Result<(), BadAddress> {
+        let address = self.check(at, 4, 4)?;
+        self.map.store(value, address, Ordering::SeqCst).map_err(|_| self.bad(at, 4))
     }
 
     fn bad(&self, start: GuestPhys, length: usize) -> BadAddress {

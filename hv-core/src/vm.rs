@@ -15,6 +15,7 @@ use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
 use crate::cpu_share::{Gate, Keeper, Measured};
+use crate::devices::{Devices, Plan};
 use crate::engine::process::ProcessEngine;
 use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
 use crate::events::{Events, Notify, VcpuPages};
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     pub paused: AtomicBool,
     /// Which vCPUs are started.
     pub vcpus: Option<Vcpus>,
+    /// Its devices; `None` in a VM without an engine.
+    pub devices: Option<Devices>,
     /// A vCPU has ended the VM.
     pub ended: AtomicBool,
     console: Mutex<Option<Box<dyn Write + Send>>>,
@@ -98,6 +101,7 @@ impl Shared {
             stopping: (0..pages.vcpus()).map(|_| AtomicBool::new(false)).collect(),
             paused: AtomicBool::new(false),
             vcpus: None,
+            devices: None,
             ended: AtomicBool::new(false),
             console: Mutex::new(Some(console)),
             pages,
@@ -121,6 +125,15 @@ impl Shared {
     /// Panics in a VM without an engine, which has none that run.
     pub(crate) fn vcpus(&self) -> &Vcpus {
         self.vcpus.as_ref().expect("a VM that runs has vCPUs")
+    }
+
+    /// Its devices.
+    ///
+    /// # Panics
+    ///
+    /// As [`vcpus`](Self::vcpus).
+    pub(crate) fn devices(&self) -> &Devices {
+        self.devices.as_ref().expect("a VM that runs has its devices, if only none")
     }
 
     /// What each vCPU has counted.
@@ -211,14 +224,16 @@ impl Vm {
         let features = crate::offered_features() & (config.image.note.needed | config.image.note.liked);
         let memory = GuestMemory::new(config.memory)
             .map_err(|source| StartError::Memory { memory: config.memory, source })?;
+        let plan = Plan::new(config.devices);
         let boot = Boot {
             image: &config.image,
             ramdisk: &config.ramdisk,
             command_line: &config.command_line,
             features,
             vcpus: config.vcpus,
+            devices: &plan,
         };
-        let argument = boot.load(&memory)?;
+        let loaded = boot.load(&memory)?;
         let pages = Arc::new(VcpuPages::new(config.vcpus).map_err(host("the vCPU pages"))?);
         let mappings = boot::mappings(&config.image, memory.size());
         let gate = Arc::new(Gate::new());
@@ -246,11 +261,13 @@ impl Vm {
         );
         shared.console_input = ConsoleInput::new(shared.events.clone(), config.console_input);
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
+        let devices = Devices::new(plan, &loaded.devices, &shared.memory, &shared.events, control.clone());
+        shared.devices = Some(devices.map_err(host("a device"))?);
         let (messages_in, messages) = unbounded();
         let clock = GuestClock::start(shared.pages.clock());
         shared.vcpus = Some(Vcpus::new(config.vcpus, control.clone(), clock, messages_in));
         let shared = Arc::new(shared);
-        match shared.vcpus().start(&shared, 0, config.image.entry, argument) {
+        match shared.vcpus().start(&shared, 0, config.image.entry, loaded.info) {
             Ok(()) => {}
             Err(NotStarted::Engine(error)) => return Err(error.into()),
             Err(NotStarted::Thread(source)) => {
@@ -401,6 +418,7 @@ impl Vm {
         self.control.kill();
         self.shared.console_input.let_go();
         self.shared.vcpus().end();
+        self.shared.devices().end();
         self.keeper.take().map(Keeper::finish)
     }
 

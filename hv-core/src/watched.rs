@@ -8,7 +8,8 @@
 use hv_abi::PAGE_SIZE;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
+use vm_memory::bitmap::{Bitmap, BitmapSlice, WithBitmapSlice};
 
 #[derive(Debug, Default)]
 pub(crate) struct Watched {
@@ -66,6 +67,56 @@ impl Watched {
         let mut frames = self.frames();
         self.any_written.store(false, SeqCst);
         std::mem::take(&mut frames.written)
+    }
+}
+
+/// Notes each store that is made by `vm-memory`.
+#[derive(Clone, Debug)]
+pub(crate) struct Writes(pub Arc<Watched>);
+
+/// The same, for memory from `start` on.
+#[derive(Clone, Debug)]
+pub(crate) struct WritesFrom<'a> {
+    watched: &'a Watched,
+    start: usize,
+}
+
+impl<'a> WithBitmapSlice<'a> for Writes {
+    type S = WritesFrom<'a>;
+}
+
+impl Bitmap for Writes {
+    fn mark_dirty(&self, offset: usize, length: usize) {
+        self.0.note_write(offset as u64, length as u64);
+    }
+
+    /// Nobody asks: who keeps a copy takes what was written.
+    fn dirty_at(&self, _: usize) -> bool {
+        false
+    }
+
+    fn slice_at(&self, offset: usize) -> WritesFrom<'_> {
+        WritesFrom { watched: &self.0, start: offset }
+    }
+}
+
+impl<'a> WithBitmapSlice<'_> for WritesFrom<'a> {
+    type S = WritesFrom<'a>;
+}
+
+impl BitmapSlice for WritesFrom<'_> {}
+
+impl Bitmap for WritesFrom<'_> {
+    fn mark_dirty(&self, offset: usize, length: usize) {
+        self.watched.note_write((self.start + offset) as u64, length as u64);
+    }
+
+    fn dirty_at(&self, _: usize) -> bool {
+        false
+    }
+
+    fn slice_at(&self, offset: usize) -> Self {
+        Self { watched: self.watched, start: self.start + offset }
     }
 }
 

@@ -1,14 +1,57 @@
-//! Paravirtual device drivers for guests.
-//!
-//! ABI version 1 specifies devices (docs/abi.md, "Devices") and this version of the host does not serve them yet,
-//! so there is no driver here yet. A guest finds out by [`devices_served`].
-
+#![doc = include_str!("../README.md")]
 #![no_std]
-#![forbid(unsafe_code)]
 
-use hv_abi::Features;
+#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
+extern crate std;
 
-/// Whether a host with these features serves devices.
-pub fn devices_served(features: Features) -> bool {
-    features.contains(Features::DEVICES)
+extern crate alloc;
+
+pub mod block;
+mod hal;
+pub mod queue;
+pub mod rng;
+pub mod transport;
+
+pub use hal::GuestHal;
+pub use transport::Transport;
+pub use virtio_drivers;
+
+use hv_abi::Status;
+
+/// Why a device does not do what is asked of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The VM has no such device, or another driver has it.
+    #[error("there is no such device, or another driver has it")]
+    NoDevice,
+    /// It does not agree on features that its driver needs.
+    #[error("the device does not have what its driver needs")]
+    Unsupported,
+    /// It could not do it.
+    #[error("the device reports an error")]
+    Io,
+    /// What is asked for is not in it, or makes no sense.
+    #[error("the request is outside of the device, or malformed")]
+    BadRequest,
+    /// The device broke the rules of virtio; it was reset, and is of no use any more.
+    #[error("the device broke the rules of virtio, and was reset")]
+    Broken,
+    /// There is no memory for its rings.
+    #[error("no memory is left for the device's rings")]
+    NoMemory,
+    /// The host refused a register.
+    #[error("the host refuses a register of the device: {0}")]
+    Host(Status),
+}
+
+impl From<virtio_drivers::Error> for Error {
+    fn from(error: virtio_drivers::Error) -> Self {
+        match error {
+            virtio_drivers::Error::DmaError => Self::NoMemory,
+            virtio_drivers::Error::IoError => Self::Io,
+            virtio_drivers::Error::Unsupported => Self::Unsupported,
+            _ => Self::BadRequest,
+        }
+    }
 }

@@ -136,6 +136,9 @@ pub(crate) trait AddressSpaces: Send + Sync {
     /// Lets go of the user context at P `context`: its extended state goes to guest memory, unless what is there counts.
     /// Whether the engine held it.
     fn release_user(&self, context: u64) -> bool;
+
+    /// A device has written frames that are [watched](crate::watched): no program goes on with what they were.
+    fn frames_written(&self);
 }
 
 /// Reaches a running VM from other threads.

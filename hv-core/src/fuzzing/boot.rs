@@ -2,6 +2,7 @@
 
 use crate::boot::Boot;
 use crate::config::StartError;
+use crate::devices::Plan;
 use crate::image::{Image, Segment};
 use crate::memory::GuestMemory;
 use arbitrary::Unstructured;
@@ -76,13 +77,14 @@ impl Case {
             command_line: &self.command_line,
             features: self.features,
             vcpus: VCPUS,
+            devices: &Plan::new(Vec::new()),
         };
         let result = boot.load(&memory);
         let mut bytes = vec![0; self.memory];
         memory.read_bytes(GuestPhys(0), &mut bytes).expect("all of it is memory");
         match result {
-            Ok(argument) => {
-                let at = argument.checked_sub(hv_abi::address::DIRECT_MAP).expect("[KERNEL-002]") as usize;
+            Ok(loaded) => {
+                let at = loaded.info.checked_sub(hv_abi::address::DIRECT_MAP).expect("[KERNEL-002]") as usize;
                 let info = BootInfo::read_from_bytes(&bytes[at..][..size_of::<BootInfo>()]).unwrap();
                 self.check_needs();
                 self.check_info(&info, at, &bytes);

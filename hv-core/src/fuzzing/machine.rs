@@ -112,6 +112,8 @@ impl AddressSpaces for NoSpaces {
     fn release_user(&self, _: u64) -> bool {
         false
     }
+
+    fn frames_written(&self) {}
 }
 
 pub(super) struct Machine {

@@ -87,8 +87,8 @@ impl Model {
         }
         let has = match number {
             0 | 1 | 5 | 15 => 0,
-            2 | 7 | 12 | 13 | 21 | 22 | 27 => 2,
-            14 | 18 | 19 => 3,
+            2 | 7 | 12 | 13 | 21 | 22 | 24 | 26 | 27 => 2,
+            14 | 18 | 19 | 25 => 3,
             _ => 1,
         };
         unless(&[(a[has..].iter().any(|unused| *unused != 0), Status::BAD_ARGUMENT)])?;
@@ -123,6 +123,7 @@ impl Model {
             21 => self.pages_report(a[0], a[1]),
             22 => self.pages_claim(a[0], a[1]),
             23 => Ok(self.hold(a[0])),
+            24..=26 => Err(vec![Status::NOT_FOUND]), // there are no devices
             27 => self.console_read(a[0], a[1]),
             _ => self.multicall(a[0], a[1], after),
         }
@@ -141,6 +142,7 @@ impl Model {
             13 => self.features.contains(Features::MULTICALL),
             16..=20 => self.features.contains(Features::MMU),
             21..=23 => self.features.contains(Features::PAGE_REPORTING),
+            24..=26 => self.features.contains(Features::DEVICES),
             27 => self.features.contains(Features::CONSOLE_INPUT),
             _ => false,
         }

@@ -48,6 +48,7 @@ impl Vm {
             let mut left = self.shared.vcpus().started();
             left.retain(|vcpu| !self.standing.contains_key(vcpu));
             if left.is_empty() {
+                self.shared.devices().pause();
                 self.shared.paused.store(true, SeqCst);
                 return Stop::Stopped;
             }
@@ -86,6 +87,7 @@ impl Vm {
             }
         }
         self.shared.paused.store(false, SeqCst);
+        self.shared.devices().resume();
         self.shared.stopping.iter().for_each(|stopping| stopping.store(false, SeqCst));
         standing.keys().for_each(|vcpu| self.shared.vcpus().order(*vcpu, Order::Resume));
     }

@@ -12,7 +12,7 @@ use bitflags::Flags;
 use document::*;
 use hv_abi::call::{CALLS, Description};
 use hv_abi::{
-    CpuFeatures, Features, Status, address, boot, call, clock, mmu, note, pages, testing, user, vcpu,
+    CpuFeatures, Features, Status, address, boot, call, clock, device, mmu, note, pages, testing, user, vcpu,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -188,6 +188,7 @@ fn constants() -> Vec<(&'static str, Value)> {
         boot::region::IMAGE,
         boot::region::BOOT,
         boot::region::RAMDISK,
+        boot::region::DEVICE,
         boot::region::ROOT,
         boot::region::ZERO,
         call::CONSOLE_WRITE_MAX,
@@ -197,6 +198,56 @@ fn constants() -> Vec<(&'static str, Value)> {
         call::NEVER,
         call::woken_by::EVENT,
         call::woken_by::DEADLINE,
+        device::DEVICES_MAX,
+        device::kind::NETWORK,
+        device::kind::BLOCK,
+        device::kind::CONSOLE,
+        device::kind::ENTROPY,
+        device::kind::BALLOON,
+        device::kind::VSOCK,
+        device::kind::FILE_SYSTEM,
+        device::register::MAGIC_VALUE,
+        device::register::VERSION,
+        device::register::DEVICE_ID,
+        device::register::VENDOR_ID,
+        device::register::DEVICE_FEATURES,
+        device::register::DEVICE_FEATURES_SEL,
+        device::register::DRIVER_FEATURES,
+        device::register::DRIVER_FEATURES_SEL,
+        device::register::QUEUE_SEL,
+        device::register::QUEUE_SIZE_MAX,
+        device::register::QUEUE_SIZE,
+        device::register::QUEUE_READY,
+        device::register::INTERRUPT_STATUS,
+        device::register::INTERRUPT_ACK,
+        device::register::STATUS,
+        device::register::QUEUE_DESC_LOW,
+        device::register::QUEUE_DESC_HIGH,
+        device::register::QUEUE_DRIVER_LOW,
+        device::register::QUEUE_DRIVER_HIGH,
+        device::register::QUEUE_DEVICE_LOW,
+        device::register::QUEUE_DEVICE_HIGH,
+        device::register::SHM_SEL,
+        device::register::SHM_LEN_LOW,
+        device::register::SHM_LEN_HIGH,
+        device::register::SHM_BASE_LOW,
+        device::register::SHM_BASE_HIGH,
+        device::register::QUEUE_RESET,
+        device::register::CONFIG_GENERATION,
+        device::register::CONFIG,
+        device::MAGIC,
+        device::VENDOR,
+        device::status::ACKNOWLEDGE,
+        device::status::DRIVER,
+        device::status::DRIVER_OK,
+        device::status::FEATURES_OK,
+        device::status::NEEDS_RESET,
+        device::status::FAILED,
+        device::interrupt::USED_BUFFER,
+        device::interrupt::CONFIG_CHANGE,
+        device::feature::INDIRECT_DESC,
+        device::feature::EVENT_IDX,
+        device::feature::VERSION_1,
         mmu::ROOTS_MAX,
         mmu::MMU_UPDATE_MAX,
         mmu::EAGER,
@@ -295,6 +346,8 @@ fn layouts() -> Vec<Layout> {
         clock::ClockPage { sequence, reserved, tsc_base, ns_base, scale, wall_base, generation }
         call::PanicReport { message, message_length, file, file_length, line, column }
         call::MulticallEntry { call, status, arguments, value, reserved }
+        device::DeviceEntry { device, kind, channel, queues, page, reserved }
+        device::DevicePage { interrupt_status, config_generation, config_size, reserved, config }
         mmu::MmuUpdate { entry, new, old, status, reserved }
         pages::PageRun { start, count }
         user::UserContext {

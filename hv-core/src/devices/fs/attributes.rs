@@ -1,6 +1,6 @@
 //! Requests about what is known of a file: its size, its times, who may do what with it.
 
-use super::message::{Body, Reply, Request};
+use super::message::Message;
 use super::server::Server;
 use hv_abi::fuse::{Attr, AttrOut, SetattrIn, setattr};
 use rustix::fd::BorrowedFd;
@@ -8,19 +8,14 @@ use rustix::fs::{AtFlags, OFlags, Stat, Timespec, Timestamps, UTIME_NOW, UTIME_O
 use rustix::io::{Errno, Result};
 
 impl Server {
-    pub(super) fn getattr(&self, node: u64, body: &mut Body<'_, impl Reply>) -> Result<()> {
+    pub(super) fn getattr(&self, node: u64, message: &mut Message<'_>) -> Result<()> {
         let attr = attributes(&rustix::fs::fstat(self.node(node)?)?);
-        body.structure(&AttrOut { attr, ..AttrOut::default() })
+        message.put(&AttrOut { attr, ..AttrOut::default() })
     }
 
     /// One after the other, up to the first that fails.
-    pub(super) fn setattr(
-        &self,
-        node: u64,
-        request: &mut impl Request,
-        body: &mut Body<'_, impl Reply>,
-    ) -> Result<()> {
-        let wanted: SetattrIn = request.structure()?;
+    pub(super) fn setattr(&self, node: u64, message: &mut Message<'_>) -> Result<()> {
+        let wanted: SetattrIn = message.take()?;
         let file = self.node(node)?;
         self.folder.check_writable()?;
         check_owner(file, &wanted)?;
@@ -36,7 +31,7 @@ impl Server {
         if wanted.valid & (setattr::ATIME | setattr::MTIME) != 0 {
             rustix::fs::utimensat(file, c"", &times(&wanted), AtFlags::EMPTY_PATH)?;
         }
-        self.getattr(node, body)
+        self.getattr(node, message)
     }
 }
 

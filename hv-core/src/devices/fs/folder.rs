@@ -14,11 +14,14 @@
 //!
 //! Start at [`SharedFolder::open`] and [`SharedFolder::lookup`].
 
+use hv_abi::fuse::TAG_MAX;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
-use rustix::io::{Errno, Result};
+use rustix::io::Errno;
 use std::ffi::CStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+type Result<T, E = Errno> = std::result::Result<T, E>;
 
 /// Permissions that a guest may give a file. Not among them: to run as its owner or group.
 const PERMISSIONS: u32 = 0o777;
@@ -35,33 +38,55 @@ pub enum Access {
     ReadWrite,
 }
 
+/// Why a folder cannot be shared.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "the messages say what the fields are")]
+pub enum FolderError {
+    #[error("`{path}` cannot be opened as a folder")]
+    Open { path: PathBuf, source: std::io::Error },
+    #[error("`{path}` is in /proc, where files are processes' memory; share another folder")]
+    Proc { path: PathBuf },
+    #[error("`{tag}` cannot be a folder's tag, which has 1 to {TAG_MAX} bytes and no zero byte")]
+    Tag { tag: String },
+}
+
 /// A folder of the host's that a guest sees.
 #[derive(Debug)]
 pub struct SharedFolder {
     root: OwnedFd,
     /// `/proc/self/fd`.
     descriptors: OwnedFd,
+    tag: String,
     access: Access,
 }
 
 impl SharedFolder {
-    /// Opens a folder, links to it included: this path is the user's, not a guest's.
+    /// Opens a folder, links to it included: this path is the user's, not a guest's. The guest knows it by its tag.
     ///
     /// # Errors
     ///
-    /// It is not there, is no directory, may not be read, or is in `/proc`; or `/proc` is not there.
-    pub fn open(path: &Path, access: Access) -> std::io::Result<Self> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(CWD, path, flags, Mode::empty())?;
-        if rustix::fs::fstatfs(&root)?.f_type as i64 == PROC_SUPER_MAGIC {
-            return Err(std::io::Error::other(
-                "it is in /proc, where files are processes' memory; share another",
-            ));
+    /// [`FolderError`] says what is wrong with it. Without `/proc` no folder can be shared.
+    pub fn open(path: &Path, tag: &str, access: Access) -> Result<Self, FolderError> {
+        if tag.is_empty() || tag.len() > TAG_MAX || tag.contains('\0') {
+            return Err(FolderError::Tag { tag: tag.into() });
         }
-        let descriptors = rustix::fs::openat(CWD, c"/proc/self/fd", flags, Mode::empty())?;
-        let folder = Self { root, descriptors, access };
-        folder.reopen(folder.root.as_fd(), OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let cannot = |error: Errno| FolderError::Open { path: path.into(), source: error.into() };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = |path| rustix::fs::openat(CWD, path, flags, Mode::empty()).map_err(cannot);
+        let root = open(path)?;
+        if rustix::fs::fstatfs(&root).map_err(cannot)?.f_type as i64 == PROC_SUPER_MAGIC {
+            return Err(FolderError::Proc { path: path.into() });
+        }
+        let descriptors = open(Path::new("/proc/self/fd"))?;
+        let folder = Self { root, descriptors, tag: tag.into(), access };
+        folder.open_directory(folder.directory()).map_err(cannot)?; // whether it may be read
         Ok(folder)
+    }
+
+    /// What the guest knows it by.
+    pub fn tag(&self) -> &str {
+        &self.tag
     }
 
     /// The folder itself. It is not open for reading; it names the folder.

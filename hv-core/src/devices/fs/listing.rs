@@ -2,7 +2,7 @@
 
 use super::folder::SharedFolder;
 use super::inodes::Inodes;
-use super::message::{Body, Reply, Request};
+use super::message::Message;
 use super::server::Server;
 use hv_abi::fuse::{Dirent, Direntplus, EntryOut, OpenOut, ReadIn};
 use rustix::fd::BorrowedFd;
@@ -11,39 +11,26 @@ use rustix::io::{Errno, Result};
 use std::ffi::CStr;
 
 impl Server {
-    pub(super) fn opendir(&mut self, node: u64, body: &mut Body<'_, impl Reply>) -> Result<()> {
+    pub(super) fn opendir(&mut self, node: u64, message: &mut Message<'_>) -> Result<()> {
         self.handles.check_room()?;
         let directory = self.folder.open_directory(self.node(node)?)?;
-        body.structure(&OpenOut { fh: self.handles.add(directory), ..OpenOut::default() })
+        message.put(&OpenOut { fh: self.handles.add(directory), ..OpenOut::default() })
     }
 
-    pub(super) fn readdir(
-        &mut self,
-        request: &mut impl Request,
-        body: &mut Body<'_, impl Reply>,
-    ) -> Result<()> {
-        self.list(request, body, false)
+    pub(super) fn readdir(&mut self, message: &mut Message<'_>) -> Result<()> {
+        self.list(message, false)
     }
 
-    pub(super) fn readdirplus(
-        &mut self,
-        request: &mut impl Request,
-        body: &mut Body<'_, impl Reply>,
-    ) -> Result<()> {
-        self.list(request, body, true)
+    pub(super) fn readdirplus(&mut self, message: &mut Message<'_>) -> Result<()> {
+        self.list(message, true)
     }
 
     /// As many entries as fit, from `offset` on, which is where an earlier one said that the next is. The host makes of a
     /// made-up offset what it likes.
-    fn list(
-        &mut self,
-        request: &mut impl Request,
-        body: &mut Body<'_, impl Reply>,
-        plus: bool,
-    ) -> Result<()> {
-        let ReadIn { fh, offset, size, .. } = request.structure()?;
+    fn list(&mut self, message: &mut Message<'_>, plus: bool) -> Result<()> {
+        let ReadIn { fh, offset, size, .. } = message.take()?;
         let header = if plus { size_of::<Direntplus>() } else { size_of::<Dirent>() };
-        let mut room = body.room().min(size as usize);
+        let mut room = message.room().min(size as usize);
         let Self { folder, inodes, handles, entries, .. } = self;
         let directory = handles.get(fh)?;
         rustix::fs::seek(directory, SeekFrom::Start(offset))?;
@@ -69,11 +56,11 @@ impl Server {
             };
             if plus {
                 let entry = look_up(folder, inodes, directory, name).unwrap_or_default();
-                body.structure(&entry)?;
+                message.put(&entry)?;
             }
-            body.structure(&dirent)?;
-            body.add(name.to_bytes())?;
-            body.add(&[0; 8][..length - header - name.count_bytes()])?;
+            message.put(&dirent)?;
+            message.put(name.to_bytes())?;
+            message.put(&[0_u8; 8][..length - header - name.count_bytes()])?;
             (room, any) = (room - length, true);
         }
         Ok(())

@@ -1,49 +1,81 @@
-//! Requests and replies as bytes, wherever they lie: in a guest's memory, or, for tests, in a slice.
+//! A request and its reply, in a chain of the guest's.
 //!
-//! A request is read once, front to back. The data of a write goes from it to the file, and that of a read from the
-//! file to the reply, without a copy in between. Start at [`Request`] and [`Reply`].
+//! A request is read once, front to back, and its reply written the same way, but for the header, which comes last. Data
+//! goes between the chain and the file without a copy in between.
 
+use crate::devices::chain::{Chain, Reserved, TooShort};
+use hv_abi::fuse::{NAME_MAX, OutHeader};
 use rustix::fd::BorrowedFd;
 use rustix::io::{Errno, Result};
 use std::ffi::CString;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// The bytes of a request that were not read yet.
-pub(crate) trait Request {
-    /// How many there are.
-    fn remaining(&self) -> usize;
+/// What is left of a request, and what there is of its reply.
+#[derive(Debug)]
+pub(super) struct Message<'a> {
+    chain: &'a mut Chain,
+    header: Reserved,
+}
 
-    /// Takes the next ones. There must be as many.
-    fn read(&mut self, bytes: &mut [u8]);
+impl<'a> Message<'a> {
+    /// A request whose header was read. Sets room for the reply's aside.
+    pub(super) fn new(chain: &'a mut Chain) -> std::result::Result<Self, TooShort> {
+        let header = chain.reserve(size_of::<OutHeader>())?;
+        Ok(Self { chain, header })
+    }
 
-    /// Writes the next ones to a file; gives how many that took, which may be fewer. There must be as many.
-    fn write_to(&mut self, file: BorrowedFd<'_>, offset: u64, length: usize) -> Result<usize>;
+    /// Ends the reply. One that says an error has nothing else in it.
+    pub(super) fn end(self, unique: u64, done: Result<()>) {
+        let error = done.err().map_or(0, |error| -error.raw_os_error());
+        let header = OutHeader { len: self.chain.written(), error, unique };
+        self.chain.write_reserved(&self.header, header.as_bytes());
+    }
+
+    /// Bytes of the request that were not taken.
+    pub(super) fn remaining(&self) -> usize {
+        self.chain.readable()
+    }
 
     /// Takes a structure.
-    fn structure<T: FromBytes + IntoBytes>(&mut self) -> Result<T> {
-        if self.remaining() < size_of::<T>() {
-            return Err(Errno::INVAL);
-        }
-        let mut value = T::new_zeroed();
-        self.read(value.as_mut_bytes());
-        Ok(value)
+    pub(super) fn take<T: FromBytes + IntoBytes>(&mut self) -> Result<T> {
+        self.chain.read_value().map_err(|TooShort| Errno::INVAL)
     }
 
     /// Takes names, which are all that is left.
-    fn names<const N: usize>(&mut self) -> Result<[CString; N]> {
-        let most = N * (hv_abi::fuse::NAME_MAX + 1);
-        if self.remaining() > most {
+    pub(super) fn names<const N: usize>(&mut self) -> Result<[CString; N]> {
+        let length = self.remaining();
+        if length > N * (NAME_MAX + 1) {
             return Err(Errno::NAMETOOLONG);
         }
-        let mut bytes = vec![0; self.remaining()];
-        self.read(&mut bytes);
+        let mut bytes = vec![0; length];
+        self.chain.read(&mut bytes).map_err(|TooShort| Errno::INVAL)?;
         let names: Option<Vec<CString>> = bytes.split_inclusive(|byte| *byte == 0).map(name).collect();
         names.and_then(|names| names.try_into().ok()).ok_or(Errno::INVAL)
     }
 
     /// Takes one.
-    fn name(&mut self) -> Result<CString> {
+    pub(super) fn name(&mut self) -> Result<CString> {
         self.names().map(|[name]| name)
+    }
+
+    /// Writes the next bytes to a file; gives how many that took, which may be fewer.
+    pub(super) fn write_to(&mut self, file: BorrowedFd<'_>, offset: u64, length: usize) -> Result<usize> {
+        self.chain.read_to(length, |places| places.write_at(file, offset)).map_err(errno)
+    }
+
+    /// Bytes that the reply has room for yet.
+    pub(super) fn room(&self) -> usize {
+        self.chain.writable()
+    }
+
+    /// Adds to the reply. That it has no room is the guest's mistake, and what was done for it stays done.
+    pub(super) fn put(&mut self, value: &(impl IntoBytes + Immutable + ?Sized)) -> Result<()> {
+        self.chain.write(value.as_bytes()).map_err(|TooShort| Errno::MSGSIZE)
+    }
+
+    /// Adds bytes of a file, as many as there are and fit, `length` at most.
+    pub(super) fn put_file(&mut self, file: BorrowedFd<'_>, offset: u64, length: usize) -> Result<()> {
+        self.chain.write_from(length, |places| places.read_at(file, offset)).map(drop).map_err(errno)
     }
 }
 
@@ -54,103 +86,6 @@ fn name(bytes: &[u8]) -> Option<CString> {
     is_step.then_some(name)
 }
 
-/// Room for a reply.
-pub(crate) trait Reply {
-    /// How many bytes it has.
-    fn room(&self) -> usize;
-
-    /// Puts bytes into it, `at` bytes from its start. They must fit.
-    fn write(&mut self, at: usize, bytes: &[u8]);
-
-    /// Puts bytes of a file into it; gives how many there were, which may be fewer. They must fit.
-    fn read_from(&mut self, at: usize, file: BorrowedFd<'_>, offset: u64, length: usize) -> Result<usize>;
-}
-
-/// A reply while it is made, from behind its header on.
-#[derive(Debug)]
-pub(super) struct Body<'a, R> {
-    reply: &'a mut R,
-    length: usize,
-}
-
-impl<'a, R: Reply> Body<'a, R> {
-    /// With nothing in it, behind so many bytes of header.
-    pub(super) fn new(reply: &'a mut R, header: usize) -> Self {
-        Self { reply, length: header }
-    }
-
-    /// Bytes of the reply so far, the header included.
-    pub(super) fn length(&self) -> usize {
-        self.length
-    }
-
-    /// How many more fit.
-    pub(super) fn room(&self) -> usize {
-        self.reply.room().saturating_sub(self.length)
-    }
-
-    /// Adds bytes. A reply that has no room for them is the guest's mistake, and what was done for it stays done.
-    pub(super) fn add(&mut self, bytes: &[u8]) -> Result<()> {
-        if bytes.len() > self.room() {
-            return Err(Errno::MSGSIZE);
-        }
-        self.reply.write(self.length, bytes);
-        self.length += bytes.len();
-        Ok(())
-    }
-
-    /// Adds a structure.
-    pub(super) fn structure<T: IntoBytes + Immutable>(&mut self, value: &T) -> Result<()> {
-        self.add(value.as_bytes())
-    }
-
-    /// Adds bytes of a file, as many as there are and fit, `length` at most.
-    pub(super) fn file(&mut self, file: BorrowedFd<'_>, offset: u64, length: usize) -> Result<()> {
-        let length = length.min(self.room());
-        self.length += self.reply.read_from(self.length, file, offset, length)?;
-        Ok(())
-    }
-}
-
-#[cfg(any(test, feature = "fuzzing"))]
-mod in_slices {
-    use super::*;
-
-    impl Request for &[u8] {
-        fn remaining(&self) -> usize {
-            self.len()
-        }
-
-        fn read(&mut self, bytes: &mut [u8]) {
-            let (taken, left) = self.split_at(bytes.len());
-            bytes.copy_from_slice(taken);
-            *self = left;
-        }
-
-        fn write_to(&mut self, file: BorrowedFd<'_>, offset: u64, length: usize) -> Result<usize> {
-            let (taken, left) = self.split_at(length);
-            *self = left;
-            rustix::io::pwrite(file, taken, offset)
-        }
-    }
-
-    impl Reply for Vec<u8> {
-        fn room(&self) -> usize {
-            self.len()
-        }
-
-        fn write(&mut self, at: usize, bytes: &[u8]) {
-            self[at..at + bytes.len()].copy_from_slice(bytes);
-        }
-
-        fn read_from(
-            &mut self,
-            at: usize,
-            file: BorrowedFd<'_>,
-            offset: u64,
-            length: usize,
-        ) -> Result<usize> {
-            rustix::io::pread(file, &mut self[at..at + length], offset)
-        }
-    }
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::INVAL)
 }

@@ -6,20 +6,20 @@
 //!
 //! Nothing is promised to stay valid (all `_valid` are 0): the host's programs use the folder at the same time.
 //!
-//! Start at [`Server::answer`].
+//! Start at `Server::answer`.
 
 use super::folder::SharedFolder;
 use super::handles::Handles;
 use super::inodes::Inodes;
-use super::message::{Body, Reply, Request};
+use super::message::Message;
+use crate::devices::chain::{Chain, TooShort};
 use hv_abi::fuse::{
-    BatchForgetIn, ForgetIn, ForgetOne, InHeader, InitIn, InitOut, MAJOR, MINOR, NAME_MAX, OutHeader, ROOT,
-    StatfsOut, init, opcode,
+    BatchForgetIn, ForgetIn, ForgetOne, InHeader, InitIn, InitOut, MAJOR, MINOR, NAME_MAX, ROOT, StatfsOut,
+    init, opcode,
 };
 use rustix::fd::BorrowedFd;
 use rustix::io::{Errno, Result};
 use rustix::process::{Resource, getrlimit};
-use zerocopy::IntoBytes;
 
 /// Bytes of data that one request reads or writes at most.
 pub(super) const MOST_DATA: u32 = 1 << 20;
@@ -38,14 +38,14 @@ const CAPABILITIES: u32 = init::ASYNC_READ
 
 /// How many files a guest can know of, and have open. Each costs a descriptor of this process, which needs some itself.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Limits {
-    pub(crate) inodes: usize,
-    pub(crate) handles: usize,
+pub(super) struct Limits {
+    pub(super) inodes: usize,
+    pub(super) handles: usize,
 }
 
 impl Limits {
     /// Those of one of so many servers in this process.
-    pub(crate) fn of_one_among(servers: usize) -> Self {
+    pub(super) fn of_one_among(servers: usize) -> Self {
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let share = usize::try_from(descriptors).unwrap_or(usize::MAX) / servers.max(1);
         Self { inodes: (share / 2).min(1 << 16), handles: (share / 8).min(1 << 12) }
@@ -54,7 +54,7 @@ impl Limits {
 
 /// Answers requests about one folder.
 #[derive(Debug)]
-pub(crate) struct Server {
+pub(super) struct Server {
     pub(super) folder: SharedFolder,
     pub(super) inodes: Inodes,
     pub(super) handles: Handles,
@@ -65,83 +65,73 @@ pub(crate) struct Server {
 
 impl Server {
     /// For a folder.
-    pub(crate) fn new(folder: SharedFolder, limits: Limits) -> Self {
+    pub(super) fn new(folder: SharedFolder, limits: Limits) -> Self {
         let (inodes, handles) = (Inodes::new(limits.inodes), Handles::new(limits.handles));
         Self { folder, inodes, handles, entries: Vec::with_capacity(32 << 10), limits }
     }
 
     /// Forgets and closes all that the guest has.
-    pub(crate) fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.inodes = Inodes::new(self.limits.inodes);
         self.handles = Handles::new(self.limits.handles);
     }
 
-    /// Does what a request asks for. Gives how many bytes the reply has: none if there is none.
-    pub(crate) fn answer(&mut self, mut request: impl Request, reply: &mut impl Reply) -> usize {
-        const HEADER: usize = size_of::<OutHeader>();
-        let length = request.remaining();
-        let Ok(header) = request.structure::<InHeader>() else { return 0 };
+    /// Does what a request asks for, and replies, unless it is one that has no reply.
+    ///
+    /// # Errors
+    ///
+    /// There is no room for a header.
+    pub(super) fn answer(&mut self, chain: &mut Chain) -> std::result::Result<(), TooShort> {
+        let length = chain.readable();
+        let header: InHeader = chain.read_value()?;
         if matches!(header.opcode, opcode::FORGET | opcode::BATCH_FORGET) {
-            self.forget(&header, &mut request);
-            return 0;
+            self.forget(&header, chain);
+            return Ok(());
         }
-        if reply.room() < HEADER {
-            return 0;
-        }
-        let mut body = Body::new(reply, HEADER);
+        let mut message = Message::new(chain)?;
         let done = match header.len as usize == length {
-            true => self.dispatch(&header, &mut request, &mut body),
+            true => self.dispatch(&header, &mut message),
             false => Err(Errno::INVAL),
         };
-        let (length, error) = match done {
-            Ok(()) => (body.length(), 0),
-            Err(error) => (HEADER, -error.raw_os_error()),
-        };
-        let header = OutHeader { len: length as u32, error, unique: header.unique };
-        reply.write(0, header.as_bytes());
-        length
+        message.end(header.unique, done);
+        Ok(())
     }
 
-    fn dispatch(
-        &mut self,
-        header: &InHeader,
-        request: &mut impl Request,
-        body: &mut Body<'_, impl Reply>,
-    ) -> Result<()> {
+    fn dispatch(&mut self, header: &InHeader, message: &mut Message<'_>) -> Result<()> {
         let node = header.nodeid;
         tracing::trace!(opcode = header.opcode, node, "shared folder");
         match header.opcode {
-            opcode::INIT => self.init(request, body),
+            opcode::INIT => self.init(message),
             opcode::DESTROY => {
                 self.reset();
                 Ok(())
             }
-            opcode::STATFS => self.statfs(body),
+            opcode::STATFS => self.statfs(message),
 
-            opcode::LOOKUP => self.lookup(node, request, body),
-            opcode::MKDIR => self.mkdir(node, request, body),
-            opcode::UNLINK => self.unlink(node, request),
-            opcode::RMDIR => self.rmdir(node, request),
-            opcode::RENAME => self.rename(node, request),
-            opcode::RENAME2 => self.rename2(node, request),
-            opcode::LINK => self.link(node, request, body),
+            opcode::LOOKUP => self.lookup(node, message),
+            opcode::MKDIR => self.mkdir(node, message),
+            opcode::UNLINK => self.unlink(node, message),
+            opcode::RMDIR => self.rmdir(node, message),
+            opcode::RENAME => self.rename(node, message),
+            opcode::RENAME2 => self.rename2(node, message),
+            opcode::LINK => self.link(node, message),
             opcode::SYMLINK => self.symlink(),
-            opcode::READLINK => self.readlink(node, body),
+            opcode::READLINK => self.readlink(node, message),
 
-            opcode::GETATTR => self.getattr(node, body),
-            opcode::SETATTR => self.setattr(node, request, body),
+            opcode::GETATTR => self.getattr(node, message),
+            opcode::SETATTR => self.setattr(node, message),
 
-            opcode::CREATE => self.create(node, request, body),
-            opcode::OPEN => self.open(node, request, body),
-            opcode::READ => self.read(request, body),
-            opcode::WRITE => self.write(request, body),
-            opcode::FLUSH => self.flush(request),
-            opcode::FSYNC | opcode::FSYNCDIR => self.fsync(request),
-            opcode::RELEASE | opcode::RELEASEDIR => self.release(request),
+            opcode::CREATE => self.create(node, message),
+            opcode::OPEN => self.open(node, message),
+            opcode::READ => self.read(message),
+            opcode::WRITE => self.write(message),
+            opcode::FLUSH => self.flush(message),
+            opcode::FSYNC | opcode::FSYNCDIR => self.fsync(message),
+            opcode::RELEASE | opcode::RELEASEDIR => self.release(message),
 
-            opcode::OPENDIR => self.opendir(node, body),
-            opcode::READDIR => self.readdir(request, body),
-            opcode::READDIRPLUS => self.readdirplus(request, body),
+            opcode::OPENDIR => self.opendir(node, message),
+            opcode::READDIR => self.readdir(message),
+            opcode::READDIRPLUS => self.readdirplus(message),
             _ => Err(Errno::NOSYS),
         }
     }
@@ -152,13 +142,13 @@ impl Server {
     }
 
     /// A guest that begins anew begins with nothing.
-    fn init(&mut self, request: &mut impl Request, body: &mut Body<'_, impl Reply>) -> Result<()> {
-        let asked: InitIn = request.structure()?;
+    fn init(&mut self, message: &mut Message<'_>) -> Result<()> {
+        let asked: InitIn = message.take()?;
         if asked.major < MAJOR || (asked.major == MAJOR && asked.minor < OLDEST_MINOR) {
             return Err(Errno::PROTO);
         }
         self.reset();
-        body.structure(&InitOut {
+        message.put(&InitOut {
             major: MAJOR, // of a later major, the guest then asks again with this
             minor: if asked.major == MAJOR { asked.minor.min(MINOR) } else { MINOR },
             max_readahead: asked.max_readahead,
@@ -173,22 +163,22 @@ impl Server {
     }
 
     /// Has no reply, and so no errors.
-    fn forget(&mut self, header: &InHeader, request: &mut impl Request) {
+    fn forget(&mut self, header: &InHeader, chain: &mut Chain) {
         if header.opcode == opcode::FORGET {
-            if let Ok(forget) = request.structure::<ForgetIn>() {
-                self.inodes.forget(header.nodeid, forget.nlookup);
+            if let Ok(ForgetIn { nlookup }) = chain.read_value() {
+                self.inodes.forget(header.nodeid, nlookup);
             }
-        } else if let Ok(BatchForgetIn { count, .. }) = request.structure() {
+        } else if let Ok(BatchForgetIn { count, .. }) = chain.read_value() {
             for _ in 0..count {
-                let Ok(forget) = request.structure::<ForgetOne>() else { break };
-                self.inodes.forget(forget.nodeid, forget.nlookup);
+                let Ok(ForgetOne { nodeid, nlookup }) = chain.read_value() else { break };
+                self.inodes.forget(nodeid, nlookup);
             }
         }
     }
 
-    fn statfs(&self, body: &mut Body<'_, impl Reply>) -> Result<()> {
+    fn statfs(&self, message: &mut Message<'_>) -> Result<()> {
         let host = rustix::fs::fstatvfs(self.folder.directory())?;
-        body.structure(&StatfsOut {
+        message.put(&StatfsOut {
             blocks: host.f_blocks,
             bfree: host.f_bfree,
             bavail: host.f_bavail,

@@ -268,6 +268,10 @@ impl AddressSpaces for Process {
         true
     }
 
+    fn frames_written(&self) {
+        self.users.frames_written();
+    }
+
     fn release_user(&self, context: u64) -> bool {
         self.users.release(context)
     }

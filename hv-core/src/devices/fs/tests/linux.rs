@@ -21,21 +21,19 @@ fn mount(folder: &Path, at: &Path) -> Option<()> {
     rustix::mount::mount("hv", at, "fuse", rustix::mount::MountFlags::empty(), Some(options.as_c_str()))
         .ok()?;
     let limits = Limits { inodes: 10_000, handles: 100 };
-    let server = Server::new(SharedFolder::open(folder, Access::ReadWrite).unwrap(), limits);
+    let server = Server::new(SharedFolder::open(folder, "share", Access::ReadWrite).unwrap(), limits);
     std::thread::spawn(move || serve(server, &device));
     Some(())
 }
 
 /// Until it is unmounted, which the end of the last thread and process that see it does.
 fn serve(mut server: Server, device: &OwnedFd) {
-    let mut request = vec![0; (1 << 20) + 4096];
-    let mut reply = vec![0; (1 << 20) + 4096];
+    let mut memory = Memory::new();
+    let mut request = vec![0; MOST];
     while let Ok(length) = rustix::io::read(device, &mut request) {
-        match server.answer(&request[..length], &mut reply) {
-            0 => {}
-            length => {
-                rustix::io::write(device, &reply[..length]).expect("Linux takes the reply");
-            }
+        let reply = memory.answer(&mut server, &request[..length], MOST);
+        if !reply.is_empty() {
+            rustix::io::write(device, &reply).expect("Linux takes the reply");
         }
     }
 }

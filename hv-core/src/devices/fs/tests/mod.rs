@@ -8,11 +8,15 @@ mod linux;
 mod model;
 mod operations;
 
-use super::folder::{Access, SharedFolder};
+use super::folder::{Access, FolderError, SharedFolder};
 use super::server::{Limits, Server};
+use crate::devices::chain::{Chain, Segment};
+use crate::memory::GuestMemory;
+use hv_abi::GuestPhys;
 use hv_abi::fuse::*;
 use rustix::io::Errno;
 use std::path::Path;
+use std::sync::Arc;
 use tempfile::TempDir;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -20,9 +24,50 @@ type Result<T> = std::result::Result<T, Errno>;
 
 const LIMITS: Limits = Limits { inodes: 100, handles: 20 };
 
+/// Where requests, and replies, are in memory, and the most bytes of each.
+const REQUEST: u64 = 0;
+const REPLY: u64 = 2 << 20;
+const MOST: usize = 2 << 20;
+
+/// Makes requests, and reads replies, in a guest's memory.
+struct Memory {
+    memory: Arc<GuestMemory>,
+    requests: usize,
+}
+
+impl Memory {
+    fn new() -> Self {
+        Self { memory: Arc::new(GuestMemory::new(4 << 20).unwrap()), requests: 0 }
+    }
+
+    /// Has a server answer a request that has so much room for its reply.
+    fn answer(&mut self, server: &mut Server, request: &[u8], room: usize) -> Vec<u8> {
+        self.memory.write_bytes(GuestPhys(REQUEST), request).unwrap();
+        self.requests += 1;
+        // In pieces of some size, which is never the same for long.
+        let pieces = |start: u64, length: usize| -> Vec<Segment> {
+            let piece = (length / 100).max([1, 7, 40, 4096, 1 << 20][self.requests % 5]);
+            let segment = |at: usize| Segment {
+                start: GuestPhys(start + at as u64),
+                length: piece.min(length - at) as u32,
+            };
+            (0..length).step_by(piece).map(segment).collect()
+        };
+        let (readable, writable) = (pieces(REQUEST, request.len()), pieces(REPLY, room));
+        let mut chain = Chain::new(self.memory.clone(), 0, readable, writable);
+        if server.answer(&mut chain).is_err() {
+            assert_eq!(chain.written(), 0);
+        }
+        let mut reply = vec![0; chain.written() as usize];
+        self.memory.read_bytes(GuestPhys(REPLY), &mut reply).unwrap();
+        reply
+    }
+}
+
 /// A guest: makes requests, and believes what it is told.
-pub(super) struct Guest {
-    pub(super) server: Server,
+struct Guest {
+    server: Server,
+    memory: Memory,
     unique: u64,
     /// Where the folder is. Beside it, in the same directory, are things that it must not get at.
     outside: TempDir,
@@ -34,8 +79,8 @@ impl Guest {
         let path = outside.path().join("shared");
         std::fs::create_dir(&path).unwrap();
         std::fs::write(outside.path().join("secret"), "secret").unwrap();
-        let server = Server::new(SharedFolder::open(&path, access).unwrap(), LIMITS);
-        let mut guest = Self { server, unique: 0, outside };
+        let server = Server::new(SharedFolder::open(&path, "share", access).unwrap(), LIMITS);
+        let mut guest = Self { server, memory: Memory::new(), unique: 0, outside };
         let init = InitIn { major: MAJOR, minor: MINOR, max_readahead: 0, flags: u32::MAX };
         let told: InitOut = guest.ask(opcode::INIT, 0, &init, b"").unwrap();
         assert_eq!((told.major, told.minor, told.max_write), (7, 31, 1 << 20));
@@ -58,10 +103,10 @@ impl Guest {
         let len = (size_of::<InHeader>() + arguments.len()) as u32;
         let header = InHeader { len, opcode, unique: self.unique, nodeid, ..InHeader::default() };
         let request = [header.as_bytes(), &arguments].concat();
-        let mut reply = vec![0; size_of::<OutHeader>() + room];
-        let length = self.server.answer(&request[..], &mut reply);
-        let (header, body) = OutHeader::read_from_prefix(&reply[..length]).unwrap();
-        assert_eq!((header.len as usize, header.unique), (length, self.unique));
+        let room = (size_of::<OutHeader>() + room).min(MOST);
+        let reply = self.memory.answer(&mut self.server, &request, room);
+        let (header, body) = OutHeader::read_from_prefix(&reply).unwrap();
+        assert_eq!((header.len as usize, header.unique), (reply.len(), self.unique));
         if header.error != 0 {
             assert_eq!(body.len(), 0);
             return Err(Errno::from_raw_os_error(-header.error));
@@ -144,7 +189,7 @@ impl Guest {
         let forget = ForgetIn { nlookup };
         let header = InHeader { len: 48, opcode: opcode::FORGET, nodeid, ..InHeader::default() };
         let request = [header.as_bytes(), forget.as_bytes()].concat();
-        assert_eq!(self.server.answer(&request[..], &mut Vec::new()), 0);
+        assert_eq!(self.memory.answer(&mut self.server, &request, 0), b"");
     }
 
     /// What a directory has, by name, in the order of the host's; read in replies of so many bytes.

@@ -1,0 +1,359 @@
+//! Asynchronous tasks of a guest kernel, and waiting for what devices do.
+//!
+//! A [`Source`] is something that happens outside: a device that has used buffers, above all. Whoever waits looks at its sources
+//! first, which costs nothing, and asks them for an interrupt only when nothing else is left to do; then the CPU is given back. So
+//! a guest that is busy is never interrupted, and an idle one never looks.
+//!
+//! An [`Executor`] runs tasks on one vCPU. Start at [`Executor::run`], or at [`block_on`] for a single future.
+
+use crate::events::Channel;
+use crate::sync::Lock;
+use crate::time::Instant;
+use crate::upcall::{Masked, take_events};
+use crate::{hypercall, smp};
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
+use alloc::sync::Arc;
+use alloc::task::Wake;
+use alloc::vec::Vec;
+use core::cell::RefCell;
+use core::future::Future;
+use core::pin::{Pin, pin};
+use core::sync::atomic::{AtomicBool, Ordering};
+use core::task::{Context, Poll, Waker};
+use hv_abi::call::NEVER;
+
+/// Something that happens outside of the guest, and is told by an event channel.
+pub trait Source: Send + Sync {
+    /// The channel, which has no handler.
+    fn channel(&self) -> Channel;
+
+    /// Looks for what has happened, and wakes who waits for it. Whether there was something.
+    fn look(&self) -> bool;
+
+    /// Asks for an event at the next thing that happens. Whether something has happened already, for which none may come.
+    fn arm(&self) -> bool;
+}
+
+/// Waits until `done` gives something, which it is asked after each thing that happens at `source`; at most until `deadline`.
+///
+/// Only one vCPU at a time can wait for a source: its channel is bound to that one.
+pub fn wait<T>(
+    source: &dyn Source,
+    deadline: Option<Instant>,
+    mut done: impl FnMut() -> Option<T>,
+) -> Option<T> {
+    loop {
+        source.look();
+        if let Some(value) = done() {
+            return Some(value);
+        }
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return None;
+        }
+        sleep(&[source], deadline);
+    }
+}
+
+/// Gives the CPU back until something happens at one of the sources, some other event is handled, or `deadline`.
+fn sleep(sources: &[&dyn Source], deadline: Option<Instant>) {
+    let vcpu = smp::current();
+    for source in sources {
+        source.channel().ensure_bound(vcpu);
+        source.channel().unmask();
+    }
+    // Masked, so that nothing is taken between the look and the sleep.
+    let was_masked = Masked::set();
+    let mut happened = false;
+    for source in sources {
+        happened |= source.arm();
+    }
+    if !happened {
+        hypercall::block(deadline.map_or(NEVER, Instant::as_nanos));
+        take_events();
+    }
+    for source in sources {
+        // What it told is found by looking.
+        source.channel().take();
+        source.channel().mask();
+    }
+    Masked::restore(was_masked);
+}
+
+/// What the futures of a guest wait for.
+static SOURCES: Lock<Vec<Arc<dyn Source>>> = Lock::new(Vec::new());
+/// Who waits for which moment.
+static SLEEPERS: Lock<Vec<(Instant, Waker)>> = Lock::new(Vec::new());
+
+/// Has executors, and [`block_on`], look at a source from now on. Those of a guest's sources that futures wait for are waited for
+/// on one vCPU.
+pub fn register(source: Arc<dyn Source>) {
+    SOURCES.lock().push(source);
+}
+
+/// Looks at no source any more that `is_it` says it is.
+pub fn unregister(source: &Arc<dyn Source>) {
+    SOURCES.lock().retain(|registered| !Arc::ptr_eq(registered, source));
+}
+
+/// Wakes what can go on; sleeps first if there is nothing, `may_sleep`, and nobody was `woken`.
+fn turn(may_sleep: bool, woken: &dyn Fn() -> bool) {
+    let sources = SOURCES.lock().clone();
+    let mut happened = false;
+    for source in &sources {
+        happened |= source.look();
+    }
+    let next = wake_sleepers();
+    if may_sleep && !happened && !woken() {
+        let sources: Vec<&dyn Source> = sources.iter().map(|source| &**source).collect();
+        sleep(&sources, next);
+        sources.iter().for_each(|source| _ = source.look());
+        wake_sleepers();
+    }
+}
+
+/// Wakes who has slept enough; gives when the next one will have.
+fn wake_sleepers() -> Option<Instant> {
+    let mut due = Vec::new();
+    let next = {
+        let mut sleepers = SLEEPERS.lock();
+        if sleepers.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        sleepers.retain(|(deadline, waker)| {
+            let waits = *deadline > now;
+            if !waits {
+                due.push(waker.clone());
+            }
+            waits
+        });
+        sleepers.iter().map(|(deadline, _)| *deadline).min()
+    };
+    due.into_iter().for_each(Waker::wake);
+    next
+}
+
+/// A future that is ready at `deadline`.
+pub async fn sleep_until(deadline: Instant) {
+    let mut waits = false;
+    core::future::poll_fn(|context| {
+        if deadline <= Instant::now() {
+            return Poll::Ready(());
+        }
+        if !waits {
+            waits = true;
+            SLEEPERS.lock().push((deadline, context.waker().clone()));
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+/// A future that lets other tasks run once.
+pub async fn yield_now() {
+    let mut waited = false;
+    core::future::poll_fn(|context| {
+        if core::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// A task was woken.
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Runs a future to its end on this vCPU, which sleeps while it waits.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let flag = Arc::new(Flag(AtomicBool::new(true)));
+    let waker = Waker::from(flag.clone());
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if flag.0.swap(false, Ordering::Acquire)
+            && let Poll::Ready(value) = future.as_mut().poll(&mut context)
+        {
+            return value;
+        }
+        turn(true, &|| flag.0.load(Ordering::Acquire));
+    }
+}
+
+struct Task {
+    future: Pin<Box<dyn Future<Output = ()>>>,
+    flag: Arc<Flag>,
+    waker: Waker,
+}
+
+/// Tasks that are yet to begin.
+type New = Rc<RefCell<VecDeque<Pin<Box<dyn Future<Output = ()>>>>>>;
+
+/// Runs tasks on one vCPU, each until it waits.
+#[derive(Default)]
+pub struct Executor {
+    new: New,
+}
+
+/// Adds tasks to an [`Executor`], from within one, too.
+#[derive(Clone)]
+pub struct Spawner(New);
+
+impl Spawner {
+    /// Adds a task. It begins when the others wait.
+    pub fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        self.0.borrow_mut().push_back(Box::pin(task));
+    }
+}
+
+impl Executor {
+    /// Without tasks.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Something by which tasks can be added.
+    pub fn spawner(&self) -> Spawner {
+        Spawner(self.new.clone())
+    }
+
+    /// Runs until all tasks have ended. The vCPU sleeps while all wait.
+    pub fn run(self) {
+        let mut tasks: Vec<Task> = Vec::new();
+        loop {
+            while let Some(future) = self.new.borrow_mut().pop_front() {
+                let flag = Arc::new(Flag(AtomicBool::new(true)));
+                tasks.push(Task { future, waker: Waker::from(flag.clone()), flag });
+            }
+            if tasks.is_empty() {
+                return;
+            }
+            tasks.retain_mut(|task| {
+                let woken = task.flag.0.swap(false, Ordering::Acquire);
+                !woken || task.future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_pending()
+            });
+            let woken = || {
+                !self.new.borrow().is_empty() || tasks.iter().any(|task| task.flag.0.load(Ordering::Acquire))
+            };
+            turn(!tasks.is_empty(), &woken);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake;
+    use core::sync::atomic::AtomicU32;
+    use core::time::Duration;
+    use std::vec;
+
+    /// Counts the events of a channel, and wakes who waits for another one.
+    struct Events {
+        channel: Channel,
+        pending: AtomicU32,
+        waker: Lock<Option<Waker>>,
+        armed: AtomicU32,
+    }
+
+    impl Source for Events {
+        fn channel(&self) -> Channel {
+            self.channel
+        }
+
+        fn look(&self) -> bool {
+            let happened = self.channel.take();
+            if happened {
+                self.pending.fetch_add(1, Ordering::Relaxed);
+                if let Some(waker) = self.waker.lock().take() {
+                    waker.wake();
+                }
+            }
+            happened
+        }
+
+        fn arm(&self) -> bool {
+            self.armed.fetch_add(1, Ordering::Relaxed);
+            self.look()
+        }
+    }
+
+    fn events() -> Arc<Events> {
+        let channel = Channel::allocate().unwrap();
+        Arc::new(Events {
+            channel,
+            pending: AtomicU32::new(0),
+            waker: Lock::new(None),
+            armed: AtomicU32::new(0),
+        })
+    }
+
+    async fn next(events: &Events) {
+        core::future::poll_fn(|context| {
+            if events.pending.load(Ordering::Relaxed) > 0 {
+                events.pending.fetch_sub(1, Ordering::Relaxed);
+                return Poll::Ready(());
+            }
+            *events.waker.lock() = Some(context.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    #[test]
+    fn a_wait_ends_with_what_it_waits_for_or_at_its_deadline() {
+        let events = events();
+        let look = || (events.pending.load(Ordering::Relaxed) > 0).then_some(7);
+        assert_eq!(wait(&*events, Some(Instant::now() + Duration::from_secs(1)), look), None);
+        assert_eq!(Instant::now() - Instant::START, Duration::from_secs(1));
+        fake::raise(events.channel);
+        assert_eq!(wait(&*events, None, look), Some(7));
+    }
+
+    #[test]
+    fn nobody_asks_for_an_event_while_there_is_something_to_do() {
+        let events = events();
+        register(events.clone());
+        for _ in 0..3 {
+            fake::raise(events.channel);
+            block_on(next(&events));
+        }
+        assert_eq!(events.armed.load(Ordering::Relaxed), 0);
+        unregister(&(events as Arc<dyn Source>));
+    }
+
+    #[test]
+    fn tasks_take_turns_and_sleep_together() {
+        let log = Rc::new(RefCell::new(vec![]));
+        let executor = Executor::new();
+        for (name, millis) in [("slow", 30), ("fast", 10)] {
+            let (log, spawner) = (log.clone(), executor.spawner());
+            executor.spawner().spawn(async move {
+                sleep_until(Instant::START + Duration::from_millis(millis)).await;
+                let inner = log.clone();
+                spawner.spawn(async move {
+                    yield_now().await;
+                    inner.borrow_mut().push((name, "after"));
+                });
+                log.borrow_mut().push((name, "awake"));
+            });
+        }
+        executor.run();
+        let expected = [("fast", "awake"), ("fast", "after"), ("slow", "awake"), ("slow", "after")];
+        assert_eq!(*log.borrow(), expected);
+        assert_eq!(Instant::now() - Instant::START, Duration::from_millis(30));
+    }
+}

@@ -1,0 +1,62 @@
+//! Lists its devices, and tries those that its arguments name.
+
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+mod disk;
+
+use alloc::vec;
+use guest_sdk::hv_abi::device::kind;
+use guest_sdk::{boot, println};
+use pv_drivers::Error;
+use pv_drivers::rng::Rng;
+
+guest_sdk::entry!(main);
+
+fn main() -> Result<(), Error> {
+    for device in boot::devices() {
+        println!("device {}: {}", device.device, name(device.kind));
+    }
+    let mut arguments = boot::arguments();
+    while let Some(trial) = arguments.next() {
+        match trial {
+            "rng" => rng()?,
+            "disk" => disk::check()?,
+            "disk-load" => disk::load(arguments.next().and_then(|seed| seed.parse().ok()).unwrap_or(1))?,
+            "disk-read-only" => disk::read_only()?,
+            other => panic!("no trial is called {other:?}"),
+        }
+        println!("{trial}: good");
+    }
+    Ok(())
+}
+
+fn name(of: u32) -> &'static str {
+    match of {
+        kind::NETWORK => "network",
+        kind::BLOCK => "disk",
+        kind::CONSOLE => "console",
+        kind::ENTROPY => "entropy",
+        kind::BALLOON => "balloon",
+        kind::VSOCK => "vsock",
+        kind::FILE_SYSTEM => "shared folder",
+        _ => "unknown",
+    }
+}
+
+/// Random bytes differ, and there are as many as were asked for.
+fn rng() -> Result<(), Error> {
+    let rng = Rng::find()?;
+    assert_eq!(Rng::find().err(), Some(Error::NoDevice), "a device has one driver");
+    let mut pages = [vec![0; 10_000], vec![0; 10_000]];
+    for page in &mut pages {
+        rng.fill_blocking(page)?;
+        let ones: u32 = page.iter().map(|byte: &u8| byte.count_ones()).sum();
+        assert!((38_000..42_000).contains(&ones), "{ones} of 80000 bits are set");
+    }
+    assert_ne!(pages[0], pages[1]);
+    drop(rng);
+    Rng::find()?.fill_blocking(&mut [0; 3]) // and again, after a reset
+}
