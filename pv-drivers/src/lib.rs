@@ -7,6 +7,7 @@ extern crate std;
 extern crate alloc;
 
 pub mod block;
+pub mod fs;
 mod hal;
 pub mod queue;
 pub mod rng;
