@@ -9,6 +9,7 @@ mod console;
 mod control;
 mod cpu_time;
 mod demo;
+mod devices;
 mod doctor;
 mod exit_code;
 mod failure;

@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::input::{self, Terminal};
 use crate::output::{self, Style};
 use crate::signals::Signals;
-use crate::{images, lockdown, report};
+use crate::{devices, images, lockdown, report};
 use hv_core::cpu_share::{CpuShare, Peers};
 use hv_core::vm::Stopper;
 use hv_core::{Config, End, Vm};
@@ -37,6 +37,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let sink = Sink::new().map_err(cannot_watch)?;
     let listening = listen(options)?;
     let cpu = CpuShare { cap: options.cpu_cap, weight: options.cpu_weight.map(join_peers).transpose()? };
+    let devices = devices::open(&options.devices, &image)?;
     let landlocked = lockdown::apply(listening.as_ref().map(Listening::directory))
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
     tracing::debug!(?landlocked, "locked down");
@@ -51,6 +52,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         console_input: true,
         check_tables: options.check_tables,
         cpu,
+        devices,
         ..Config::new(image)
     })
     .map_err(|error| Failure::cannot("the VM could not be started", error))?;
