@@ -152,6 +152,7 @@ pub mod errno {
     pub const EISDIR: i32 = 21;
     pub const EINVAL: i32 = 22;
     pub const ENFILE: i32 = 23;
+    pub const EMFILE: i32 = 24;
     pub const EFBIG: i32 = 27;
     pub const ENOSPC: i32 = 28;
     pub const EROFS: i32 = 30;
@@ -159,6 +160,8 @@ pub mod errno {
     pub const ENOSYS: i32 = 38;
     pub const ENOTEMPTY: i32 = 39;
     pub const ELOOP: i32 = 40;
+    pub const ESTALE: i32 = 116;
+    pub const EDQUOT: i32 = 122;
 }
 
 macro_rules! structures {

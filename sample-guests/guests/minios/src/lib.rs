@@ -12,6 +12,7 @@
 //! | [`descriptors`], [`pipe`], [`console`] | what it reads and writes |
 //! | [`mounts`], [`file_system`] | which files are where, and what a file system is to the kernel |
 //! | [`files`] | the files at the root, in an archive |
+//! | [`share`] | a folder of the host's |
 //!
 //! What is not here because the SDK has it: page tables and frames (`guest_sdk::space`, `frames`), registers and running
 //! a program (`user`), time slices (`preempt`). The kernel has no `unsafe` of its own.
@@ -36,6 +37,7 @@ pub mod pipe;
 pub mod process;
 pub mod program;
 pub mod schedule;
+pub mod share;
 #[cfg(test)]
 mod tests;
 pub mod thread;

@@ -12,7 +12,7 @@ use guest_sdk::{balloon, boot, println, smp};
 use minios::files::Files;
 use minios::kernel::Kernel;
 use minios::mounts::Mounts;
-use minios::{console, vcpu};
+use minios::{console, share, vcpu};
 
 guest_sdk::entry!(main, memory = 16 << 20);
 
@@ -31,7 +31,8 @@ fn main() -> u8 {
         println!("Nobody can type here; this is what the shell would do if somebody typed it.\n");
         arguments.push_str("\0-v\0demo");
     }
-    let mounts = Mounts::new(Files::new(&[boot::ramdisk(), FILES]));
+    let mut mounts = Mounts::new(Files::new(&[boot::ramdisk(), FILES]));
+    share::mount_all(&mut mounts);
     match Kernel::new(mounts, "sh", arguments.as_bytes()) {
         Ok(kernel) => run(Arc::new(Lock::new(kernel))),
         Err(error) => {
