@@ -3,6 +3,7 @@
 //! Start at [`open`].
 
 use crate::failure::Failure;
+use crate::shares::{self, ShareOption};
 use clap::Args;
 use hv_abi::Features;
 use hv_core::devices::{Block, BlockOptions};
@@ -19,6 +20,12 @@ pub(crate) struct DeviceOptions {
     /// `FILE,ro` cannot be written to; `FILE,direct` is read and written past the host's page cache.
     #[arg(long, value_name = "FILE[,ro][,direct]")]
     pub(crate) disk: Vec<DiskOption>,
+    /// A folder whose files the guest sees, by virtio-fs; more than once for more folders
+    ///
+    /// With `:rw` it can change them, with the rights of whoever runs hv. The guest knows the folder by its tag, `share` if none
+    /// is given: minios has it at /TAG. Links that lead out of it are shown and lead nowhere, and what is mounted in it is not seen.
+    #[arg(long, value_name = "DIR[:TAG][:rw]")]
+    pub(crate) share: Vec<ShareOption>,
 }
 
 /// What `--disk` says.
@@ -65,6 +72,7 @@ pub(crate) fn open(options: &DeviceOptions, image: &Image) -> Result<Vec<DeviceC
             disk.map_err(|error| Failure::cannot("the guest cannot have this disk", error))?,
         ));
     }
+    devices.extend(shares::open(&options.share)?);
     Ok(devices)
 }
 

@@ -21,6 +21,7 @@ mod new;
 mod output;
 mod report;
 mod run;
+mod shares;
 mod signals;
 mod test;
 mod units;

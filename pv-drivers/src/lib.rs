@@ -8,6 +8,7 @@ extern crate alloc;
 
 pub mod block;
 mod buffers;
+pub mod fs;
 mod hal;
 pub mod queue;
 mod registered;

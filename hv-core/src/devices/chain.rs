@@ -43,6 +43,10 @@ pub(crate) struct Chain {
     written: u32,
 }
 
+/// Room that was set aside in a chain.
+#[derive(Debug)]
+pub(crate) struct Reserved(Vec<Segment>);
+
 /// A chain is shorter than its device's requests are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooShort;
@@ -178,6 +182,31 @@ impl Chain {
         self.writable.skip(before);
         self.written += before as u32;
         self.write(bytes)
+    }
+
+    /// Sets the next `bytes` of room aside, for what is known only when all behind it is written. They count as written.
+    ///
+    /// # Errors
+    ///
+    /// There is less room.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> Result<Reserved, TooShort> {
+        if self.writable.left < bytes {
+            return Err(TooShort);
+        }
+        let runs = self.writable.runs(bytes).collect();
+        self.writable.skip(bytes);
+        self.written += bytes as u32;
+        Ok(Reserved(runs))
+    }
+
+    /// Writes to the start of what was set aside.
+    pub(crate) fn write_reserved(&mut self, reserved: &Reserved, bytes: &[u8]) {
+        let mut rest = bytes;
+        for run in &reserved.0 {
+            let (part, behind) = rest.split_at(rest.len().min(run.length as usize));
+            self.memory.write_bytes(run.start, part).expect("segments are in guest memory");
+            rest = behind;
+        }
     }
 
     /// Has the host's kernel take at most `most` of the driver's bytes from guest memory: `call` is given their places, and says

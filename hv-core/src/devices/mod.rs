@@ -9,6 +9,7 @@
 mod block;
 mod chain;
 mod entropy;
+mod fs;
 mod line;
 mod registers;
 mod ring;
@@ -16,6 +17,7 @@ mod vsock;
 mod worker;
 
 pub use block::{Block, BlockError, BlockOptions};
+pub use fs::{Access, FolderError, SharedFolder};
 pub use line::DeviceStats;
 pub use vsock::{Vsock, VsockError, connect};
 
@@ -112,14 +114,18 @@ pub enum DeviceConfig {
     Block(Block),
     /// Sockets between the guest and the host.
     Vsock(Vsock),
+    /// A folder of the host's.
+    FileSystem(SharedFolder),
 }
 
 impl DeviceConfig {
-    fn build(self) -> Box<dyn Device> {
+    /// One of a VM's, which shares so many folders.
+    fn build(self, folders: usize) -> Box<dyn Device> {
         match self {
             Self::Entropy => Box::new(entropy::Entropy),
             Self::Block(block) => Box::new(block::Disk::new(block)),
             Self::Vsock(vsock) => Box::new(vsock::Sockets::new(vsock)),
+            Self::FileSystem(folder) => Box::new(fs::FileSystem::new(folder, folders)),
         }
     }
 }
@@ -156,7 +162,8 @@ impl Plan {
     /// Of these.
     pub(crate) fn new(devices: Vec<DeviceConfig>) -> Self {
         assert!(devices.len() <= DEVICES_MAX as usize, "it was checked");
-        Self(devices.into_iter().map(DeviceConfig::build).collect())
+        let folders = devices.iter().filter(|device| matches!(device, DeviceConfig::FileSystem(_))).count();
+        Self(devices.into_iter().map(|device| device.build(folders)).collect())
     }
 
     /// Bytes of guest memory for the table and the devices' pages.
