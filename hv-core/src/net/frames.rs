@@ -46,6 +46,12 @@ impl From<Errno> for FrameError {
     }
 }
 
+impl From<io::Error> for FrameError {
+    fn from(error: io::Error) -> Self {
+        Self::Socket(error)
+    }
+}
+
 /// Bytes that wait, in a buffer that does not grow.
 struct Buffer {
     bytes: Box<[u8]>,
@@ -116,7 +122,7 @@ impl FrameReader {
     /// # Errors
     ///
     /// The peer announced one that is too long.
-    pub fn next(&mut self) -> Result<Option<&[u8]>, FrameError> {
+    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, FrameError> {
         let Some(length) = first_length(self.buffer.waiting())? else { return Ok(None) };
         let from = self.buffer.start + PREFIX;
         self.buffer.start = from + length;
@@ -272,7 +278,7 @@ mod tests {
         for piece in stream.chunks(1013) {
             near.write_all(piece).unwrap();
             reader.fill(&far).unwrap();
-            while let Some(frame) = reader.next().unwrap() {
+            while let Some(frame) = reader.next_frame().unwrap() {
                 received.push(frame.to_vec());
             }
         }
@@ -291,7 +297,7 @@ mod tests {
         reader.fill(&far).unwrap();
         assert_eq!(reader.run().unwrap(), framed(b"good"));
         assert!(matches!(reader.run(), Err(FrameError::TooLong { found: 65_550 })));
-        assert!(matches!(reader.next(), Err(FrameError::TooLong { .. })));
+        assert!(matches!(reader.next_frame(), Err(FrameError::TooLong { .. })));
     }
 
     #[test]
@@ -334,7 +340,7 @@ mod tests {
             }
             writer.flush(&near).unwrap();
             reader.fill(&far).unwrap();
-            while let Some(frame) = reader.next().unwrap() {
+            while let Some(frame) = reader.next_frame().unwrap() {
                 assert_eq!(frame, vec![received as u8; received * 100]);
                 received += 1;
             }

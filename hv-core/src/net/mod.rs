@@ -9,3 +9,4 @@
 
 pub mod frames;
 pub mod switch;
+pub mod user;
