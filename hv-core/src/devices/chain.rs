@@ -193,7 +193,7 @@ impl Chain {
         call: impl FnOnce(&Places) -> io::Result<usize>,
     ) -> io::Result<usize> {
         let taken = call(&Places::new(&self.memory, self.readable.runs(most)))?.min(most);
-        self.readable.skip(taken);
+        self.note_taken(taken);
         Ok(taken)
     }
 
@@ -221,6 +221,11 @@ impl Chain {
     /// As [`places_to_fill`](Self::places_to_fill), of the driver's bytes.
     pub(crate) fn places_to_take(&self, most: usize) -> Places {
         Places::new(&self.memory, self.readable.runs(most))
+    }
+
+    /// The host's kernel has taken so many of the driver's bytes.
+    pub(crate) fn note_taken(&mut self, bytes: usize) {
+        self.readable.skip(bytes);
     }
 
     /// The host's kernel has filled so many bytes of the room.

@@ -10,12 +10,14 @@ mod block;
 mod chain;
 mod entropy;
 mod line;
+mod net;
 mod registers;
 mod ring;
 mod worker;
 
 pub use block::{Block, BlockError, BlockOptions};
 pub use line::DeviceStats;
+pub use net::{Net, NetLink};
 
 use crate::engine::AddressSpaces;
 use crate::events::Events;
@@ -70,6 +72,11 @@ pub(crate) trait Device: Send {
     /// There is no driver any more. Chains are dropped, and no guest memory is touched from here on.
     fn reset(&mut self) {}
 
+    /// A queue is not used any more, and the device has chains of it: as [`reset`](Self::reset), if it makes no difference to it.
+    fn stop_queue(&mut self, _queue: usize) {
+        self.reset();
+    }
+
     /// No guest memory is touched when this returns, until the next [`process`](Self::process).
     fn quiesce(&mut self, _rings: &mut [Option<Ring>]) {}
 
@@ -97,6 +104,8 @@ pub enum DeviceConfig {
     Entropy,
     /// A disk.
     Block(Block),
+    /// A network card.
+    Net(Net),
 }
 
 impl DeviceConfig {
@@ -104,6 +113,7 @@ impl DeviceConfig {
         match self {
             Self::Entropy => Box::new(entropy::Entropy),
             Self::Block(block) => Box::new(block::Disk::new(block)),
+            Self::Net(net) => Box::new(net::Card::new(net)),
         }
     }
 }
