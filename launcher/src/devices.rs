@@ -3,6 +3,7 @@
 //! Start at [`open`].
 
 use crate::failure::Failure;
+use crate::net::{self, NetOptions};
 use clap::Args;
 use hv_abi::Features;
 use hv_core::devices::{Block, BlockOptions};
@@ -19,6 +20,8 @@ pub(crate) struct DeviceOptions {
     /// `FILE,ro` cannot be written to; `FILE,direct` is read and written past the host's page cache.
     #[arg(long, value_name = "FILE[,ro][,direct]")]
     pub(crate) disk: Vec<DiskOption>,
+    #[command(flatten)]
+    pub(crate) net: NetOptions,
 }
 
 /// What `--disk` says.
@@ -65,6 +68,7 @@ pub(crate) fn open(options: &DeviceOptions, image: &Image) -> Result<Vec<DeviceC
             disk.map_err(|error| Failure::cannot("the guest cannot have this disk", error))?,
         ));
     }
+    devices.extend(net::open(&options.net)?.into_iter().map(DeviceConfig::Net));
     Ok(devices)
 }
 
