@@ -28,6 +28,8 @@ pub struct DeviceStats {
     pub interrupts: u64,
     /// How often its worker slept.
     pub sleeps: u64,
+    /// Frames that a network card could not deliver.
+    pub dropped: u64,
 }
 
 /// A device's way to its guest.
@@ -44,6 +46,7 @@ pub(crate) struct Line {
     pub(super) doorbells: AtomicU64,
     pub(super) interrupts: AtomicU64,
     pub(super) sleeps: AtomicU64,
+    pub(super) dropped: AtomicU64,
 }
 
 /// Configuration space.
@@ -73,6 +76,7 @@ impl Line {
             doorbells: AtomicU64::new(0),
             interrupts: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
         };
         line.show_config(&mut line.config(), config);
         line
@@ -152,6 +156,7 @@ impl Line {
             doorbells: self.doorbells.load(Relaxed),
             interrupts: self.interrupts.load(Relaxed),
             sleeps: self.sleeps.load(Relaxed),
+            dropped: self.dropped.load(Relaxed),
         }
     }
 }

@@ -11,6 +11,7 @@ mod chain;
 mod entropy;
 mod fs;
 mod line;
+mod net;
 mod registers;
 mod ring;
 mod vsock;
@@ -19,6 +20,7 @@ mod worker;
 pub use block::{Block, BlockError, BlockOptions};
 pub use fs::{Access, FolderError, SharedFolder};
 pub use line::DeviceStats;
+pub use net::{Net, NetLink};
 pub use vsock::{Vsock, VsockError, connect};
 
 use crate::engine::AddressSpaces;
@@ -85,6 +87,11 @@ pub(crate) trait Device: Send {
     /// There is no driver any more. Chains are dropped, and no guest memory is touched from here on.
     fn reset(&mut self) {}
 
+    /// A queue is not used any more, and the device has chains of it: as [`reset`](Self::reset), if it makes no difference to it.
+    fn stop_queue(&mut self, _queue: usize) {
+        self.reset();
+    }
+
     /// No guest memory is touched when this returns, until the next [`process`](Self::process).
     fn quiesce(&mut self, _rings: &mut [Option<Ring>]) {}
 
@@ -116,6 +123,8 @@ pub enum DeviceConfig {
     Vsock(Vsock),
     /// A folder of the host's.
     FileSystem(SharedFolder),
+    /// A network card.
+    Net(Net),
 }
 
 impl DeviceConfig {
@@ -126,6 +135,7 @@ impl DeviceConfig {
             Self::Block(block) => Box::new(block::Disk::new(block)),
             Self::Vsock(vsock) => Box::new(vsock::Sockets::new(vsock)),
             Self::FileSystem(folder) => Box::new(fs::FileSystem::new(folder, folders)),
+            Self::Net(net) => Box::new(net::Card::new(net)),
         }
     }
 }

@@ -171,7 +171,7 @@ impl Worker {
                 if let Some(ring) = state.rings.get_mut(usize::from(queue))
                     && ring.take().is_some_and(|ring| ring.in_flight() > 0)
                 {
-                    self.device.reset();
+                    self.device.stop_queue(queue.into());
                 }
                 let _ = done.send(());
             }
