@@ -171,6 +171,7 @@ mod tests {
     use crate::events::{Notify, VcpuPages};
     use hv_abi::PAGE_SIZE;
     use hv_abi::vcpu::FIRST_DYNAMIC_CHANNEL;
+    use std::sync::Barrier;
 
     struct Nobody;
 
@@ -195,17 +196,29 @@ mod tests {
 
     #[test]
     fn the_page_shows_the_interrupt_status_whoever_changed_it_last() {
+        const ROUNDS: usize = 20_000;
         let (line, memory) = line(Vec::new());
-        for _ in 0..200 {
-            std::thread::scope(|scope| {
-                for why in [interrupt::USED_BUFFER, interrupt::CONFIG_CHANGE] {
-                    let line = &line;
-                    scope.spawn(move || (0..100).for_each(|_| line.interrupt(why)));
-                    scope.spawn(move || (0..100).for_each(|_| line.acknowledge(why)));
+        let (barrier, mut wrong) = (Barrier::new(2), 0);
+        std::thread::scope(|scope| {
+            let device = scope.spawn(|| {
+                for _ in 0..ROUNDS {
+                    barrier.wait();
+                    line.interrupt(interrupt::USED_BUFFER);
+                    barrier.wait();
                 }
             });
-            assert_eq!(shown(&memory, offset_of!(DevicePage, interrupt_status)), line.interrupt_status());
-        }
+            for _ in 0..ROUNDS {
+                line.acknowledge(u32::MAX);
+                line.interrupt(interrupt::CONFIG_CHANGE);
+                barrier.wait();
+                line.acknowledge(interrupt::CONFIG_CHANGE);
+                barrier.wait();
+                let in_page = shown(&memory, offset_of!(DevicePage, interrupt_status));
+                wrong += u32::from([in_page, line.interrupt_status()] != [interrupt::USED_BUFFER; 2]);
+            }
+            device.join().unwrap();
+        });
+        assert_eq!(wrong, 0, "times that the page showed another status than the last");
     }
 
     #[test]
