@@ -31,7 +31,7 @@ pub(super) enum Order {
     /// A ring is not used any more.
     StopQueue(u16, Sender<()>),
     /// The driver has written to the configuration space.
-    Config(usize, u32),
+    Config(usize, u32, Sender<()>),
     /// Touches no guest memory until it is to resume.
     Pause(Sender<()>),
     Resume,
@@ -175,7 +175,10 @@ impl Worker {
                 }
                 let _ = done.send(());
             }
-            Order::Config(offset, value) => self.device.write_config(offset, value, &self.line),
+            Order::Config(offset, value, done) => {
+                self.device.write_config(offset, value, &self.line);
+                let _ = done.send(());
+            }
             Order::Pause(done) => {
                 if state.active && !state.paused {
                     self.device.quiesce(&mut state.rings);
