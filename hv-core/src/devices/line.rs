@@ -92,9 +92,8 @@ impl Line {
         self.store(offset_of!(DevicePage, config_generation), config.generation);
         self.store(offset_of!(DevicePage, config_size), bytes.len() as u32);
         bytes.resize(bytes.len().next_multiple_of(4), 0);
-        for (i, word) in bytes.chunks_exact(4).enumerate() {
-            let word = u32::from_le_bytes(word.try_into().expect("four bytes"));
-            self.store(offset_of!(DevicePage, config) + i * 4, word);
+        for (i, word) in bytes.as_chunks().0.iter().enumerate() {
+            self.store(offset_of!(DevicePage, config) + i * 4, u32::from_le_bytes(*word));
         }
         // Who read some of it, and then the old number, reads again.
         config.generation = config.generation.wrapping_add(1);

@@ -13,11 +13,13 @@ mod fs;
 mod line;
 mod registers;
 mod ring;
+mod vsock;
 mod worker;
 
 pub use block::{Block, BlockError, BlockOptions};
 pub use fs::{Access, FolderError, SharedFolder};
 pub use line::DeviceStats;
+pub use vsock::{Vsock, VsockError, connect};
 
 use crate::engine::AddressSpaces;
 use crate::events::Events;
@@ -29,6 +31,7 @@ use hv_abi::{GuestPhys, PAGE_SIZE, Status};
 use line::Line;
 use registers::{Effect, Registers};
 use ring::Ring;
+use rustix::event::PollFlags;
 use rustix::fd::BorrowedFd;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -41,11 +44,21 @@ pub(crate) struct Broken(pub &'static str);
 
 /// What of a descriptor of the host's a device waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-
 pub(crate) enum Interest {
     Read,
     Write,
     Both,
+}
+
+impl Interest {
+    /// As `poll` has it.
+    fn flags(self) -> PollFlags {
+        match self {
+            Self::Read => PollFlags::IN,
+            Self::Write => PollFlags::OUT,
+            Self::Both => PollFlags::IN | PollFlags::OUT,
+        }
+    }
 }
 
 /// What requests to a device mean. All but the first four are called on the device's own thread.
@@ -99,6 +112,8 @@ pub enum DeviceConfig {
     Entropy,
     /// A disk.
     Block(Block),
+    /// Sockets between the guest and the host.
+    Vsock(Vsock),
     /// A folder of the host's.
     FileSystem(SharedFolder),
 }
@@ -109,6 +124,7 @@ impl DeviceConfig {
         match self {
             Self::Entropy => Box::new(entropy::Entropy),
             Self::Block(block) => Box::new(block::Disk::new(block)),
+            Self::Vsock(vsock) => Box::new(vsock::Sockets::new(vsock)),
             Self::FileSystem(folder) => Box::new(fs::FileSystem::new(folder, folders)),
         }
     }

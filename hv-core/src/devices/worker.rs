@@ -241,14 +241,8 @@ impl Worker {
     fn sleep(&self, sources: &[(BorrowedFd<'_>, Interest)]) {
         self.line.sleeps.fetch_add(1, Relaxed);
         let bell = PollFd::from_borrowed_fd(self.bell.descriptor(), PollFlags::IN);
-        let sources = sources.iter().map(|(source, interest)| {
-            let flags = match interest {
-                Interest::Read => PollFlags::IN,
-                Interest::Write => PollFlags::OUT,
-                Interest::Both => PollFlags::IN | PollFlags::OUT,
-            };
-            PollFd::from_borrowed_fd(*source, flags)
-        });
+        let sources = sources.iter();
+        let sources = sources.map(|(source, wait)| PollFd::from_borrowed_fd(*source, wait.flags()));
         let mut all: Vec<PollFd<'_>> = std::iter::once(bell).chain(sources).collect();
         let _ = poll(&mut all, None); // a signal: it is looked, and slept again
         self.bell.silence();
