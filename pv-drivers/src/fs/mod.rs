@@ -4,6 +4,9 @@
 //! dropped. What is asked of the host is a [`Call`]: `.await` it, or [`blocking`](Call::blocking). Symbolic links are what the
 //! host has them say, and never followed by either side; who walks a path follows them or not.
 //!
+//! A call that is dropped while it is under way is made all the same; a node or handle that its reply would give is the host's to
+//! keep until the driver is dropped.
+//!
 //! Nothing is kept here of what the host said: its programs change the folder at the same time.
 //!
 //! Start at [`SharedFolder::find`] and [`SharedFolder::root`].
