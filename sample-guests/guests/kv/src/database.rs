@@ -50,7 +50,7 @@ pub enum After {
 /// A store with its log.
 #[derive(Debug)]
 pub struct Database<D> {
-    store: Store,
+    pub(crate) store: Store,
     journal: Journal<D>,
     random: fastrand::Rng,
     most_weight: usize,
@@ -74,9 +74,9 @@ impl<D: Disk> Database<D> {
         if database.compact()? { Ok(database) } else { Err(OpenError::Full) }
     }
 
-    /// The keys.
-    pub fn store(&self) -> &Store {
-        &self.store
+    /// How many keys there are.
+    pub fn keys(&self) -> usize {
+        self.store.len()
     }
 
     /// How full the log is, and how full the store may be.

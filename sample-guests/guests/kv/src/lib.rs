@@ -19,7 +19,7 @@
 extern crate alloc;
 
 mod commands;
-mod connection;
+pub mod connection;
 pub mod database;
 pub mod disk;
 mod glob;

@@ -55,11 +55,6 @@ impl Store {
         self.entries.len()
     }
 
-    /// Whether there is no key.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// All keys.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Entry)> {
         self.entries.iter().map(|(key, entry)| (&**key, entry))

@@ -132,5 +132,5 @@ pub fn contents<D: Disk>(database: &Database<D>) -> BTreeMap<Vec<u8>, Vec<Vec<u8
         assert_eq!(emitted, Ok(true));
         (key.to_vec(), commands)
     };
-    database.store().iter().map(|(key, entry)| of(key, entry)).collect()
+    database.store.iter().map(|(key, entry)| of(key, entry)).collect()
 }
