@@ -132,22 +132,13 @@ impl Device for Disk {
             begun += 1;
             match self.begin(&mut chain).map_err(short)? {
                 Begun::Done(outcome) => answer(ring, chain, outcome)?,
-                Begun::Operation(operation) => match &mut self.block.uring {
-                    Some(uring) if !self.block.options.direct || is_aligned(&chain, operation) => {
-                        uring.start(chain, operation);
-                    }
-                    _ => {
-                        let outcome = self.run(&mut chain, operation);
-                        answer(ring, chain, outcome)?;
-                    }
-                },
+                Begun::Operation(operation) => self.go_on(ring, chain, operation)?,
             }
         }
         if let Some(uring) = &mut self.block.uring {
             uring.submit();
         }
-        // What was in the host's page cache is done.
-        Ok(self.finish_done(ring)? || finished || begun > 0)
+        Ok(finished || begun > 0)
     }
 
     fn quiesce(&mut self, rings: &mut [Option<Ring>]) {
@@ -205,6 +196,35 @@ impl Disk {
             Begun::Operation(operation(header.sector * SECTOR))
         } else {
             Begun::Done(Outcome::IoError)
+        }
+    }
+
+    /// Does an operation at once, if it takes no longer than to have it under way; has it under way otherwise.
+    fn go_on(&mut self, ring: &mut Ring, mut chain: Chain, mut operation: Operation) -> Result<(), Broken> {
+        let direct = self.block.options.direct;
+        if let Operation::Read { offset, bytes } = operation
+            && !direct
+        {
+            let cached =
+                chain.write_from(bytes, |places| places.read_cached(self.block.file.as_fd(), offset));
+            let read = cached.unwrap_or(0); // none of it is in the page cache
+            operation = Operation::Read { offset: offset + read as u64, bytes: bytes - read };
+        }
+        let at_once = match operation {
+            Operation::Read { bytes, .. } => bytes == 0,
+            // A copy to the page cache.
+            Operation::Write { .. } => !direct,
+            Operation::Sync => false,
+        };
+        match &mut self.block.uring {
+            Some(uring) if !at_once && (!direct || is_aligned(&chain, operation)) => {
+                uring.start(chain, operation);
+                Ok(())
+            }
+            _ => {
+                let outcome = self.run(&mut chain, operation);
+                answer(ring, chain, outcome)
+            }
         }
     }
 
