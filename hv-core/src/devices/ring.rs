@@ -140,17 +140,17 @@ impl Ring {
     }
 
     /// Whether the driver wants to be told of what was pushed since this was last asked.
-    pub(super) fn wants_interrupt(&mut self) -> bool {
+    pub(crate) fn wants_interrupt(&mut self) -> bool {
         self.queue.needs_notification(self.memory.map()).expect("the ring is in guest memory")
     }
 
     /// Asks for a doorbell for the next chain. Whether there is one already, for which none may come.
-    pub(super) fn ask_for_doorbell(&mut self) -> bool {
+    pub(crate) fn ask_for_doorbell(&mut self) -> bool {
         self.queue.enable_notification(self.memory.map()).expect("the ring is in guest memory")
     }
 
     /// Says that no doorbell is wanted, as far as that is not said by an index.
-    pub(super) fn want_no_doorbell(&mut self) {
+    pub(crate) fn want_no_doorbell(&mut self) {
         self.queue.disable_notification(self.memory.map()).expect("the ring is in guest memory");
     }
 }

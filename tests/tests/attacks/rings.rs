@@ -34,7 +34,10 @@ fn rings_registers_and_resets_of_any_kind_harm_their_guest_alone() {
         }
     });
     let (requests, ends) = (requests.into_inner(), ends.into_inner());
-    assert!(requests.len() == 5 && requests.values().all(|count| *count > 0), "not all were reached: {requests:?}");
+    assert!(
+        requests.len() == 5 && requests.values().all(|count| *count > 0),
+        "not all were reached: {requests:?}"
+    );
     assert!(ends > 0, "none came to its end");
     arena.leave();
 }
@@ -89,7 +92,10 @@ fn devices_that_have_nothing_to_do_use_no_processor() {
             if now == before {
                 break;
             }
-            assert!(start.elapsed() < PATIENCE / 4, "{attack:?}: somebody is never at rest: {before:?}, {now:?}");
+            assert!(
+                start.elapsed() < PATIENCE / 4,
+                "{attack:?}: somebody is never at rest: {before:?}, {now:?}"
+            );
             before = now;
         }
         assert_eq!(vm.stop().end, End::Stopped, "{attack:?}");
