@@ -149,7 +149,7 @@ impl Ring {
     }
 
     /// Shows the driver what was pushed.
-    pub(super) fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         if self.used == self.published {
             return;
         }
@@ -173,7 +173,7 @@ impl Ring {
 
     /// Whether the driver wants to be told of what was published since this was last asked (Virtual I/O Device 1.3, section
     /// 2.7.7.2).
-    pub(super) fn wants_interrupt(&mut self) -> bool {
+    pub(crate) fn wants_interrupt(&mut self) -> bool {
         let (new, old) = (self.published, std::mem::replace(&mut self.told, self.published));
         // The index is stored before the driver's wish is looked at; it does so the other way round.
         fence(Ordering::SeqCst);
@@ -194,13 +194,13 @@ impl Ring {
     }
 
     /// Asks for a doorbell for the next chain. Whether there is one already, for which none may come.
-    pub(super) fn ask_for_doorbell(&mut self) -> bool {
+    pub(crate) fn ask_for_doorbell(&mut self) -> bool {
         let more = self.queue.enable_notification(&*self.memory).expect("the ring is in guest memory");
         more || !self.taken.is_empty() || self.broken.is_some()
     }
 
     /// Says that no doorbell is wanted, as far as that is not said by an index.
-    pub(super) fn want_no_doorbell(&mut self) {
+    pub(crate) fn want_no_doorbell(&mut self) {
         self.queue.disable_notification(&*self.memory).expect("the ring is in guest memory");
     }
 }
