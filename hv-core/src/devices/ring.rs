@@ -41,6 +41,8 @@ pub(crate) struct Ring {
     memory: Arc<GuestMemory>,
     spaces: Arc<dyn AddressSpaces>,
     event_idx: bool,
+    /// [`AT_ONCE`].
+    at_once: usize,
     /// Chains that were taken from the ring and not popped, and what is wrong with the one behind them.
     taken: VecDeque<Chain>,
     broken: Option<Broken>,
@@ -82,6 +84,7 @@ impl Ring {
             memory,
             spaces,
             event_idx,
+            at_once: AT_ONCE,
             taken,
             broken,
             used: zero,
@@ -90,6 +93,12 @@ impl Ring {
             in_flight: 0,
             completed: 0,
         })
+    }
+
+    /// Takes and publishes chains one by one, so that what is done is seen at once.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn one_at_a_time(&mut self) {
+        self.at_once = 1;
     }
 
     /// The next chain that the driver has made available.
@@ -115,7 +124,7 @@ impl Ring {
     fn take(&mut self) -> Result<(), Broken> {
         let size = self.queue.size();
         let ahead = |_| Broken("the available ring's index is further ahead than the ring is long");
-        for descriptors in self.queue.iter(&*self.memory).map_err(ahead)?.take(AT_ONCE) {
+        for descriptors in self.queue.iter(&*self.memory).map_err(ahead)?.take(self.at_once) {
             match chain(&self.memory, size, descriptors) {
                 Ok(chain) => self.taken.push_back(chain),
                 Err(broken) => {
@@ -143,7 +152,7 @@ impl Ring {
         self.used += 1;
         self.in_flight -= 1;
         self.completed += 1;
-        if (self.used - self.published).0 as usize >= AT_ONCE {
+        if (self.used - self.published).0 as usize >= self.at_once {
             self.publish();
         }
     }
