@@ -4,6 +4,7 @@ use crate::bench::Phase;
 use crate::control::Name;
 use crate::devices::DeviceOptions;
 use crate::logging::LogFormat;
+use crate::vsock::ConnectorOptions;
 use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hv_core::EngineKind;
@@ -62,6 +63,9 @@ pub(crate) enum Command {
     Bench(BenchOptions),
     /// Show what is gained, measured on this machine
     Demo(DemoOptions),
+    /// Be the process that connects for a monitor
+    #[command(hide = true)]
+    VsockConnector(ConnectorOptions),
 }
 
 impl Command {
@@ -78,6 +82,7 @@ impl Command {
                 Demo::Gap(options) => options.json,
             },
             Self::Test(options) => options.runner.json,
+            Self::VsockConnector(_) => false,
             Self::New(_) | Self::Pause(_) | Self::Resume(_) | Self::Stop(_) | Self::Balloon(_) => false,
         }
     }

@@ -11,7 +11,9 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, Ruleset, RulesetAttr,
     RulesetCreatedAttr, RulesetError, RulesetStatus, Scope, path_beneath_rules,
 };
-use seccompiler::{SeccompAction, SeccompFilter};
+use seccompiler::{
+    SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::os::fd::BorrowedFd;
@@ -60,13 +62,32 @@ pub(crate) enum Landlocked {
 ///
 /// The host refused a filter. That it has no Landlock is no error.
 pub(crate) fn apply(control: Option<BorrowedFd<'_>>) -> Result<Landlocked, Box<dyn Error + Send + Sync>> {
-    let landlocked = restrict_files(control)?;
-    let rules: BTreeMap<i64, _> = DENIED.iter().map(|call| (*call, Vec::new())).collect();
+    let landlocked = restrict_files(&["/proc"], control)?;
+    deny(DENIED.iter().map(|call| (*call, Vec::new())).collect())?;
+    Ok(landlocked)
+}
+
+/// As [`apply`], for a process that connects to Unix sockets and needs nothing else, not even `/proc`.
+///
+/// # Errors
+///
+/// As [`apply`].
+pub(crate) fn apply_to_connector() -> Result<Landlocked, Box<dyn Error + Send + Sync>> {
+    let landlocked = restrict_files(&[], None)?;
+    let mut rules: BTreeMap<i64, _> = DENIED.iter().map(|call| (*call, Vec::new())).collect();
+    let elsewhere =
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, libc::AF_UNIX as u64)?;
+    rules.insert(libc::SYS_socket, vec![SeccompRule::new(vec![elsewhere])?]);
+    deny(rules)?;
+    Ok(landlocked)
+}
+
+/// Has these system calls fail from now on, all or those that match a rule.
+fn deny(rules: BTreeMap<i64, Vec<SeccompRule>>) -> Result<(), Box<dyn Error + Send + Sync>> {
     let denied = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?;
     let program: seccompiler::BpfProgram = filter.try_into()?;
-    seccompiler::apply_filter(&program)?; // sets no_new_privs, too
-    Ok(landlocked)
+    Ok(seccompiler::apply_filter(&program)?) // sets no_new_privs, too
 }
 
 /// How far [`apply`] would get, tried on a thread of its own.
@@ -79,15 +100,15 @@ pub(crate) fn try_out() -> Result<Landlocked, String> {
     tried.join().unwrap_or_else(|_| Err("the trial panicked".into()))
 }
 
-/// No file but to read in `/proc` and to remove in `control`, no connection, no signal and no abstract socket outside. Files that are open stay open.
-fn restrict_files(control: Option<BorrowedFd<'_>>) -> Result<Landlocked, RulesetError> {
+/// No file but to read in `readable` and to remove in `control`, no connection, no signal and no abstract socket outside. Files that are open stay open.
+fn restrict_files(readable: &[&str], control: Option<BorrowedFd<'_>>) -> Result<Landlocked, RulesetError> {
     let status = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
         .handle_access(AccessFs::from_all(LANDLOCK))?
         .handle_access(AccessNet::from_all(LANDLOCK))?
         .scope(Scope::from_all(LANDLOCK))?
         .create()?
-        .add_rules(path_beneath_rules(["/proc"], AccessFs::from_read(LANDLOCK)))?
+        .add_rules(path_beneath_rules(readable, AccessFs::from_read(LANDLOCK)))?
         .add_rules(
             control.map(|directory| Ok::<_, RulesetError>(PathBeneath::new(directory, AccessFs::RemoveFile))),
         )?
@@ -174,5 +195,30 @@ mod tests {
             assert_eq!(UnixStream::connect("/tmp/none").unwrap_err().kind(), PermissionDenied);
             assert_eq!(std::net::UdpSocket::bind("127.0.0.1:0").unwrap_err().kind(), PermissionDenied);
         });
+    }
+
+    #[test]
+    fn the_connector_can_connect_to_unix_sockets_and_do_nothing_else() {
+        let path = std::env::temp_dir().join(format!("hv-connector-{}", std::process::id()));
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+        let connected = path.clone();
+        let thread = std::thread::spawn(move || {
+            let landlocked = apply_to_connector().expect("this host has seccomp");
+            UnixStream::connect(&connected).expect("it may");
+            assert_eq!(Command::new("/bin/true").status().unwrap_err().kind(), PermissionDenied);
+            assert_eq!(std::net::UdpSocket::bind("127.0.0.1:0").unwrap_err().kind(), PermissionDenied);
+            if landlocked == Landlocked::No {
+                eprintln!("this kernel has no Landlock: not tested");
+                return;
+            }
+            for path in ["/etc/passwd", "/", "/proc/self/status"] {
+                let error = fs::read_dir(path).map(drop).or_else(|_| fs::read(path).map(drop)).unwrap_err();
+                assert_eq!(error.kind(), PermissionDenied, "reading {path}");
+            }
+            assert_eq!(fs::remove_file(&connected).unwrap_err().kind(), PermissionDenied);
+        });
+        thread.join().expect("the attack is repelled");
+        drop(listener);
+        fs::remove_file(path).expect("it is there");
     }
 }

@@ -24,6 +24,7 @@ mod run;
 mod signals;
 mod test;
 mod units;
+mod vsock;
 
 use clap::Parser;
 use cli::{Cli, Command, Demo};
@@ -50,6 +51,7 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::Images(options) => images::list(options),
         Command::Test(options) => test::run(options),
         Command::New(options) => new::write(options),
+        Command::VsockConnector(options) => vsock::serve(options),
         Command::Doctor(options) => doctor::examine(options),
         Command::Bench(options) => bench::run(options),
         Command::Demo(options) => match &options.demo {

@@ -6,8 +6,10 @@ extern crate std;
 
 extern crate alloc;
 
+pub mod balloon;
 pub mod block;
 mod buffers;
+pub mod console;
 mod hal;
 pub mod queue;
 mod registered;
@@ -15,6 +17,7 @@ pub mod rng;
 pub mod transport;
 pub mod vsock;
 
+pub use embedded_io;
 pub use hal::GuestHal;
 pub use transport::Transport;
 pub use virtio_drivers;

@@ -181,6 +181,11 @@ impl Chain {
         self.write(bytes)
     }
 
+    /// Takes the next run of the room, of which nothing is written.
+    pub(crate) fn take_room(&mut self) -> Option<Segment> {
+        self.writable.take(usize::MAX)
+    }
+
     /// Has the host's kernel take at most `most` of the driver's bytes from guest memory: `call` is given their places, and says
     /// how many it took.
     ///

@@ -246,11 +246,7 @@ impl State {
     }
 
     /// Whether the host has agreed; `None`: it has not said.
-    pub(super) fn try_connected(
-        &mut self,
-        ports: Ports,
-        waker: Option<&Waker>,
-    ) -> Option<Result<(), Error>> {
+    pub(super) fn try_connected(&mut self, ports: Ports, waker: Option<&Waker>) -> Option<Result<(), Error>> {
         let broken = self.is_broken();
         let connection = self.connection(ports);
         match connection {
@@ -344,7 +340,7 @@ impl State {
 
     /// The guest does not want to do this any more: bits of [`closed`].
     pub(super) fn close(&mut self, ports: Ports, what: u32) {
-        let connection = self.connection(ports);
+        let Some(connection) = self.connections.get_mut(&ports) else { return };
         let before = connection.closed;
         connection.closed |= what;
         if connection.closed & closed::RECEIVES != 0 {
@@ -362,7 +358,17 @@ impl State {
         self.forget_if_closed(ports);
     }
 
-    /// Nobody has the stream any more, and the host has answered.
+    /// Whether nothing comes of it any more; `None`: it is not over.
+    pub(super) fn try_over(&mut self, ports: Ports, waker: Option<&Waker>) -> Option<Result<(), Error>> {
+        let broken = self.is_broken();
+        match self.connections.get_mut(&ports) {
+            None => Some(Ok(())),
+            Some(_) if broken => Some(Err(Error::Broken)),
+            Some(connection) => connection.wakers.add(waker),
+        }
+    }
+
+    /// Nobody wants the stream any more, and the host has answered.
     fn forget_if_closed(&mut self, ports: Ports) {
         let gone = |connection: &Connection| connection.over && connection.closed == closed::BOTH;
         if self.connections.get(&ports).is_some_and(gone) {

@@ -5,7 +5,11 @@
 
 extern crate alloc;
 
+mod balloon;
+mod console;
 mod disk;
+mod hostile;
+mod vsock;
 
 use alloc::vec;
 use guest_sdk::hv_abi::device::kind;
@@ -24,13 +28,30 @@ fn main() -> Result<(), Error> {
         match trial {
             "rng" => rng()?,
             "disk" => disk::check()?,
-            "disk-load" => disk::load(arguments.next().and_then(|seed| seed.parse().ok()).unwrap_or(1))?,
+            "disk-load" => disk::load(seed(&mut arguments))?,
             "disk-read-only" => disk::read_only()?,
+            "vsock" => vsock::check()?,
+            "vsock-serve" => vsock::serve()?,
+            "vsock-load" => vsock::load(seed(&mut arguments))?,
+            "vsock-slow" => vsock::slow()?,
+            "vsock-hostile" => hostile::vsock(seed(&mut arguments))?,
+            "console" => console::check()?,
+            "console-load" => console::load()?,
+            "console-slow" => console::slow()?,
+            "console-hostile" => hostile::console(seed(&mut arguments))?,
+            "terminal" => console::terminal()?,
+            "balloon" => balloon::check()?,
+            "balloon-report" => balloon::report()?,
+            "balloon-hostile" => hostile::balloon(seed(&mut arguments))?,
             other => panic!("no trial is called {other:?}"),
         }
         println!("{trial}: good");
     }
     Ok(())
+}
+
+fn seed<'a>(arguments: &mut impl Iterator<Item = &'a str>) -> u64 {
+    arguments.next().and_then(|seed| seed.parse().ok()).unwrap_or(1)
 }
 
 fn name(of: u32) -> &'static str {
