@@ -18,7 +18,7 @@ pub fn check() -> Result<(), Error> {
     let mut log = console.port_named("log")?;
     assert_eq!(console.port_named("log").err(), Some(Error::InUse));
     assert_eq!(console.port_named("none").err(), Some(Error::NoDevice));
-    log.write_all(b"a line\n")?;
+    Write::write_all(&mut log, b"a line\n")?;
     writeln!(log, "and {}", 1).expect("it takes text");
     Write::flush(&mut log)?;
 
