@@ -191,7 +191,9 @@ pub enum BalloonError {
     #[error("the VM has ended")]
     Ended,
     /// It would never hear of it.
-    #[error("the guest has no balloon: its image does not ask for the feature PAGE_REPORTING, and the VM has no device for it")]
+    #[error(
+        "the guest has no balloon: its image does not ask for the feature PAGE_REPORTING, and the VM has no device for it"
+    )]
     NoBalloon,
 }
 
@@ -449,7 +451,8 @@ impl Vm {
         };
         self.control.wait_until_gone();
         tracing::debug!(%end, "ended");
-        Report { end, vcpu, registers, backtrace, counters, cpu }
+        let devices = self.shared.devices().stats();
+        Report { end, vcpu, registers, backtrace, counters, cpu, devices }
     }
 }
 

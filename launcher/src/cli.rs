@@ -4,7 +4,7 @@ use crate::bench::Phase;
 use crate::control::Name;
 use crate::devices::DeviceOptions;
 use crate::logging::LogFormat;
-use crate::vsock::ConnectorOptions;
+use crate::net::{ConnectorOptions, SwitchOptions, UserNetOptions};
 use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hv_core::EngineKind;
@@ -66,6 +66,12 @@ pub(crate) enum Command {
     /// Be the process that connects for a monitor
     #[command(hide = true)]
     VsockConnector(ConnectorOptions),
+    /// Be the process beside a monitor that has a user-mode network
+    #[command(hide = true)]
+    NetUser(UserNetOptions),
+    /// Be the process that has a switch
+    #[command(hide = true)]
+    NetSwitch(SwitchOptions),
 }
 
 impl Command {
@@ -82,8 +88,8 @@ impl Command {
                 Demo::Gap(options) => options.json,
             },
             Self::Test(options) => options.runner.json,
-            Self::VsockConnector(_) => false,
             Self::New(_) | Self::Pause(_) | Self::Resume(_) | Self::Stop(_) | Self::Balloon(_) => false,
+            Self::NetUser(_) | Self::NetSwitch(_) | Self::VsockConnector(_) => false,
         }
     }
 }
@@ -391,6 +397,8 @@ pub(crate) enum Suite {
     Process,
     /// Many idle VMs: their start, memory, host CPU, and stop
     Density,
+    /// Devices: disks beside their files
+    Device,
 }
 
 /// `hv demo`

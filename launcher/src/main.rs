@@ -17,14 +17,16 @@ mod images;
 mod input;
 mod lockdown;
 mod logging;
+mod net;
 mod new;
 mod output;
+mod ports;
 mod report;
 mod run;
+mod shares;
 mod signals;
 mod test;
 mod units;
-mod vsock;
 
 use clap::Parser;
 use cli::{Cli, Command, Demo};
@@ -51,7 +53,9 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::Images(options) => images::list(options),
         Command::Test(options) => test::run(options),
         Command::New(options) => new::write(options),
-        Command::VsockConnector(options) => vsock::serve(options),
+        Command::VsockConnector(options) => net::serve_connector(options),
+        Command::NetUser(options) => net::serve_user(options),
+        Command::NetSwitch(options) => net::serve_switch(options),
         Command::Doctor(options) => doctor::examine(options),
         Command::Bench(options) => bench::run(options),
         Command::Demo(options) => match &options.demo {

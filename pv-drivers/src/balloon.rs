@@ -9,7 +9,7 @@
 #![expect(unsafe_code, reason = "free pages, as buffers")]
 
 use crate::buffers::Outbound;
-use crate::queue::{Buffers, Parts, Queue, Token, PARTS_MAX};
+use crate::queue::{Buffers, PARTS_MAX, Parts, Queue, Token};
 use crate::registered::{Registered, Wakers};
 use crate::{Error, Transport};
 use alloc::boxed::Box;
@@ -116,7 +116,8 @@ impl Balloon {
         loop {
             let (held, target) = (self.held(), self.target());
             self.0.state().followed = target;
-            let moved = if held < target { self.inflate(target - held)? } else { self.deflate(held - target)? };
+            let moved =
+                if held < target { self.inflate(target - held)? } else { self.deflate(held - target)? };
             if moved == 0 {
                 return Ok(());
             }

@@ -10,6 +10,7 @@ pub mod balloon;
 pub mod block;
 mod buffers;
 pub mod console;
+pub mod fs;
 mod hal;
 pub mod queue;
 mod registered;

@@ -88,7 +88,11 @@ impl Device for Balloon {
                     self.hold(self.held.saturating_sub(pages.len() as u32), memory);
                     let _ = memory.claim(pages); // pages of a balloon that was told to be larger stay in it
                 }
-                REPORT => memory.discard(std::iter::from_fn(|| chain.take_room()).map(|s| whole_pages(s.start, s.length)).collect()),
+                REPORT => memory.discard(
+                    std::iter::from_fn(|| chain.take_room())
+                        .map(|s| whole_pages(s.start, s.length))
+                        .collect(),
+                ),
                 _ => {}
             }
             ring.push(chain);

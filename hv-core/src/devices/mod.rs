@@ -11,8 +11,10 @@ mod block;
 mod chain;
 mod console;
 mod entropy;
+mod fs;
 mod line;
 mod listen;
+mod net;
 mod registers;
 mod ring;
 mod vsock;
@@ -20,8 +22,10 @@ mod worker;
 
 pub use block::{Block, BlockError, BlockOptions};
 pub use console::{Console, PORTS_MAX, Port, Window};
+pub use fs::{Access, FolderError, SharedFolder};
 pub use line::DeviceStats;
 pub use listen::{ListenError, listen};
+pub use net::{Net, NetLink};
 pub use vsock::{Vsock, VsockError, connect};
 
 use crate::engine::AddressSpaces;
@@ -88,6 +92,11 @@ pub(crate) trait Device: Send {
     /// There is no driver any more. Chains are dropped, and no guest memory is touched from here on.
     fn reset(&mut self) {}
 
+    /// A queue is not used any more, and the device has chains of it: as [`reset`](Self::reset), if it makes no difference to it.
+    fn stop_queue(&mut self, _queue: usize) {
+        self.reset();
+    }
+
     /// No guest memory is touched when this returns, until the next [`process`](Self::process).
     fn quiesce(&mut self, _rings: &mut [Option<Ring>]) {}
 
@@ -121,16 +130,23 @@ pub enum DeviceConfig {
     Console(Console),
     /// Sockets between the guest and the host.
     Vsock(Vsock),
+    /// A folder of the host's.
+    FileSystem(SharedFolder),
+    /// A network card.
+    Net(Net),
 }
 
 impl DeviceConfig {
-    fn build(self) -> Box<dyn Device> {
+    /// One of a VM's, which shares so many folders.
+    fn build(self, folders: usize) -> Box<dyn Device> {
         match self {
             Self::Entropy => Box::new(entropy::Entropy),
             Self::Block(block) => Box::new(block::Disk::new(block)),
             Self::Balloon => Box::new(balloon::Balloon::default()),
             Self::Console(console) => Box::new(console::Terminals::new(console)),
             Self::Vsock(vsock) => Box::new(vsock::Sockets::new(vsock)),
+            Self::FileSystem(folder) => Box::new(fs::FileSystem::new(folder, folders)),
+            Self::Net(net) => Box::new(net::Card::new(net)),
         }
     }
 }
@@ -167,7 +183,8 @@ impl Plan {
     /// Of these.
     pub(crate) fn new(devices: Vec<DeviceConfig>) -> Self {
         assert!(devices.len() <= DEVICES_MAX as usize, "it was checked");
-        Self(devices.into_iter().map(DeviceConfig::build).collect())
+        let folders = devices.iter().filter(|device| matches!(device, DeviceConfig::FileSystem(_))).count();
+        Self(devices.into_iter().map(|device| device.build(folders)).collect())
     }
 
     /// Bytes of guest memory for the table and the devices' pages.
@@ -257,7 +274,7 @@ impl Devices {
             Effect::Acknowledge(seen) => slot.line.acknowledge(seen),
             Effect::Config(offset, value) => {
                 slot.line.config_word(offset).ok_or(Status::OUT_OF_RANGE)?;
-                slot.order(Order::Config(offset, value));
+                slot.write_config(offset, value);
             }
             Effect::StopQueue(queue) => slot.order_and_wait(|done| Order::StopQueue(queue, done)),
             Effect::Reset => {
@@ -308,12 +325,12 @@ impl Devices {
 
     /// Devices go on.
     pub(crate) fn resume(&self) {
-        self.slots.iter().for_each(|slot| slot.order(Order::Resume));
+        self.slots.iter().for_each(|slot| _ = slot.order(Order::Resume));
     }
 
     /// Ends all workers, and waits until they have.
     pub(crate) fn end(&self) {
-        self.slots.iter().for_each(|slot| slot.order(Order::End));
+        self.slots.iter().for_each(|slot| _ = slot.order(Order::End));
         for slot in &self.slots {
             if let State::Running(thread) = std::mem::replace(&mut *slot.worker(), State::Ended) {
                 thread.join().expect("a worker does not panic");
@@ -361,19 +378,29 @@ impl Slot {
         Ok(())
     }
 
-    fn order(&self, order: Order) {
-        let _ = self.orders.send(order); // without a worker any more, nobody need obey
+    /// Gives an order, unless there is no worker to obey: nothing is kept for one that is not there, so a guest cannot make
+    /// orders pile up.
+    fn order(&self, order: Order) -> Option<()> {
+        if !matches!(*self.worker(), State::Running(_)) {
+            return None;
+        }
+        let _ = self.orders.send(order); // it is about to end: nobody need obey
         self.bell.ring();
+        Some(())
     }
 
     /// Gives an order that is answered; `None` if there is no worker to answer.
     fn ask(&self, order: impl FnOnce(Sender<()>) -> Order) -> Option<Receiver<()>> {
-        if !matches!(*self.worker(), State::Running(_)) {
-            return None;
-        }
         let (done, answer) = bounded(1);
-        self.order(order(done));
-        Some(answer)
+        self.order(order(done)).map(|()| answer)
+    }
+
+    /// The driver writes to the configuration space, before it is ready or after.
+    fn write_config(&self, offset: usize, value: u32) {
+        if let State::Waiting(device, _) = &mut *self.worker() {
+            return device.write_config(offset, value, &self.line);
+        }
+        self.order_and_wait(|done| Order::Config(offset, value, done));
     }
 
     fn order_and_wait(&self, order: impl FnOnce(Sender<()>) -> Order) {

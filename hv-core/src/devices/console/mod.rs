@@ -41,6 +41,11 @@ fn input_queue(port: usize) -> usize {
     if port == 0 { 0 } else { 2 + 2 * port }
 }
 
+/// The port of a queue that is none of messages.
+fn port_of(queue: usize) -> usize {
+    if queue < CONTROL_IN { 0 } else { queue / 2 - 1 }
+}
+
 /// The size of the window that port 0 is shown in. Copies are of the same.
 #[derive(Clone, Debug)]
 pub struct Window(Arc<(AtomicU32, Bell)>);
@@ -114,7 +119,10 @@ impl Device for Terminals {
 
     fn config(&self) -> Vec<u8> {
         let emergency_write = 0_u32;
-        [self.shown, self.ports.len() as u32, emergency_write].iter().flat_map(|word| word.to_le_bytes()).collect()
+        [self.shown, self.ports.len() as u32, emergency_write]
+            .iter()
+            .flat_map(|word| word.to_le_bytes())
+            .collect()
     }
 
     fn activate(&mut self, features: u64) {
@@ -126,6 +134,12 @@ impl Device for Terminals {
         self.ports.iter_mut().for_each(Port::reset);
         self.messages.clear();
         self.room = [false; PORTS_MAX];
+    }
+
+    fn stop_queue(&mut self, queue: usize) {
+        if let Some(port) = self.ports.get_mut(port_of(queue)) {
+            port.stop_sending();
+        }
     }
 
     fn sources(&self) -> Vec<(BorrowedFd<'_>, Interest)> {
@@ -140,7 +154,7 @@ impl Device for Terminals {
             CONTROL_IN => !self.messages.is_empty(),
             CONTROL_OUT => self.messages.len() < MESSAGES,
             queue => {
-                let (port, output) = (if queue < 2 { 0 } else { queue / 2 - 1 }, queue % 2 == 1);
+                let (port, output) = (port_of(queue), queue % 2 == 1);
                 if output { !self.ports[port].is_sending() } else { !self.room[port] }
             }
         }

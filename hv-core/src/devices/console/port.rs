@@ -67,6 +67,11 @@ impl Port {
     /// There is no driver any more.
     pub(super) fn reset(&mut self) {
         self.guest_open = false;
+        self.stop_sending();
+    }
+
+    /// What the guest has written is no more.
+    pub(super) fn stop_sending(&mut self) {
         self.sending = None;
     }
 
@@ -83,7 +88,9 @@ impl Port {
     ) -> impl Iterator<Item = (BorrowedFd<'_>, Interest)> {
         let reads = room && self.guest_open;
         let (input, output) = match &self.end {
-            End::Streams { input, output } => (input.as_ref().filter(|_| reads).map(AsFd::as_fd), output.as_ref().map(AsFd::as_fd)),
+            End::Streams { input, output } => {
+                (input.as_ref().filter(|_| reads).map(AsFd::as_fd), output.as_ref().map(AsFd::as_fd))
+            }
             End::Listener(listener, None) => (accepts.then_some(listener.as_fd()), None),
             End::Listener(_, Some(stream)) => (reads.then_some(stream.as_fd()), Some(stream.as_fd())),
         };
@@ -106,7 +113,8 @@ impl Port {
     pub(super) fn send(&mut self, ring: &mut Ring) -> Result<bool, Broken> {
         let mut worked = false;
         for _ in 0..BATCH {
-            let Some(mut chain) = self.sending.take().map_or_else(|| ring.pop(), |chain| Ok(Some(chain)))? else {
+            let Some(mut chain) = self.sending.take().map_or_else(|| ring.pop(), |chain| Ok(Some(chain)))?
+            else {
                 break;
             };
             while chain.readable() > 0 {
@@ -149,9 +157,7 @@ impl Port {
                 chain.read_to(all.min(PIECE), |places| places.write(output.as_fd()))
             }
             End::Listener(_, Some(stream)) => chain.read_to(all, |places| places.write(stream.as_fd())),
-            End::Streams { output: None, .. } | End::Listener(_, None) => {
-                Err(ErrorKind::NotConnected.into())
-            }
+            End::Streams { output: None, .. } | End::Listener(_, None) => Err(ErrorKind::NotConnected.into()),
         }
     }
 

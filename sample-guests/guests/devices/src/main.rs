@@ -9,6 +9,7 @@ mod balloon;
 mod console;
 mod disk;
 mod hostile;
+mod share;
 mod vsock;
 
 use alloc::vec;
@@ -43,6 +44,7 @@ fn main() -> Result<(), Error> {
             "balloon" => balloon::check()?,
             "balloon-report" => balloon::report()?,
             "balloon-hostile" => hostile::balloon(seed(&mut arguments))?,
+            "share-load" => share::load(seed(&mut arguments)).unwrap_or_else(|error| panic!("{error}")),
             other => panic!("no trial is called {other:?}"),
         }
         println!("{trial}: good");
@@ -50,7 +52,8 @@ fn main() -> Result<(), Error> {
     Ok(())
 }
 
-fn seed<'a>(arguments: &mut impl Iterator<Item = &'a str>) -> u64 {
+/// A number among the arguments.
+fn seed(arguments: &mut impl Iterator<Item = &'static str>) -> u64 {
     arguments.next().and_then(|seed| seed.parse().ok()).unwrap_or(1)
 }
 

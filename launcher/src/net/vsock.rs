@@ -1,4 +1,4 @@
-//! A guest's sockets on this host, and the process that connects for their monitor.
+//! `--vsock`: a guest's sockets on this host, and the process that connects for their monitor.
 //!
 //! Once a guest runs, the monitor can open no socket. When its guest wants to connect, it asks the *connector*: this program
 //! again, in a process that has given up everything but connecting to Unix sockets. It is told a port, adds it to its path, and
@@ -7,22 +7,24 @@
 //!
 //! Start at [`open`]; [`serve`] is the other side.
 
+use super::lockdown::{self, Process};
+use super::process;
+use crate::exit_code::Cause;
 use crate::failure::Failure;
-use crate::lockdown;
 use clap::Args;
 use hv_core::devices::{Vsock, connect};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
+use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::stdio::stdin;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::str::FromStr;
 
 /// The context identifier of a guest that is given none.
@@ -65,27 +67,13 @@ pub(crate) struct ConnectorOptions {
 ///
 /// One of these cannot be had.
 pub(crate) fn open(option: &VsockOption) -> Result<Vsock, Failure> {
-    let cannot =
-        |error| Failure::cannot("the process that connects a guest's sockets could not be started", error);
-    let connector = start(option).map_err(cannot)?;
-    let connect = move |port| ask(&connector, port);
-    Vsock::new(&option.path, option.cid, connect)
+    let cannot = |error: io::Error| Failure::cannot("there is no socket for the connector", error);
+    let pair = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None);
+    let (connector, its) = pair.map_err(|error| cannot(error.into()))?;
+    let path = option.path.to_str().expect("it came as text");
+    process::start(process::again(["vsock-connector", path], its), "what connects a guest's sockets")?;
+    Vsock::new(&option.path, option.cid, move |port| ask(&connector, port))
         .map_err(|error| Failure::cannot("the guest cannot have these sockets", error))
-}
-
-/// Gives the monitor's end of a socket to the connector, which is ready.
-fn start(option: &VsockOption) -> io::Result<OwnedFd> {
-    let (ours, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg("vsock-connector").arg(&option.path);
-    command.stdin(its).stdout(Stdio::null());
-    // What is typed to end a VM is not for it: it ends when the VM has.
-    command.process_group(0).spawn()?;
-    drop(command); // and with it this process's copy of its end
-    match rustix::io::read(&ours, &mut [0])? {
-        0 => Err(io::Error::other("it ended at once, and has said why")),
-        _ => Ok(ours),
-    }
 }
 
 /// Asks the connector for a stream to a port of the host's.
@@ -107,19 +95,21 @@ fn ask(connector: &OwnedFd, port: u32) -> io::Result<UnixStream> {
 }
 
 /// Is the connector, with the monitor's socket as standard input, until the monitor has gone.
-///
-/// # Errors
-///
-/// The host does not let it give up its rights.
 pub(crate) fn serve(options: &ConnectorOptions) -> Result<u8, Failure> {
-    lockdown::apply_to_connector()
-        .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
-    let monitor = rustix::stdio::stdin();
+    let prepared = process::prepare(|| {
+        // Should the monitor be killed, its end of the socket is closed, too; this is for when something else has that end.
+        set_parent_process_death_signal(Some(Signal::KILL))?;
+        lockdown::apply(&Process::Connector)
+    });
+    if prepared.is_none() {
+        return Ok(Cause::CannotStart.code());
+    }
     let mut port = [0; 4];
-    let mut answered = rustix::io::write(monitor, &[0]).is_ok();
-    while answered && rustix::io::retry_on_intr(|| rustix::io::read(monitor, &mut port)) == Ok(port.len()) {
+    while retry_on_intr(|| rustix::io::read(stdin(), &mut port)) == Ok(port.len()) {
         let connected = connect(&options.path, u32::from_ne_bytes(port));
-        answered = answer(&connected).is_ok();
+        if answer(&connected).is_err() {
+            break; // it has gone meanwhile
+        }
     }
     Ok(0)
 }
@@ -135,7 +125,7 @@ fn answer(connected: &io::Result<UnixStream>) -> Result<usize, Errno> {
         error.raw_os_error().unwrap_or(libc::EINVAL) // a path that is too long for a socket
     });
     let error = error.to_ne_bytes();
-    sendmsg(rustix::stdio::stdin(), &[IoSlice::new(&error)], &mut control, SendFlags::NOSIGNAL)
+    sendmsg(stdin(), &[IoSlice::new(&error)], &mut control, SendFlags::NOSIGNAL)
 }
 
 #[cfg(test)]
