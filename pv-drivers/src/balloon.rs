@@ -65,8 +65,8 @@ struct State {
     inflate: Queue<Outbound, SIZE>,
     deflate: Queue<Outbound, SIZE>,
     report: Option<Queue<Free, SIZE>>,
-    /// What is in the balloon.
-    held: Vec<Frame>,
+    /// What is in the balloon, in pieces: a list that grew as one would want much memory when there is least of it.
+    held: Vec<Vec<Frame>>,
     /// What was asked for when it was followed last.
     followed: u64,
     generation: u32,
@@ -103,7 +103,7 @@ impl Balloon {
 
     /// Pages that the balloon holds.
     pub fn held(&self) -> u64 {
-        self.0.state().held.len() as u64
+        self.0.state().held()
     }
 
     /// Makes the balloon hold what the host asks for, as far as there are so many free pages. The vCPU sleeps until the host has
@@ -143,16 +143,18 @@ impl Balloon {
     }
 
     fn inflate(&self, pages: u64) -> Result<u64, Error> {
+        let mut frames = Vec::with_capacity(STEP as usize);
         let pages = pages.min(STEP).min(frames::available().saturating_sub(LEFT));
-        let frames: Vec<Frame> = (0..pages).map_while(|_| frames::allocate(0).ok()).collect();
-        let token = {
-            let state = &mut *self.0.state();
-            submit(&mut state.inflate, &frames)?
-        };
+        frames.extend((0..pages).map_while(|_| frames::allocate(0).ok()));
+        if frames.is_empty() {
+            return Ok(0);
+        }
+        let token = submit(&mut self.0.state().inflate, &frames)?;
         self.wait_for(&token, |state| &mut state.inflate)?;
         let moved = frames.len() as u64;
-        self.0.state().held.extend(frames);
-        self.0.state().tell_held();
+        let state = &mut *self.0.state();
+        state.held.push(frames);
+        state.tell_held();
         Ok(moved)
     }
 
@@ -160,8 +162,14 @@ impl Balloon {
     fn deflate(&self, pages: u64) -> Result<u64, Error> {
         let (frames, token) = {
             let state = &mut *self.0.state();
-            let left = state.held.len().saturating_sub(pages.min(STEP) as usize);
-            let frames = state.held.split_off(left);
+            let mut frames = state.held.pop().unwrap_or_default();
+            if frames.len() as u64 > pages {
+                let rest = frames.split_off(pages as usize);
+                state.held.push(rest);
+            }
+            if frames.is_empty() {
+                return Ok(0);
+            }
             let token = submit(&mut state.deflate, &frames)?;
             (frames, token)
         };
@@ -172,10 +180,9 @@ impl Balloon {
 
     fn wait_for<B: Buffers>(
         &self,
-        token: &Option<Token>,
+        token: &Token,
         queue: impl Fn(&mut State) -> &mut Queue<B, SIZE>,
     ) -> Result<(), Error> {
-        let Some(token) = token else { return Ok(()) };
         self.0.wait(|device| queue(&mut device.state()).take(token)).map(drop)
     }
 
@@ -213,20 +220,17 @@ impl Balloon {
             queue.ring();
             token
         };
-        self.wait_for(&Some(token), queue)
+        self.wait_for(&token, queue)
     }
 }
 
-/// Tells the device the numbers of pages; nothing if there are none.
-fn submit(queue: &mut Queue<Outbound, SIZE>, frames: &[Frame]) -> Result<Option<Token>, Error> {
-    if frames.is_empty() {
-        return Ok(None);
-    }
+/// Tells the device the numbers of pages.
+fn submit(queue: &mut Queue<Outbound, SIZE>, frames: &[Frame]) -> Result<Token, Error> {
     let number = |frame: &Frame| ((frame.phys().0 / PAGE_SIZE) as u32).to_le_bytes();
     let numbers = Box::new(Outbound(frames.iter().flat_map(number).collect()));
     let token = queue.submit(numbers).map_err(|_| Error::Broken)?;
     queue.ring();
-    Ok(Some(token))
+    Ok(token)
 }
 
 impl State {
@@ -234,9 +238,13 @@ impl State {
         self.transport.config::<u32>(0).map_or(0, u64::from)
     }
 
+    fn held(&self) -> u64 {
+        self.held.iter().map(|frames| frames.len() as u64).sum()
+    }
+
     fn tell_held(&mut self) {
         use virtio_drivers::transport::Transport as _;
-        let held = self.held.len() as u32;
+        let held = self.held() as u32;
         self.transport.write_config_space(ACTUAL, held).expect("every balloon has this word");
     }
 

@@ -41,9 +41,10 @@ pub(super) struct PortState {
     input: Queue<Inbound, INPUT>,
     output: Queue<Outbound, OUTPUT>,
     filled: VecDeque<Filled>,
-    name: String,
-    /// The host has said whether somebody is at the other end, and that is so.
+    name: Option<String>,
+    /// The host has said its name, and then whether somebody is at the other end.
     announced: bool,
+    /// That is so.
     open: bool,
     /// Somebody in the guest has it.
     taken: bool,
@@ -62,7 +63,7 @@ impl PortState {
             input,
             output,
             filled: VecDeque::new(),
-            name: String::new(),
+            name: None,
             announced: false,
             open: false,
             taken: false,
@@ -184,9 +185,9 @@ impl State {
         let Some(port) = self.ports.get_mut(number) else { return };
         match control.event {
             event::PORT_ADD => self.send(number, event::PORT_READY, 1),
-            event::PORT_NAME => port.name = String::from_utf8_lossy(rest).into_owned(),
+            event::PORT_NAME => port.name = Some(String::from_utf8_lossy(rest).into_owned()),
             event::PORT_OPEN => {
-                (port.announced, port.open) = (true, control.value != 0);
+                (port.announced, port.open) = (port.name.is_some(), control.value != 0);
                 port.wakers.wake();
             }
             event::RESIZE => {
@@ -226,7 +227,7 @@ impl State {
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.ports.iter().map(|port| &*port.name)
+        self.ports.iter().map(|port| port.name.as_deref().unwrap_or_default())
     }
 
     pub(super) fn size(&self) -> Size {

@@ -213,7 +213,7 @@ impl Terminals {
             worked |= look && self.room[number] && port.receive(input)?;
         }
         let is_open = port.is_open();
-        if is_open != was_open {
+        if is_open != was_open && port.guest_ready {
             self.tell(number, event::PORT_OPEN, is_open.into(), &[]);
         }
         Ok(worked)
@@ -241,6 +241,7 @@ impl Terminals {
                 (0..self.ports.len()).for_each(|port| self.tell(port, event::PORT_ADD, 1, &[]));
             }
             (event::PORT_READY, Some(port)) if control.value == 1 => {
+                port.guest_ready = true;
                 let (name, open) = (port.name().to_owned(), port.is_open());
                 if number == 0 {
                     self.tell(number, event::CONSOLE_PORT, 1, &[]);

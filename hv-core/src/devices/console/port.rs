@@ -33,7 +33,8 @@ pub(super) enum End {
 pub struct Port {
     name: String,
     end: End,
-    /// The guest reads it.
+    /// The guest has said that it is ready for it, and that it reads it.
+    pub(super) guest_ready: bool,
     pub(super) guest_open: bool,
     /// A chain of the guest's that the host has not taken all of.
     sending: Option<Chain>,
@@ -52,7 +53,7 @@ impl Port {
     }
 
     fn new(name: &str, end: End) -> Self {
-        Self { name: name.to_owned(), end, guest_open: false, sending: None }
+        Self { name: name.to_owned(), end, guest_ready: false, guest_open: false, sending: None }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -66,7 +67,7 @@ impl Port {
 
     /// There is no driver any more.
     pub(super) fn reset(&mut self) {
-        self.guest_open = false;
+        (self.guest_ready, self.guest_open) = (false, false);
         self.stop_sending();
     }
 

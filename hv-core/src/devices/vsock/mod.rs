@@ -106,6 +106,8 @@ pub fn connect(path: &Path, port: u32) -> io::Result<UnixStream> {
 /// The device.
 pub(super) struct Sockets {
     vsock: Vsock,
+    /// The driver has set up both queues: what happens at the host can be served.
+    usable: bool,
     connections: BTreeMap<Ports, Connection>,
     greetings: Vec<Greeting>,
     /// Connections that the guest is to be told the end of.
@@ -141,6 +143,9 @@ impl Device for Sockets {
     }
 
     fn sources(&self) -> Vec<(BorrowedFd<'_>, Interest)> {
+        if !self.usable {
+            return Vec::new();
+        }
         let listener = self.has_room().then_some((self.vsock.listener.as_fd(), Interest::Read));
         let greetings = self.greetings.iter().map(|greeting| (greeting.stream().as_fd(), Interest::Read));
         let streams = self.connections.values().filter_map(Connection::source);
@@ -158,7 +163,11 @@ impl Device for Sockets {
     }
 
     fn process(&mut self, rings: &mut [Option<Ring>], _: &Line, look: bool) -> Result<bool, Broken> {
-        let [Some(rx), Some(tx), ..] = rings else { return Ok(false) };
+        let [Some(rx), Some(tx), ..] = rings else {
+            self.usable = false;
+            return Ok(false);
+        };
+        self.usable = true;
         let mut worked = self.take_packets(tx)?;
         if look {
             worked |= self.look_at_streams();
@@ -179,6 +188,7 @@ impl Sockets {
     pub(super) fn new(vsock: Vsock) -> Self {
         Self {
             vsock,
+            usable: false,
             connections: BTreeMap::new(),
             greetings: Vec::new(),
             resets: VecDeque::new(),
