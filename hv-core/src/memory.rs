@@ -122,6 +122,17 @@ impl GuestMemory {
     pub(crate) fn report(&self, pages: Vec<Range<u64>>) {
         let pages = disjoint(pages);
         self.presence.report(&pages);
+        self.give_back(&pages);
+    }
+
+    /// As [`report`](Self::report), but the guest may use them again at once: they are zero, and cost nothing until then.
+    pub(crate) fn discard(&self, pages: Vec<Range<u64>>) {
+        let pages = disjoint(pages);
+        self.presence.note_discarded(pages.iter().map(|range| range.end - range.start).sum());
+        self.give_back(&pages);
+    }
+
+    fn give_back(&self, pages: &[Range<u64>]) {
         for range in pages {
             let (start, length) = (range.start * PAGE_SIZE, (range.end - range.start) * PAGE_SIZE);
             self.punch(start, length);

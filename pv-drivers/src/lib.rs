@@ -6,8 +6,10 @@ extern crate std;
 
 extern crate alloc;
 
+pub mod balloon;
 pub mod block;
 mod buffers;
+pub mod console;
 #[cfg(test)]
 mod fake;
 pub mod fs;
@@ -20,6 +22,7 @@ pub mod rng;
 pub mod transport;
 pub mod vsock;
 
+pub use embedded_io;
 pub use hal::GuestHal;
 pub use transport::Transport;
 pub use virtio_drivers;

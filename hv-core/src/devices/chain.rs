@@ -183,6 +183,11 @@ impl Chain {
         self.write(bytes)
     }
 
+    /// Takes the next run of the room, of which nothing is written.
+    pub(crate) fn take_room(&mut self) -> Option<Segment> {
+        self.writable.take(usize::MAX)
+    }
+
     /// Sets the next `bytes` of room aside, for what is known only when all behind it is written. They count as written.
     ///
     /// # Errors

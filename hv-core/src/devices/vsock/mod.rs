@@ -13,6 +13,7 @@ mod packet;
 
 use super::chain::Chain;
 use super::line::Line;
+use super::listen::{ListenError, listen};
 use super::ring::Ring;
 use super::{Broken, Device, Interest};
 use connection::{Connection, Greeting, Reset};
@@ -26,7 +27,7 @@ use std::io;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use zerocopy::IntoBytes;
 
 /// Connections at once, with those that are yet to be.
@@ -64,10 +65,8 @@ pub struct Vsock {
 pub enum VsockError {
     #[error("{cid} cannot be a guest's context identifier; 3 to 4294967294 can, and usual is 3")]
     Cid { cid: u32 },
-    #[error("`{path}` cannot be listened on")]
-    Listen { path: PathBuf, source: io::Error },
-    #[error("`{path}` is the socket of a program that listens on it")]
-    InUse { path: PathBuf },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
 }
 
 impl Vsock {
@@ -88,24 +87,6 @@ impl Vsock {
         let listener = listen(path)?;
         Ok(Self { cid, listener, connect: Box::new(connect) })
     }
-}
-
-/// Listens on a Unix socket. One that nobody listens on any more is replaced.
-fn listen(path: &Path) -> Result<UnixListener, VsockError> {
-    let cannot = |source| VsockError::Listen { path: path.to_owned(), source };
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            match UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(error) => return Err(cannot(error)),
-                Ok(_) => return Err(VsockError::InUse { path: path.to_owned() }),
-            }
-            std::fs::remove_file(path).and_then(|()| UnixListener::bind(path)).map_err(cannot)?
-        }
-        bound => bound.map_err(cannot)?,
-    };
-    listener.set_nonblocking(true).map_err(cannot)?;
-    Ok(listener)
 }
 
 /// Connects to the Unix socket for `port` beside `path`, which is `PATH_PORT`. It does not wait for a program that is slow to accept.

@@ -5,8 +5,12 @@
 
 extern crate alloc;
 
+mod balloon;
+mod console;
 mod disk;
+mod hostile;
 mod share;
+mod vsock;
 
 use alloc::vec;
 use guest_sdk::hv_abi::device::kind;
@@ -27,6 +31,19 @@ fn main() -> Result<(), Error> {
             "disk" => disk::check()?,
             "disk-load" => disk::load(seed(&mut arguments))?,
             "disk-read-only" => disk::read_only()?,
+            "vsock" => vsock::check()?,
+            "vsock-serve" => vsock::serve()?,
+            "vsock-load" => vsock::load(seed(&mut arguments))?,
+            "vsock-slow" => vsock::slow()?,
+            "vsock-hostile" => hostile::vsock(seed(&mut arguments))?,
+            "console" => console::check()?,
+            "console-load" => console::load()?,
+            "console-slow" => console::slow()?,
+            "console-hostile" => hostile::console(seed(&mut arguments))?,
+            "terminal" => console::terminal()?,
+            "balloon" => balloon::check()?,
+            "balloon-report" => balloon::report()?,
+            "balloon-hostile" => hostile::balloon(seed(&mut arguments))?,
             "share-load" => share::load(seed(&mut arguments)).unwrap_or_else(|error| panic!("{error}")),
             other => panic!("no trial is called {other:?}"),
         }
