@@ -8,6 +8,7 @@ extern crate alloc;
 
 pub mod block;
 mod hal;
+pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod transport;

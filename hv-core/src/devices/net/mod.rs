@@ -124,12 +124,7 @@ impl Card {
         Self { mac: net.mac, mtu: net.mtu, link: Some(link), queues: [false; 2] }
     }
 
-    fn run(
-        link: &mut dyn Link,
-        rings: &mut [Option<Ring>],
-        line: &Line,
-        look: bool,
-    ) -> Result<bool, Stop> {
+    fn run(link: &mut dyn Link, rings: &mut [Option<Ring>], line: &Line, look: bool) -> Result<bool, Stop> {
         let mut worked = false;
         if let Some(ring) = &mut rings[TRANSMIT]
             && (look || !link.is_full())

@@ -80,7 +80,9 @@ impl Stream {
 fn moved(result: io::Result<usize>) -> Result<Option<usize>, Stop> {
     match result {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => Ok(None),
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+            Ok(None)
+        }
         Err(error) => Err(Stop::Gone(error)),
     }
 }

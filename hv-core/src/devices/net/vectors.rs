@@ -87,8 +87,7 @@ pub(super) fn read(
 
 /// The vectors of what is to be filled. A chain has fewer pieces than a call can have.
 fn scatter(before: &mut [u8], chain: Option<(&Chain, usize)>, behind: &mut [u8]) -> Vec<libc::iovec> {
-    let local =
-        |bytes: &mut [u8]| libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    let local = |bytes: &mut [u8]| libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let mut vectors = vec![local(before)];
     if let Some((chain, bytes)) = chain {
         vectors.extend_from_slice(chain.places_to_fill(bytes).vectors());

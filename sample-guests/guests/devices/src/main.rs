@@ -6,6 +6,7 @@
 extern crate alloc;
 
 mod disk;
+mod net;
 
 use alloc::vec;
 use guest_sdk::hv_abi::device::kind;
@@ -20,12 +21,19 @@ fn main() -> Result<(), Error> {
         println!("device {}: {}", device.device, name(device.kind));
     }
     let mut arguments = boot::arguments();
+    let number = |argument: Option<&str>| argument.and_then(|number| number.parse().ok()).unwrap_or(1);
     while let Some(trial) = arguments.next() {
         match trial {
             "rng" => rng()?,
             "disk" => disk::check()?,
-            "disk-load" => disk::load(arguments.next().and_then(|seed| seed.parse().ok()).unwrap_or(1))?,
+            "disk-load" => disk::load(number(arguments.next()) as u64)?,
             "disk-read-only" => disk::read_only()?,
+            "net-echo" => net::echo()?,
+            "net-send" => net::send(number(arguments.next()) as u32)?,
+            "net-expect" => net::expect(number(arguments.next()) as u32)?,
+            "net-link" => net::link()?,
+            "net-serve" => net::serve(number(arguments.next()))?,
+            "net-clients" => net::clients(number(arguments.next()), number(arguments.next()))?,
             other => panic!("no trial is called {other:?}"),
         }
         println!("{trial}: good");
