@@ -28,18 +28,20 @@
 //!
 //! Start at [`Stack::new`], then at [`Inner::poll`].
 
+mod listen;
 mod phy;
 mod resolve;
 mod tcp;
 mod udp;
 
+pub use listen::TcpListener;
 pub use resolve::ResolveError;
 pub use smoltcp::wire::{IpAddress, IpEndpoint, Ipv4Address, Ipv4Cidr};
-pub use tcp::{Buffers, ConnectError, TcpError, TcpListener, TcpStream};
+pub use tcp::{Buffers, ConnectError, TcpError, TcpStream};
 pub use udp::{UdpError, UdpSocket};
 
 use super::Net;
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::RefCell;
@@ -47,7 +49,8 @@ use core::task::{Poll, Waker};
 use guest_sdk::boot;
 use guest_sdk::task::Alarm;
 use guest_sdk::time::{Duration, Instant};
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
+use listen::Port;
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::{dhcpv4, dns, tcp as tcp_socket};
 use smoltcp::wire::{EthernetAddress, HardwareAddress, IpCidr};
 
@@ -77,6 +80,8 @@ struct Inner {
     sockets: SocketSet<'static>,
     dhcp: Option<SocketHandle>,
     dns: SocketHandle,
+    /// Where connections are accepted.
+    ports: BTreeMap<u16, Port>,
     /// The task that runs the stack, once it does.
     runner: Option<Waker>,
     /// Who waits for an address.
@@ -86,6 +91,8 @@ struct Inner {
     next_port: u16,
 }
 
+/// Frames that are taken in one go.
+const BATCH: usize = 64;
 /// Ports of connections that are made from here.
 const DYNAMIC_PORTS: core::ops::RangeInclusive<u16> = 49_152..=65_535;
 /// The most streams that are closed at a time, and the longest that one may take.
@@ -121,6 +128,7 @@ impl Stack {
             sockets,
             dhcp,
             dns,
+            ports: BTreeMap::new(),
             runner: None,
             addressed: Vec::new(),
             closing: VecDeque::new(),
@@ -177,9 +185,25 @@ impl Inner {
     /// Takes what has come, and sends what is to be sent, as far as the device takes it.
     fn poll(&mut self) {
         let now = Instant::now();
-        self.interface.poll(moment(now), &mut self.net, &mut self.sockets);
+        let mut frames = 0;
+        while frames < BATCH && self.take_frame(now) {
+            frames += 1;
+        }
+        if frames == BATCH {
+            self.used(); // there may be more
+        }
+        while self.interface.poll_egress(moment(now), &mut self.net, &mut self.sockets) != PollResult::None {}
         self.take_lease();
         self.bury(now);
+    }
+
+    /// Takes one frame. Whether there was one.
+    fn take_frame(&mut self, now: Instant) -> bool {
+        let taken = self.interface.poll_ingress_single(moment(now), &mut self.net, &mut self.sockets);
+        if taken == PollIngressSingleResult::SocketStateChanged {
+            self.listen_again();
+        }
+        taken != PollIngressSingleResult::None
     }
 
     /// When to poll next, if nothing happens before. While the device takes no more, only that can help.

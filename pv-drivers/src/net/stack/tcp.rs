@@ -1,12 +1,10 @@
-//! TCP: streams, and who waits for them.
+//! TCP streams.
 //!
-//! Start at [`TcpListener::accept`] or [`TcpStream::connect`].
+//! Start at [`TcpStream::read`] and [`TcpStream::write_all`].
 
 use super::{Inner, IpEndpoint, Stack};
 use alloc::vec;
-use alloc::vec::Vec;
-use core::cell::RefCell;
-use core::task::{Context, Poll, Waker};
+use core::task::{Poll, Waker};
 use guest_sdk::time::Duration;
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
@@ -54,81 +52,14 @@ pub enum ConnectError {
     InUse,
 }
 
-fn socket(buffers: Buffers) -> Socket<'static> {
+/// A socket that is not connected.
+pub(super) fn new_socket(buffers: Buffers) -> Socket<'static> {
     let buffer = |bytes: usize| SocketBuffer::new(vec![0; bytes]);
     let mut socket = Socket::new(buffer(buffers.receive), buffer(buffers.send));
     // What is written is a message as a rule, and not a key that was hit.
     socket.set_nagle_enabled(false);
     socket.set_timeout(Some(smoltcp::time::Duration::from_secs(TIMEOUT.as_secs())));
     socket
-}
-
-/// Waits for connections to a port.
-pub struct TcpListener {
-    stack: Stack,
-    port: u16,
-    buffers: Buffers,
-    /// Each waits for one connection.
-    waiting: RefCell<Vec<SocketHandle>>,
-}
-
-impl TcpListener {
-    /// At a port. So many connections can be made that are not accepted yet.
-    ///
-    /// # Errors
-    ///
-    /// [`ConnectError::NoAddress`] if the port is 0.
-    pub fn bind(stack: &Stack, port: u16, backlog: usize, buffers: Buffers) -> Result<Self, ConnectError> {
-        if port == 0 {
-            return Err(ConnectError::NoAddress);
-        }
-        let listener = Self { stack: stack.clone(), port, buffers, waiting: RefCell::new(Vec::new()) };
-        for _ in 0..backlog.max(1) {
-            let socket = listener.listening();
-            listener.waiting.borrow_mut().push(socket);
-        }
-        Ok(listener)
-    }
-
-    fn listening(&self) -> SocketHandle {
-        let mut socket = socket(self.buffers);
-        socket.listen(self.port).expect("a new socket, and a port that was checked");
-        self.stack.0.borrow_mut().sockets.add(socket)
-    }
-
-    /// The next connection.
-    pub async fn accept(&self) -> TcpStream {
-        core::future::poll_fn(|context| self.poll_accept(context)).await
-    }
-
-    fn poll_accept(&self, context: &Context<'_>) -> Poll<TcpStream> {
-        let mut waiting = self.waiting.borrow_mut();
-        let made = waiting.iter().position(|handle| {
-            let mut inner = self.stack.0.borrow_mut();
-            let socket = inner.sockets.get_mut::<Socket<'_>>(*handle);
-            if !socket.is_open() {
-                // It was given up by its peer before it was accepted.
-                let _ = socket.listen(self.port);
-            }
-            let made = !matches!(socket.state(), State::Listen | State::SynReceived | State::Closed);
-            if !made {
-                socket.register_send_waker(context.waker()); // it is woken by any change of state
-            }
-            made
-        });
-        let Some(place) = made else { return Poll::Pending };
-        // The next one is looked at first the next time.
-        let handle = waiting.remove(place);
-        waiting.push(self.listening());
-        Poll::Ready(TcpStream { stack: self.stack.clone(), handle })
-    }
-}
-
-impl Drop for TcpListener {
-    fn drop(&mut self) {
-        let mut inner = self.stack.0.borrow_mut();
-        self.waiting.borrow().iter().for_each(|handle| inner.close_later(*handle));
-    }
 }
 
 /// A connection. One task at a time can read from it, and one can write to it.
@@ -140,6 +71,10 @@ pub struct TcpStream {
 }
 
 impl TcpStream {
+    pub(super) fn new(stack: &Stack, handle: SocketHandle) -> Self {
+        Self { stack: stack.clone(), handle }
+    }
+
     /// Makes a connection.
     ///
     /// # Errors
@@ -154,10 +89,10 @@ impl TcpStream {
         let stream = {
             let inner = &mut *stack.0.borrow_mut();
             let port = inner.dynamic_port();
-            let mut socket = socket(buffers);
+            let mut socket = new_socket(buffers);
             let connected = socket.connect(inner.interface.context(), peer, port);
             connected.map_err(|_| ConnectError::NoAddress)?;
-            Self { stack: stack.clone(), handle: inner.sockets.add(socket) }
+            Self::new(stack, inner.sockets.add(socket))
         };
         stream.stack.0.borrow().used();
         let connected = core::future::poll_fn(|context| {

@@ -105,7 +105,7 @@ fn with_stack<F: Future<Output = Result<(), TcpError>> + 'static>(
 /// A server that sends every byte back, changed, on so many connections.
 pub fn serve(connections: usize) -> Result<(), Error> {
     with_stack(SERVER, move |stack, spawner| async move {
-        let listener = TcpListener::bind(&stack, PORT, 4, Buffers::default()).expect("a good port");
+        let listener = TcpListener::bind(&stack, PORT, connections, Buffers::default()).expect("a good port");
         let ended = Rc::new(Cell::new(0));
         for _ in 0..connections {
             let (stream, ended) = (listener.accept().await, ended.clone());

@@ -24,7 +24,7 @@ static WWW: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/www.tar"));
 /// The port of the web.
 const PORT: u16 = 80;
 /// Connections that may wait, and that there may be.
-const BACKLOG: usize = 32;
+const BACKLOG: usize = 128;
 const CONNECTIONS: usize = 256;
 /// Requests are short, and files may be long.
 const BUFFERS: Buffers = Buffers { receive: 16 << 10, send: 64 << 10 };
