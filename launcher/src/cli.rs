@@ -2,7 +2,9 @@
 
 use crate::bench::Phase;
 use crate::control::Name;
+use crate::devices::DeviceOptions;
 use crate::logging::LogFormat;
+use crate::net::{SwitchOptions, UserNetOptions};
 use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hv_core::EngineKind;
@@ -61,6 +63,12 @@ pub(crate) enum Command {
     Bench(BenchOptions),
     /// Show what is gained, measured on this machine
     Demo(DemoOptions),
+    /// Be the process beside a monitor that has a user-mode network
+    #[command(hide = true)]
+    NetUser(UserNetOptions),
+    /// Be the process that has a switch
+    #[command(hide = true)]
+    NetSwitch(SwitchOptions),
 }
 
 impl Command {
@@ -78,6 +86,7 @@ impl Command {
             },
             Self::Test(options) => options.runner.json,
             Self::New(_) | Self::Pause(_) | Self::Resume(_) | Self::Stop(_) | Self::Balloon(_) => false,
+            Self::NetUser(_) | Self::NetSwitch(_) => false,
         }
     }
 }
@@ -127,6 +136,8 @@ pub(crate) struct RunOptions {
     /// It is for VMs that want the same processor. What one of them does not use, the others get.
     #[arg(long, value_name = "1-10000", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) cpu_weight: Option<u32>,
+    #[command(flatten)]
+    pub(crate) devices: DeviceOptions,
     /// Look for page tables that the guest kernel changed other than by MMU_UPDATE, and end it there: for finding its mistakes
     #[arg(long)]
     pub(crate) check_tables: bool,
@@ -143,6 +154,7 @@ Examples:
   hv run hello                          a built-in guest
   hv run --memory 16M ./my-guest a b    an image of yours, with arguments
   hv run hello --timeout 10s -- --flag  an argument that looks like an option
+  hv run my-guest --disk data.img       with a disk (truncate --size 64M data.img makes one)
 
 Standard output is the guest's alone. All that hv has to say goes to standard error.";
 
@@ -382,6 +394,8 @@ pub(crate) enum Suite {
     Process,
     /// Many idle VMs: their start, memory, host CPU, and stop
     Density,
+    /// Devices: disks beside their files
+    Device,
 }
 
 /// `hv demo`

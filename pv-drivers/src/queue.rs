@@ -267,18 +267,29 @@ impl<B: Buffers, const SIZE: usize> Queue<B, SIZE> {
         Some(self.done.remove(at)?.1)
     }
 
-    /// The request that came back first of those that nobody has taken, for those to whom one is as good as another.
+    /// Whether there is something to take.
+    pub fn has_done(&self) -> bool {
+        !self.done.is_empty()
+    }
+
+    /// The next request that has come back, in the order in which they did.
     ///
     /// # Errors
     ///
     /// As [`take`](Self::take).
-    pub fn take_first(&mut self) -> Option<Result<(Box<B>, u32), Error>> {
+    pub fn take_next(&mut self) -> Option<Result<(Box<B>, u32), Error>> {
         Some(self.done.pop_front()?.1)
     }
 
-    /// Whether there is something to take.
-    pub fn has_done(&self) -> bool {
-        !self.done.is_empty()
+    /// Hands over a request that nobody waits for.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
+    pub fn submit_and_forget(&mut self, buffers: Box<B>) -> Result<(), Box<B>> {
+        let token = self.submit(buffers)?;
+        self.forget(&token);
+        Ok(())
     }
 
     fn in_flight_mut(&mut self, token: &Token) -> Option<&mut InFlight<B>> {

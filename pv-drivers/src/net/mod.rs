@@ -280,7 +280,7 @@ impl Card {
             receive.look();
         }
         loop {
-            let (frame, written) = receive.take_first()?.ok()?;
+            let (frame, written) = receive.take_next()?.ok()?;
             if let Some(length) = (written as usize).checked_sub(HEADER) {
                 return Some(Received { card: self, frame: Some(frame), length });
             }
@@ -324,7 +324,7 @@ impl Transmit {
     /// Takes back buffers of frames that were sent.
     fn take_back(&mut self) {
         self.queue.look();
-        while let Some(sent) = self.queue.take_first() {
+        while let Some(sent) = self.queue.take_next() {
             self.free.extend(sent.ok().map(|(frame, _)| frame));
         }
     }

@@ -7,8 +7,10 @@ extern crate alloc;
 
 mod disk;
 mod net;
+mod share;
 
 use alloc::vec;
+use core::str::FromStr;
 use guest_sdk::hv_abi::device::kind;
 use guest_sdk::{boot, println};
 use pv_drivers::Error;
@@ -21,24 +23,29 @@ fn main() -> Result<(), Error> {
         println!("device {}: {}", device.device, name(device.kind));
     }
     let mut arguments = boot::arguments();
-    let number = |argument: Option<&str>| argument.and_then(|number| number.parse().ok()).unwrap_or(1);
     while let Some(trial) = arguments.next() {
         match trial {
             "rng" => rng()?,
             "disk" => disk::check()?,
-            "disk-load" => disk::load(number(arguments.next()) as u64)?,
+            "disk-load" => disk::load(number(&mut arguments))?,
             "disk-read-only" => disk::read_only()?,
             "net-echo" => net::echo()?,
-            "net-send" => net::send(number(arguments.next()) as u32)?,
-            "net-expect" => net::expect(number(arguments.next()) as u32)?,
+            "net-send" => net::send(number(&mut arguments))?,
+            "net-expect" => net::expect(number(&mut arguments))?,
             "net-link" => net::link()?,
-            "net-serve" => net::serve(number(arguments.next()))?,
-            "net-clients" => net::clients(number(arguments.next()), number(arguments.next()))?,
+            "net-serve" => net::serve(number(&mut arguments))?,
+            "net-clients" => net::clients(number(&mut arguments), number(&mut arguments))?,
+            "share-load" => share::load(number(&mut arguments)).unwrap_or_else(|error| panic!("{error}")),
             other => panic!("no trial is called {other:?}"),
         }
         println!("{trial}: good");
     }
     Ok(())
+}
+
+/// A number among the arguments.
+fn number<T: FromStr + From<bool>>(arguments: &mut impl Iterator<Item = &'static str>) -> T {
+    arguments.next().and_then(|number| number.parse().ok()).unwrap_or(T::from(true))
 }
 
 fn name(of: u32) -> &'static str {
