@@ -82,7 +82,7 @@ struct Card {
     frame_size: usize,
     /// The status of the link as it was last looked at.
     link: AtomicU16,
-    /// Somebody waits for a buffer to send from.
+    /// Somebody waits until a frame was sent.
     wants_room: AtomicBool,
     waiting: Lock<Wakers>,
 }
@@ -199,6 +199,12 @@ impl Net {
         self.card.wait(|_| self.unless_broken(self.try_outgoing()))
     }
 
+    /// Whether all frames that were sent are the other end's, or lost. If not, [`wake_at_change`](Self::wake_at_change) tells
+    /// when it is worth another look.
+    pub fn is_flushed(&self) -> bool {
+        self.card.is_flushed()
+    }
+
     /// Waits until all frames that were sent are the other end's, or lost.
     ///
     /// # Errors
@@ -286,7 +292,7 @@ impl Card {
             };
             transmit.free.pop().or_else(made)
         });
-        self.wants_room.store(frame.is_none(), Ordering::Relaxed);
+        self.want_room(frame.is_none());
         Some(Outgoing { card: self, frame: Some(frame?) })
     }
 
@@ -294,8 +300,15 @@ impl Card {
         let mut transmit = self.transmit.lock();
         transmit.take_back();
         let flushed = transmit.queue.in_flight() == 0;
-        self.wants_room.store(!flushed, Ordering::Relaxed);
+        self.want_room(!flushed);
         flushed
+    }
+
+    /// Asks to be told when a frame was sent, if `wanted`.
+    fn want_room(&self, wanted: bool) {
+        if wanted {
+            self.wants_room.store(true, Ordering::Relaxed);
+        }
     }
 }
 
