@@ -7,7 +7,6 @@ use hv_core::devices::{Net, NetLink};
 use hv_core::net::switch::Switch;
 use hv_core::{Config, DeviceConfig, End, Vm};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 
 /// One who is in the room.
 struct Member {
@@ -16,9 +15,8 @@ struct Member {
 }
 
 impl Member {
-    fn new(switch: &Path, number: u8, name: &str) -> Self {
-        let link = NetLink::Stream(UnixStream::connect(switch).expect("the switch is there"));
-        let net = Net { link, mac: [2, 0, 0, 0, 7, number], mtu: 65_535 };
+    fn new(wire: UnixStream, number: u8, name: &str) -> Self {
+        let net = Net { link: NetLink::Stream(wire), mac: [2, 0, 0, 0, 7, number], mtu: 65_535 };
         let (config, console) = config("chat", &[name]);
         let config = Config { devices: vec![DeviceConfig::Net(net)], console_input: true, ..config };
         let vm = Vm::start(config).expect("the VM starts");
@@ -41,13 +39,16 @@ fn what_is_typed_in_one_vm_appears_in_the_others() {
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("switch");
     let mut switch = Switch::new(UnixListener::bind(&path).expect("a socket")).expect("a switch");
+    let wires = [(); 3].map(|()| UnixStream::connect(&path).expect("the switch is there"));
+    assert!(switch.accept().expect("the host gives it ports"));
     std::thread::spawn(move || switch.serve());
 
-    let alice = Member::new(&path, 1, "alice");
-    let bob = Member::new(&path, 2, "bob");
+    let [first, second, third] = wires;
+    let alice = Member::new(first, 1, "alice");
+    let bob = Member::new(second, 2, "bob");
     bob.console.wait_for("* alice is here\n");
     alice.console.wait_for("* bob has come\n");
-    let carol = Member::new(&path, 3, "carol");
+    let carol = Member::new(third, 3, "carol");
     carol.console.wait_for("* bob is here\n");
     carol.console.wait_for("* alice is here\n");
 

@@ -3,12 +3,13 @@
 mod common;
 
 use common::*;
-use hv_core::devices::{Net, NetLink};
+use hv_core::devices::{Access, Net, NetLink, SharedFolder};
 use hv_core::net::user::{Options, UserNetwork};
 use hv_core::{Config, DeviceConfig, Vm};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 /// A port that is free, or was a moment ago.
@@ -17,8 +18,8 @@ fn free_port() -> u16 {
     listener.local_addr().expect("it is bound").port()
 }
 
-/// Starts the server, with an archive of its own or this one. Gives where it is reached.
-fn start_server(ramdisk: Vec<u8>) -> (Vm, SocketAddr) {
+/// Starts the server, with an archive of its own, this one, or a folder. Gives where it is reached.
+fn start_server(ramdisk: Vec<u8>, share: Option<&Path>) -> (Vm, SocketAddr) {
     let port = free_port();
     let published = format!("{port}:80").parse().expect("ports are published so");
     let network = UserNetwork::new(&Options { published: vec![published], ..Options::default() });
@@ -27,7 +28,12 @@ fn start_server(ramdisk: Vec<u8>) -> (Vm, SocketAddr) {
     std::thread::spawn(move || network.serve(&near));
     let (config, console) = config("httpd", &[]);
     let net = Net { link: NetLink::Stream(far), mac: [2, 0, 0, 0, 0, 1], mtu: 65_520 };
-    let vm = Vm::start(Config { devices: vec![DeviceConfig::Net(net)], ramdisk, ..config });
+    let mut devices = vec![DeviceConfig::Net(net)];
+    devices.extend(share.map(|path| {
+        let folder = SharedFolder::open(path, "site", Access::ReadOnly);
+        DeviceConfig::FileSystem(folder.expect("it can be shared"))
+    }));
+    let vm = Vm::start(Config { devices, ramdisk, ..config });
     console.wait_for("http://10.0.2.15/\n");
     (vm.expect("the VM starts"), SocketAddr::from(([127, 0, 0, 1], port)))
 }
@@ -88,7 +94,7 @@ fn site(bytes: usize) -> (Vec<u8>, Vec<u8>) {
 
 #[test]
 fn pages_parts_and_lists_are_served_on_one_connection() {
-    let (_vm, server) = start_server(Vec::new());
+    let (_vm, server) = start_server(Vec::new(), None);
     let mut client = Client::new(server);
     let (status, page) = client.get("/");
     assert_eq!(status, 200);
@@ -113,7 +119,7 @@ fn pages_parts_and_lists_are_served_on_one_connection() {
 #[test]
 fn large_files_come_whole_to_several_clients_across_pauses() {
     let (archive, file) = site(10 << 20);
-    let (mut vm, server) = start_server(archive);
+    let (mut vm, server) = start_server(archive, None);
     std::thread::scope(|scope| {
         let clients: Vec<_> = (0..4).map(|_| scope.spawn(|| Client::new(server).get("/file.bin"))).collect();
         while !clients.iter().all(std::thread::ScopedJoinHandle::is_finished) {
@@ -128,8 +134,30 @@ fn large_files_come_whole_to_several_clients_across_pauses() {
 }
 
 #[test]
+fn a_shared_folder_is_served_as_it_is_at_the_moment() {
+    let outside = tempfile::tempdir().expect("a temporary directory");
+    let site = outside.path().join("site");
+    std::fs::create_dir_all(site.join("sub")).expect("a directory");
+    std::fs::write(outside.path().join("secret"), "secret").expect("a file");
+    std::os::unix::fs::symlink("../secret", site.join("link")).expect("a link");
+    let (_, file) = self::site(3 << 20);
+    std::fs::write(site.join("file.bin"), &file).expect("a file");
+    let (_vm, server) = start_server(Vec::new(), Some(&site));
+    let mut client = Client::new(server);
+    assert!(client.get("/file.bin") == (200, file));
+    let (status, list) = client.get("/");
+    let list = String::from_utf8_lossy(&list);
+    assert!(status == 200 && list.contains("./file.bin") && list.contains("./sub/"), "{list}");
+    for outside in ["/link", "/../secret", "/sub/..%2f..%2fsecret", "/new"] {
+        assert_eq!(client.get(outside).0, 404, "{outside}");
+    }
+    std::fs::write(site.join("new"), "new").expect("a file");
+    assert_eq!(client.get("/new"), (200, b"new".to_vec()));
+}
+
+#[test]
 fn many_clients_at_once_are_served() {
-    let (_vm, server) = start_server(Vec::new());
+    let (_vm, server) = start_server(Vec::new(), None);
     let mut clients: Vec<Client> = (0..100).map(|_| Client::new(server)).collect();
     for round in 0..3 {
         clients.iter_mut().for_each(|client| client.ask("/", ""));
@@ -141,7 +169,7 @@ fn many_clients_at_once_are_served() {
 
 #[test]
 fn clients_that_send_anything_or_go_at_any_time_do_not_harm_others() {
-    let (_vm, server) = start_server(Vec::new());
+    let (_vm, server) = start_server(Vec::new(), None);
     let mut random = fastrand::Rng::with_seed(2);
     let good = b"GET /docs/about.txt HTTP/1.1\r\nHost: a\r\n\r\n";
     for _ in 0..150 {
