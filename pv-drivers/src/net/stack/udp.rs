@@ -71,24 +71,6 @@ impl UdpSocket {
         .await
     }
 
-    /// Waits until all datagrams that were sent have left this machine.
-    pub async fn flush(&self) {
-        core::future::poll_fn(|context| {
-            let mut inner = self.stack.0.borrow_mut();
-            let waits = inner.sockets.get_mut::<Socket<'_>>(self.handle).send_queue() > 0;
-            if inner.net.is_flushed() && !waits {
-                return Poll::Ready(());
-            }
-            inner.net.wake_at_change(context.waker());
-            if waits {
-                // The stack takes them, before or after this is looked at again.
-                context.waker().wake_by_ref();
-            }
-            Poll::Pending
-        })
-        .await;
-    }
-
     /// The next datagram: as much of it as fits, how long that is, and who sent it.
     pub async fn receive_from(&self, bytes: &mut [u8]) -> (usize, IpEndpoint) {
         core::future::poll_fn(|context| {

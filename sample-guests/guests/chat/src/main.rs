@@ -43,7 +43,10 @@ fn main() -> Result<(), Error> {
         room: RefCell::new(Room::new(name)),
     });
     executor.spawner().spawn(member.clone().listen());
-    executor.run_until(member.talk());
+    executor.run_until(async move {
+        member.talk().await;
+        stack.flush().await;
+    });
     Ok(())
 }
 
@@ -86,7 +89,7 @@ impl Member {
     }
 
     /// Says what is typed, until nothing more is.
-    async fn talk(self: Rc<Self>) {
+    async fn talk(&self) {
         let come = self.room.borrow().own(What::Comes);
         self.send(&come).await;
         let mut lines = typed::Lines::new();
@@ -99,7 +102,6 @@ impl Member {
         }
         let go = self.room.borrow().own(What::Goes);
         self.send(&go).await;
-        self.socket.flush().await;
     }
 
     async fn say(&self, text: &str) {

@@ -98,8 +98,13 @@ fn with_stack<F: Future<Output = Result<(), TcpError>> + 'static>(
     let stack = Stack::new(Net::find()?, fixed(address));
     let executor = Executor::new();
     executor.spawner().spawn(stack.clone().run());
-    let trial = trial(stack, executor.spawner());
-    executor.run_until(trial).map_err(|_| Error::Io)
+    let trial = trial(stack.clone(), executor.spawner());
+    let result = executor.run_until(async move {
+        let result = trial.await;
+        stack.flush().await; // the other end waits for the last acknowledgement
+        result
+    });
+    result.map_err(|_| Error::Io)
 }
 
 /// A server that sends every byte back, changed, on so many connections.
