@@ -268,7 +268,7 @@ impl Inner {
 
     /// Nobody has this stream any more: it is closed in good order, if its peer allows that.
     fn close_later(&mut self, stream: SocketHandle) {
-        self.sockets.get_mut::<tcp_socket::Socket<'_>>(stream).close();
+        tcp::close(self.sockets.get_mut::<tcp_socket::Socket<'_>>(stream));
         self.closing.push_back((stream, Instant::now() + CLOSING_TIME));
         self.used();
     }
