@@ -16,6 +16,7 @@ pub mod fs;
 mod hal;
 #[cfg(test)]
 mod hostile;
+pub mod net;
 pub mod queue;
 mod registered;
 pub mod rng;

@@ -9,10 +9,13 @@ mod balloon;
 mod console;
 mod disk;
 mod hostile;
+mod net;
+mod rate;
 mod share;
 mod vsock;
 
 use alloc::vec;
+use core::str::FromStr;
 use guest_sdk::hv_abi::device::kind;
 use guest_sdk::{boot, println};
 use pv_drivers::Error;
@@ -29,22 +32,32 @@ fn main() -> Result<(), Error> {
         match trial {
             "rng" => rng()?,
             "disk" => disk::check()?,
-            "disk-load" => disk::load(seed(&mut arguments))?,
+            "disk-load" => disk::load(number(&mut arguments))?,
             "disk-read-only" => disk::read_only()?,
             "vsock" => vsock::check()?,
             "vsock-serve" => vsock::serve()?,
-            "vsock-load" => vsock::load(seed(&mut arguments))?,
+            "vsock-load" => vsock::load(number(&mut arguments))?,
             "vsock-slow" => vsock::slow()?,
-            "vsock-hostile" => hostile::vsock(seed(&mut arguments))?,
+            "vsock-hostile" => hostile::vsock(number(&mut arguments))?,
             "console" => console::check()?,
             "console-load" => console::load()?,
             "console-slow" => console::slow()?,
-            "console-hostile" => hostile::console(seed(&mut arguments))?,
+            "console-hostile" => hostile::console(number(&mut arguments))?,
             "terminal" => console::terminal()?,
             "balloon" => balloon::check()?,
             "balloon-report" => balloon::report()?,
-            "balloon-hostile" => hostile::balloon(seed(&mut arguments))?,
-            "share-load" => share::load(seed(&mut arguments)).unwrap_or_else(|error| panic!("{error}")),
+            "balloon-hostile" => hostile::balloon(number(&mut arguments))?,
+            "net-echo" => net::echo()?,
+            "net-send" => net::send(number(&mut arguments))?,
+            "net-expect" => net::expect(number(&mut arguments))?,
+            "net-link" => net::link()?,
+            "net-serve" => net::serve(number(&mut arguments))?,
+            "net-clients" => net::clients(number(&mut arguments), number(&mut arguments))?,
+            "rate-send" => rate::send(number(&mut arguments))?,
+            "rate-receive" => rate::receive(number(&mut arguments))?,
+            "rate-send-tcp" => rate::send_tcp(number(&mut arguments))?,
+            "rate-receive-tcp" => rate::receive_tcp()?,
+            "share-load" => share::load(number(&mut arguments)).unwrap_or_else(|error| panic!("{error}")),
             other => panic!("no trial is called {other:?}"),
         }
         println!("{trial}: good");
@@ -53,8 +66,8 @@ fn main() -> Result<(), Error> {
 }
 
 /// A number among the arguments.
-fn seed(arguments: &mut impl Iterator<Item = &'static str>) -> u64 {
-    arguments.next().and_then(|seed| seed.parse().ok()).unwrap_or(1)
+fn number<T: FromStr + From<bool>>(arguments: &mut impl Iterator<Item = &'static str>) -> T {
+    arguments.next().and_then(|number| number.parse().ok()).unwrap_or(T::from(true))
 }
 
 fn name(of: u32) -> &'static str {
