@@ -14,6 +14,9 @@ use talc::{OomHandler, Span, Talc, Talck};
 /// Pages by which the heap grows, at the least, while there are so many in one run.
 const GROWTH: u64 = 64;
 
+/// What blocks of a page and more are aligned to.
+const SECTOR: usize = 512;
+
 /// Bytes that the allocator may need beside what it is asked for: its own data, once, and an allocation's.
 const OVERHEAD: u64 = 4096;
 
@@ -64,7 +67,10 @@ impl Heap {
 // SAFETY: the inner allocator keeps the contract; this only passes calls on.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        // SAFETY: as the caller of this promised.
+        // A block that may become a device's buffer: disks past the host's page cache want such.
+        let align = if layout.size() >= PAGE_SIZE as usize { SECTOR } else { 1 };
+        let layout = layout.align_to(align).unwrap_or(layout);
+        // SAFETY: as the caller of this promised; more alignment than that is no less.
         unsafe { self.0.alloc(layout) }
     }
 

@@ -22,6 +22,7 @@ pub mod call;
 pub mod clock;
 pub mod device;
 pub mod features;
+pub mod fuse;
 pub mod mmu;
 pub mod note;
 pub mod pages;

@@ -2,6 +2,7 @@
 
 use crate::backtrace::StackFrame;
 use crate::cpu_share::Measured;
+use crate::devices::DeviceStats;
 use crate::engine::{Counters, Fault, Registers};
 use crate::ledger::Bypass;
 use core::fmt;
@@ -91,4 +92,7 @@ pub struct Report {
     /// What its cap and weight came to, if it had either.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Measured>,
+    /// What its devices did.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceStats>,
 }

@@ -448,7 +448,8 @@ impl Vm {
         };
         self.control.wait_until_gone();
         tracing::debug!(%end, "ended");
-        Report { end, vcpu, registers, backtrace, counters, cpu }
+        let devices = self.shared.devices().stats();
+        Report { end, vcpu, registers, backtrace, counters, cpu, devices }
     }
 }
 

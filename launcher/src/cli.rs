@@ -394,6 +394,8 @@ pub(crate) enum Suite {
     Process,
     /// Many idle VMs: their start, memory, host CPU, and stop
     Density,
+    /// Devices: disks beside their files
+    Device,
 }
 
 /// `hv demo`

@@ -4,6 +4,7 @@
 
 use crate::failure::Failure;
 use crate::net::{self, NetOptions};
+use crate::shares::{self, ShareOption};
 use clap::Args;
 use hv_abi::Features;
 use hv_core::devices::{Block, BlockOptions};
@@ -20,6 +21,12 @@ pub(crate) struct DeviceOptions {
     /// `FILE,ro` cannot be written to; `FILE,direct` is read and written past the host's page cache.
     #[arg(long, value_name = "FILE[,ro][,direct]")]
     pub(crate) disk: Vec<DiskOption>,
+    /// A folder whose files the guest sees, by virtio-fs; more than once for more folders
+    ///
+    /// With `:rw` it can change them, with the rights of whoever runs hv. The guest knows the folder by its tag, `share` if none
+    /// is given: minios has it at /TAG. Links that lead out of it are shown and lead nowhere, and what is mounted in it is not seen.
+    #[arg(long, value_name = "DIR[:TAG][:rw]")]
+    pub(crate) share: Vec<ShareOption>,
     #[command(flatten)]
     pub(crate) net: NetOptions,
 }
@@ -68,6 +75,7 @@ pub(crate) fn open(options: &DeviceOptions, image: &Image) -> Result<Vec<DeviceC
             disk.map_err(|error| Failure::cannot("the guest cannot have this disk", error))?,
         ));
     }
+    devices.extend(shares::open(&options.share)?);
     devices.extend(net::open(&options.net)?.into_iter().map(DeviceConfig::Net));
     Ok(devices)
 }
@@ -79,7 +87,7 @@ mod tests {
     #[test]
     fn disks_are_files_with_options() {
         let disk = |text: &str| text.parse::<DiskOption>();
-        let with = |read_only, direct| BlockOptions { read_only, direct };
+        let with = |read_only, direct| BlockOptions { read_only, direct, ..BlockOptions::default() };
         for (text, path, options) in [
             ("a.img", "a.img", with(false, false)),
             ("/b,ro", "/b", with(true, false)),

@@ -22,6 +22,7 @@ mod new;
 mod output;
 mod report;
 mod run;
+mod shares;
 mod signals;
 mod test;
 mod units;

@@ -10,9 +10,10 @@ use crate::control::{self, Entry, Listening, Name, Served, Subject};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::input::{self, Terminal};
+use crate::lockdown::Kept;
 use crate::output::{self, Style};
 use crate::signals::Signals;
-use crate::{devices, images, lockdown, report};
+use crate::{devices, images, lockdown, report, shares};
 use hv_core::cpu_share::{CpuShare, Peers};
 use hv_core::vm::Stopper;
 use hv_core::{Config, End, Vm};
@@ -38,7 +39,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let listening = listen(options)?;
     let cpu = CpuShare { cap: options.cpu_cap, weight: options.cpu_weight.map(join_peers).transpose()? };
     let devices = devices::open(&options.devices, &image)?;
-    let landlocked = lockdown::apply(listening.as_ref().map(Listening::directory))
+    let control = listening.as_ref().map(Listening::directory);
+    let landlocked = lockdown::apply(&Kept { control, shares: &shares::among(&devices) })
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
     tracing::debug!(?landlocked, "locked down");
     let vm = Vm::start(Config {

@@ -5,7 +5,8 @@
 use crate::cli::TestOptions;
 use crate::exit_code::Cause;
 use crate::failure::Failure;
-use crate::{images, lockdown};
+use crate::images;
+use crate::lockdown::{self, Kept};
 use conformance::{Process, RunError, Suite, SuiteError};
 use hv_core::Image;
 use std::io::{self, ErrorKind};
@@ -31,7 +32,7 @@ pub(crate) fn run(options: &TestOptions) -> Result<u8, Failure> {
     let junit = runner
         .open_junit()
         .map_err(|error| Failure::cannot("the file of --junit could not be made", error))?;
-    lockdown::apply(None)
+    lockdown::apply(&Kept::default())
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
     match runner.run(&suite, &Process::default(), junit, &mut io::stdout().lock()) {
         Ok(true) => Ok(0),

@@ -7,10 +7,14 @@ extern crate std;
 extern crate alloc;
 
 pub mod block;
+mod buffers;
+pub mod fs;
 mod hal;
 pub mod queue;
+mod registered;
 pub mod rng;
 pub mod transport;
+pub mod vsock;
 
 pub use hal::GuestHal;
 pub use transport::Transport;
@@ -37,6 +41,15 @@ pub enum Error {
     /// The device broke the rules of virtio; it was reset, and is of no use any more.
     #[error("the device broke the rules of virtio, and was reset")]
     Broken,
+    /// The other end of a connection is not there, or takes none.
+    #[error("the connection is refused")]
+    Refused,
+    /// The other end of a connection has gone, or wants no more.
+    #[error("the other end has closed the connection")]
+    Closed,
+    /// Somebody else has it.
+    #[error("it is in use")]
+    InUse,
     /// There is no memory for its rings.
     #[error("no memory is left for the device's rings")]
     NoMemory,
@@ -52,6 +65,22 @@ impl From<virtio_drivers::Error> for Error {
             virtio_drivers::Error::IoError => Self::Io,
             virtio_drivers::Error::Unsupported => Self::Unsupported,
             _ => Self::BadRequest,
+        }
+    }
+}
+
+impl embedded_io::Error for Error {
+    fn kind(&self) -> embedded_io::ErrorKind {
+        use embedded_io::ErrorKind;
+        match self {
+            Self::NoDevice => ErrorKind::NotFound,
+            Self::Unsupported => ErrorKind::Unsupported,
+            Self::BadRequest => ErrorKind::InvalidInput,
+            Self::NoMemory => ErrorKind::OutOfMemory,
+            Self::Refused => ErrorKind::ConnectionRefused,
+            Self::Closed => ErrorKind::BrokenPipe,
+            Self::InUse => ErrorKind::AddrInUse,
+            Self::Io | Self::Broken | Self::Host(_) => ErrorKind::Other,
         }
     }
 }

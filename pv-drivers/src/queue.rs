@@ -267,6 +267,26 @@ impl<B: Buffers, const SIZE: usize> Queue<B, SIZE> {
         Some(self.done.swap_remove(at).1)
     }
 
+    /// The next request that has come back, in the order in which they did.
+    ///
+    /// # Errors
+    ///
+    /// As [`take`](Self::take).
+    pub fn take_next(&mut self) -> Option<Result<(Box<B>, u32), Error>> {
+        (!self.done.is_empty()).then(|| self.done.remove(0).1)
+    }
+
+    /// Hands over a request that nobody waits for.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Self::submit).
+    pub fn submit_and_forget(&mut self, buffers: Box<B>) -> Result<(), Box<B>> {
+        let token = self.submit(buffers)?;
+        self.forget(&token);
+        Ok(())
+    }
+
     fn in_flight_mut(&mut self, token: &Token) -> Option<&mut InFlight<B>> {
         let request = self.requests[usize::from(token.head)].as_mut();
         request.filter(|request| request.ticket == token.ticket)

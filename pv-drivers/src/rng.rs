@@ -1,6 +1,7 @@
 //! The entropy source: random bytes from the host's generator.
 
-use crate::queue::{Buffers, Device, Parts, Queue};
+use crate::buffers::Inbound;
+use crate::queue::{Device, Queue};
 use crate::{Error, Transport};
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -8,20 +9,11 @@ use alloc::vec;
 use guest_sdk::task::{self, Source};
 use hv_abi::device::kind;
 
-/// A buffer to be filled.
-struct Bytes(vec::Vec<u8>);
-
-impl Buffers for Bytes {
-    fn parts<'a>(&'a mut self, parts: &mut Parts<'a>) {
-        parts.write(&mut self.0);
-    }
-}
-
 /// The most bytes that are asked for at once.
 const MOST: usize = 4096;
 
 /// The entropy source.
-pub struct Rng(Arc<Device<Bytes, 8>>);
+pub struct Rng(Arc<Device<Inbound, 8>>);
 
 impl Rng {
     /// The VM's.
@@ -55,7 +47,7 @@ impl Rng {
     pub async fn fill(&self, bytes: &mut [u8]) -> Result<(), Error> {
         let mut at = 0;
         while at < bytes.len() {
-            let request = Box::new(Bytes(vec![0; (bytes.len() - at).min(MOST)]));
+            let request = Box::new(Inbound(vec![0; (bytes.len() - at).min(MOST)]));
             at += take(self.0.queue.request(request).await?, &mut bytes[at..])?;
         }
         Ok(())
@@ -64,11 +56,11 @@ impl Rng {
     fn fill_with(
         &self,
         bytes: &mut [u8],
-        mut make: impl FnMut(Box<Bytes>) -> Result<(Box<Bytes>, u32), Error>,
+        mut make: impl FnMut(Box<Inbound>) -> Result<(Box<Inbound>, u32), Error>,
     ) -> Result<(), Error> {
         let mut at = 0;
         while at < bytes.len() {
-            let request = Box::new(Bytes(vec![0; (bytes.len() - at).min(MOST)]));
+            let request = Box::new(Inbound(vec![0; (bytes.len() - at).min(MOST)]));
             at += take(make(request)?, &mut bytes[at..])?;
         }
         Ok(())
@@ -76,7 +68,7 @@ impl Rng {
 }
 
 /// Copies what the device has filled. A device that fills nothing would be asked forever.
-fn take((request, written): (Box<Bytes>, u32), bytes: &mut [u8]) -> Result<usize, Error> {
+fn take((request, written): (Box<Inbound>, u32), bytes: &mut [u8]) -> Result<usize, Error> {
     let filled = &request.0[..written as usize];
     bytes[..filled.len()].copy_from_slice(filled);
     if filled.is_empty() { Err(Error::Broken) } else { Ok(filled.len()) }

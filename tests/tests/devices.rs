@@ -5,7 +5,6 @@ mod common;
 use common::*;
 use hv_core::devices::{Block, BlockError, BlockOptions};
 use hv_core::{Config, DeviceConfig, End, StartError, Vm};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -73,9 +72,9 @@ fn devices_are_listed_and_entropy_is_random() {
 
 #[test]
 fn a_disk_holds_what_its_file_does() {
-    for direct in [false, true] {
-        let disk = TempFile::new(&format!("disk-{direct}"), &pattern(64));
-        let options = BlockOptions { direct, ..BlockOptions::default() };
+    for (direct, plain) in [(false, false), (false, true), (true, false), (true, true)] {
+        let disk = TempFile::new(&format!("disk-{direct}-{plain}"), &pattern(64));
+        let options = BlockOptions { direct, plain, ..BlockOptions::default() };
         let device = match Block::open(&disk.0, options) {
             Err(BlockError::NoDirect { .. }) => {
                 eprintln!("no direct I/O in {}: not tested", disk.0.display());
@@ -121,8 +120,20 @@ fn files_that_are_no_disks_are_refused() {
 
 #[test]
 fn many_requests_at_once_are_all_served_and_kept_across_pauses() {
+    for plain in [false, true] {
+        serve_load(BlockOptions { plain, ..BlockOptions::default() });
+    }
+    // Past the page cache, requests are under way for longer.
+    let file = TempFile::new("direct", &pattern(1));
+    let options = BlockOptions { direct: true, ..BlockOptions::default() };
+    if Block::open(&file.0, options).is_ok() {
+        serve_load(options);
+    }
+}
+
+fn serve_load(options: BlockOptions) {
     let disk = TempFile::new("load", &pattern(48 * 32));
-    let (config, console) = guest(&["disk-load", "7"], vec![disk.disk(BlockOptions::default())]);
+    let (config, console) = guest(&["disk-load", "7"], vec![disk.disk(options)]);
     let mut vm = Vm::start(config).expect("the VM starts");
     let start = Instant::now();
     let report = loop {
@@ -156,8 +167,6 @@ fn a_disk_that_became_shorter_gives_errors_and_the_vm_goes_on() {
 
 #[test]
 fn a_guest_that_knows_no_devices_and_too_many_devices_are_refused() {
-    let mut source = sample_guests::find("devices").expect("there is one").image.to_vec();
-    source.flush().expect("nothing to do");
     let (config, _) = guest(&[], (0..33).map(|_| DeviceConfig::Entropy).collect());
     assert!(matches!(Vm::start(config), Err(StartError::Devices { devices: 33 })));
     let (mut config, _) = guest(&[], vec![DeviceConfig::Entropy]);

@@ -8,6 +8,7 @@
 use crate::memory::GuestMemory;
 use hv_abi::GuestPhys;
 use rustix::fd::{AsRawFd, BorrowedFd};
+use smallvec::SmallVec;
 use std::io;
 use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -20,10 +21,13 @@ pub(crate) struct Segment {
     pub length: u32,
 }
 
+/// Those of a chain: most have few.
+pub(super) type Segments = SmallVec<[Segment; 4]>;
+
 /// Segments, and how far they have been used.
 #[derive(Debug)]
 struct Cursor {
-    segments: Vec<Segment>,
+    segments: Segments,
     next: usize,
     left: usize,
 }
@@ -39,12 +43,16 @@ pub(crate) struct Chain {
     written: u32,
 }
 
+/// Room that was set aside in a chain.
+#[derive(Debug)]
+pub(crate) struct Reserved(Vec<Segment>);
+
 /// A chain is shorter than its device's requests are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TooShort;
 
 impl Cursor {
-    fn new(segments: Vec<Segment>) -> Self {
+    fn new(segments: Segments) -> Self {
         let left = segments.iter().map(|segment| segment.length as usize).sum();
         Self { segments, next: 0, left }
     }
@@ -84,12 +92,7 @@ impl Cursor {
 }
 
 impl Chain {
-    pub(super) fn new(
-        memory: Arc<GuestMemory>,
-        head: u16,
-        readable: Vec<Segment>,
-        writable: Vec<Segment>,
-    ) -> Self {
+    pub(super) fn new(memory: Arc<GuestMemory>, head: u16, readable: Segments, writable: Segments) -> Self {
         Self { memory, head, readable: Cursor::new(readable), writable: Cursor::new(writable), written: 0 }
     }
 
@@ -181,6 +184,31 @@ impl Chain {
         self.write(bytes)
     }
 
+    /// Sets the next `bytes` of room aside, for what is known only when all behind it is written. They count as written.
+    ///
+    /// # Errors
+    ///
+    /// There is less room.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> Result<Reserved, TooShort> {
+        if self.writable.left < bytes {
+            return Err(TooShort);
+        }
+        let runs = self.writable.runs(bytes).collect();
+        self.writable.skip(bytes);
+        self.written += bytes as u32;
+        Ok(Reserved(runs))
+    }
+
+    /// Writes to the start of what was set aside.
+    pub(crate) fn write_reserved(&mut self, reserved: &Reserved, bytes: &[u8]) {
+        let mut rest = bytes;
+        for run in &reserved.0 {
+            let (part, behind) = rest.split_at(rest.len().min(run.length as usize));
+            self.memory.write_bytes(run.start, part).expect("segments are in guest memory");
+            rest = behind;
+        }
+    }
+
     /// Has the host's kernel take at most `most` of the driver's bytes from guest memory: `call` is given their places, and says
     /// how many it took.
     ///
@@ -240,10 +268,17 @@ impl Chain {
 }
 
 /// Places in guest memory, for the host's kernel.
-pub(crate) struct Places(Vec<libc::iovec>);
+#[derive(Default)]
+pub(crate) struct Places(SmallVec<[libc::iovec; 4]>);
 
 // SAFETY: the addresses are of a mapping of the process, not of a thread.
 unsafe impl Send for Places {}
+
+impl std::fmt::Debug for Places {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|vector| vector.iov_len)).finish()
+    }
+}
 
 impl Places {
     fn new(memory: &GuestMemory, runs: impl Iterator<Item = Segment>) -> Self {

@@ -9,15 +9,19 @@
 mod block;
 mod chain;
 mod entropy;
+mod fs;
 mod line;
 mod net;
 mod registers;
 mod ring;
+mod vsock;
 mod worker;
 
 pub use block::{Block, BlockError, BlockOptions};
+pub use fs::{Access, FolderError, SharedFolder};
 pub use line::DeviceStats;
 pub use net::{Net, NetLink};
+pub use vsock::{Vsock, VsockError, connect};
 
 use crate::engine::AddressSpaces;
 use crate::events::Events;
@@ -29,6 +33,7 @@ use hv_abi::{GuestPhys, PAGE_SIZE, Status};
 use line::Line;
 use registers::{Effect, Registers};
 use ring::Ring;
+use rustix::event::PollFlags;
 use rustix::fd::BorrowedFd;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -41,11 +46,21 @@ pub(crate) struct Broken(pub &'static str);
 
 /// What of a descriptor of the host's a device waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-
 pub(crate) enum Interest {
     Read,
     Write,
     Both,
+}
+
+impl Interest {
+    /// As `poll` has it.
+    fn flags(self) -> PollFlags {
+        match self {
+            Self::Read => PollFlags::IN,
+            Self::Write => PollFlags::OUT,
+            Self::Both => PollFlags::IN | PollFlags::OUT,
+        }
+    }
 }
 
 /// What requests to a device mean. All but the first four are called on the device's own thread.
@@ -104,15 +119,22 @@ pub enum DeviceConfig {
     Entropy,
     /// A disk.
     Block(Block),
+    /// Sockets between the guest and the host.
+    Vsock(Vsock),
+    /// A folder of the host's.
+    FileSystem(SharedFolder),
     /// A network card.
     Net(Net),
 }
 
 impl DeviceConfig {
-    fn build(self) -> Box<dyn Device> {
+    /// One of a VM's, which shares so many folders.
+    fn build(self, folders: usize) -> Box<dyn Device> {
         match self {
             Self::Entropy => Box::new(entropy::Entropy),
             Self::Block(block) => Box::new(block::Disk::new(block)),
+            Self::Vsock(vsock) => Box::new(vsock::Sockets::new(vsock)),
+            Self::FileSystem(folder) => Box::new(fs::FileSystem::new(folder, folders)),
             Self::Net(net) => Box::new(net::Card::new(net)),
         }
     }
@@ -150,7 +172,8 @@ impl Plan {
     /// Of these.
     pub(crate) fn new(devices: Vec<DeviceConfig>) -> Self {
         assert!(devices.len() <= DEVICES_MAX as usize, "it was checked");
-        Self(devices.into_iter().map(DeviceConfig::build).collect())
+        let folders = devices.iter().filter(|device| matches!(device, DeviceConfig::FileSystem(_))).count();
+        Self(devices.into_iter().map(|device| device.build(folders)).collect())
     }
 
     /// Bytes of guest memory for the table and the devices' pages.
@@ -240,7 +263,7 @@ impl Devices {
             Effect::Acknowledge(seen) => slot.line.acknowledge(seen),
             Effect::Config(offset, value) => {
                 slot.line.config_word(offset).ok_or(Status::OUT_OF_RANGE)?;
-                slot.order(Order::Config(offset, value));
+                slot.write_config(offset, value);
             }
             Effect::StopQueue(queue) => slot.order_and_wait(|done| Order::StopQueue(queue, done)),
             Effect::Reset => {
@@ -291,12 +314,12 @@ impl Devices {
 
     /// Devices go on.
     pub(crate) fn resume(&self) {
-        self.slots.iter().for_each(|slot| slot.order(Order::Resume));
+        self.slots.iter().for_each(|slot| _ = slot.order(Order::Resume));
     }
 
     /// Ends all workers, and waits until they have.
     pub(crate) fn end(&self) {
-        self.slots.iter().for_each(|slot| slot.order(Order::End));
+        self.slots.iter().for_each(|slot| _ = slot.order(Order::End));
         for slot in &self.slots {
             if let State::Running(thread) = std::mem::replace(&mut *slot.worker(), State::Ended) {
                 thread.join().expect("a worker does not panic");
@@ -336,19 +359,29 @@ impl Slot {
         Ok(())
     }
 
-    fn order(&self, order: Order) {
-        let _ = self.orders.send(order); // without a worker any more, nobody need obey
+    /// Gives an order, unless there is no worker to obey: nothing is kept for one that is not there, so a guest cannot make
+    /// orders pile up.
+    fn order(&self, order: Order) -> Option<()> {
+        if !matches!(*self.worker(), State::Running(_)) {
+            return None;
+        }
+        let _ = self.orders.send(order); // it is about to end: nobody need obey
         self.bell.ring();
+        Some(())
     }
 
     /// Gives an order that is answered; `None` if there is no worker to answer.
     fn ask(&self, order: impl FnOnce(Sender<()>) -> Order) -> Option<Receiver<()>> {
-        if !matches!(*self.worker(), State::Running(_)) {
-            return None;
-        }
         let (done, answer) = bounded(1);
-        self.order(order(done));
-        Some(answer)
+        self.order(order(done)).map(|()| answer)
+    }
+
+    /// The driver writes to the configuration space, before it is ready or after.
+    fn write_config(&self, offset: usize, value: u32) {
+        if let State::Waiting(device, _) = &mut *self.worker() {
+            return device.write_config(offset, value, &self.line);
+        }
+        self.order_and_wait(|done| Order::Config(offset, value, done));
     }
 
     fn order_and_wait(&self, order: impl FnOnce(Sender<()>) -> Order) {

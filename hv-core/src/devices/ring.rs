@@ -7,7 +7,7 @@
 //! Start at [`Ring::pop`].
 
 use super::Broken;
-use super::chain::{Chain, Segment};
+use super::chain::{Chain, Segment, Segments};
 use crate::engine::AddressSpaces;
 use crate::memory::GuestMemory;
 use hv_abi::GuestPhys;
@@ -84,7 +84,7 @@ impl Ring {
         if head >= size {
             return Err(Broken("the available ring names a descriptor that the table does not have"));
         }
-        let (mut readable, mut writable) = (Vec::new(), Vec::new());
+        let (mut readable, mut writable) = (Segments::new(), Segments::new());
         let mut goes_on = true;
         for descriptor in descriptors {
             goes_on = descriptor.has_next();

@@ -31,7 +31,7 @@ pub(super) enum Order {
     /// A ring is not used any more.
     StopQueue(u16, Sender<()>),
     /// The driver has written to the configuration space.
-    Config(usize, u32),
+    Config(usize, u32, Sender<()>),
     /// Touches no guest memory until it is to resume.
     Pause(Sender<()>),
     Resume,
@@ -175,7 +175,10 @@ impl Worker {
                 }
                 let _ = done.send(());
             }
-            Order::Config(offset, value) => self.device.write_config(offset, value, &self.line),
+            Order::Config(offset, value, done) => {
+                self.device.write_config(offset, value, &self.line);
+                let _ = done.send(());
+            }
             Order::Pause(done) => {
                 if state.active && !state.paused {
                     self.device.quiesce(&mut state.rings);
@@ -241,14 +244,8 @@ impl Worker {
     fn sleep(&self, sources: &[(BorrowedFd<'_>, Interest)]) {
         self.line.sleeps.fetch_add(1, Relaxed);
         let bell = PollFd::from_borrowed_fd(self.bell.descriptor(), PollFlags::IN);
-        let sources = sources.iter().map(|(source, interest)| {
-            let flags = match interest {
-                Interest::Read => PollFlags::IN,
-                Interest::Write => PollFlags::OUT,
-                Interest::Both => PollFlags::IN | PollFlags::OUT,
-            };
-            PollFd::from_borrowed_fd(*source, flags)
-        });
+        let sources = sources.iter();
+        let sources = sources.map(|(source, wait)| PollFd::from_borrowed_fd(*source, wait.flags()));
         let mut all: Vec<PollFd<'_>> = std::iter::once(bell).chain(sources).collect();
         let _ = poll(&mut all, None); // a signal: it is looked, and slept again
         self.bell.silence();

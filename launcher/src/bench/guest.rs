@@ -4,8 +4,9 @@ use crate::bench::host::{to_ns, warmed};
 use crate::bench::{Figure, Phase};
 use hv_abi::GuestPhys;
 use hv_core::Breakpoints;
+use hv_core::devices::DeviceStats;
 use hv_core::engine::Counters;
-use hv_core::{Config, End, Image, Vm};
+use hv_core::{Config, DeviceConfig, End, Image, Vm};
 use std::io::Write;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -56,6 +57,18 @@ fn run_on(vcpus: u32, guest: &str, arguments: &[&str]) -> (String, Counters) {
     let text = String::from_utf8_lossy(&text).into_owned();
     assert_eq!(report.end, End::Shutdown { code: 0 }, "the guest `{guest}` failed, and said: {text}");
     (text, report.counters)
+}
+
+/// Runs the guest `bench` with devices; gives the numbers that it printed, and what the devices did.
+pub(super) fn with_devices(devices: Vec<DeviceConfig>, arguments: &[&str]) -> (Vec<f64>, Vec<DeviceStats>) {
+    let (mut config, output) = config("bench", arguments);
+    config.memory = MEMORY;
+    config.devices = devices;
+    let report = start(config).wait();
+    let text: Vec<u8> = output.iter().flat_map(|(_, bytes)| bytes).collect();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert_eq!(report.end, End::Shutdown { code: 0 }, "the guest `bench` failed, and said: {text}");
+    (parse(text.as_bytes()), report.devices)
 }
 
 /// What a guest prints.

@@ -1,17 +1,19 @@
 //! `hv bench`: what things cost here, each figure beside the host's own of the same run.
 //!
 //! A suite is measured in two [`Phase`]s ([`phases`]). Its rows are [`Figure`]s, shown by [`table`]. What is common to the suites:
-//! [`guest`] measures guests, [`host`], [`host_signal`] and [`host_memory`] the host, [`command`] the program `hv` as a whole,
+//! [`guest`] measures guests, [`host`], [`host_signal`], [`host_memory`] and [`host_disk`] the host, [`command`] the program `hv` as a whole,
 //! [`idle`] VMs that do nothing.
 //!
-//! Start at a suite: [`crossing`], [`mmu`], [`programs`], [`density`].
+//! Start at a suite: [`crossing`], [`mmu`], [`programs`], [`density`], [`device`].
 
 mod command;
 mod crossing;
 mod density;
+mod device;
 pub(crate) mod figure;
 pub(crate) mod guest;
 mod host;
+mod host_disk;
 mod host_memory;
 mod host_signal;
 mod idle;

@@ -5,7 +5,7 @@
 
 use crate::bench::figure::Figure;
 use crate::bench::table::table;
-use crate::bench::{Phase, crossing, density, mmu, programs};
+use crate::bench::{Phase, crossing, density, device, mmu, programs};
 use crate::cli::{BenchOptions, Suite};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
@@ -82,6 +82,7 @@ pub(super) fn run_one(suite: Suite, phase: Phase, quick: bool) -> Result<u8, Fai
         Suite::Crossing => crossing::measure(phase, &mut progress(crossing::STEPS)),
         Suite::Mmu => mmu::measure(phase, quick, &mut progress(mmu::STEPS)),
         Suite::Process => programs::measure(phase, quick, &mut progress(programs::steps(quick))),
+        Suite::Device => device::measure(phase, quick, &mut progress(device::steps())),
         Suite::Density => density::measure(phase, quick, &mut progress(density::steps(quick))),
     };
     output::print(&serde_json::to_string(&figures).expect("texts and numbers are JSON"))?;

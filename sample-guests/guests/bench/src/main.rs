@@ -6,6 +6,7 @@
 
 extern crate alloc;
 
+mod disk;
 mod memory;
 mod mmu;
 mod wake;
@@ -40,6 +41,7 @@ fn main() -> u8 {
         "blocked" => from_host(samples, || {
             hypercall::block(NEVER);
         }),
+        "disk" => disk::measure(samples, arguments),
         _ if memory::measure(what, samples) || wake::measure(what, samples) => {}
         _ if mmu::measure(what, samples, arguments) => {}
         _ => {
@@ -49,6 +51,7 @@ fn main() -> u8 {
             println!(
                 "       bench zero-known|zero-cleared-again|zero-used|report|claim|touch-claimed [SAMPLES]"
             );
+            println!("       bench disk SAMPLES read|write SIZE DEPTH COUNT random|sequential");
             println!("       bench update SAMPLES BATCH [eager] [used]");
             return 2;
         }

@@ -6,6 +6,7 @@
 extern crate alloc;
 
 mod disk;
+mod share;
 
 use alloc::vec;
 use guest_sdk::hv_abi::device::kind;
@@ -24,13 +25,19 @@ fn main() -> Result<(), Error> {
         match trial {
             "rng" => rng()?,
             "disk" => disk::check()?,
-            "disk-load" => disk::load(arguments.next().and_then(|seed| seed.parse().ok()).unwrap_or(1))?,
+            "disk-load" => disk::load(seed(&mut arguments))?,
             "disk-read-only" => disk::read_only()?,
+            "share-load" => share::load(seed(&mut arguments)).unwrap_or_else(|error| panic!("{error}")),
             other => panic!("no trial is called {other:?}"),
         }
         println!("{trial}: good");
     }
     Ok(())
+}
+
+/// A number among the arguments.
+fn seed(arguments: &mut impl Iterator<Item = &'static str>) -> u64 {
+    arguments.next().and_then(|seed| seed.parse().ok()).unwrap_or(1)
 }
 
 fn name(of: u32) -> &'static str {

@@ -5,6 +5,7 @@
 use crate::descriptors::Transfer;
 use crate::kernel::{Kernel, MOST_PROCESSES, Next};
 use crate::memory::{Memory, check_heap};
+use crate::mounts::Mounts;
 use crate::thread::{Thread, Turn, Wait};
 use alloc::string::String;
 use alloc::vec;
@@ -13,17 +14,17 @@ use guest_sdk::frames;
 use guest_sdk::hv_abi::PAGE_SIZE;
 use guest_sdk::time::{Duration, Instant};
 use guest_sdk::user::Task;
-use minios_abi::{Error, FileInfo, KILLED, Name, SystemInfo, ThreadInfo, WAIT_POLL, call};
+use minios_abi::{Error, KILLED, SystemInfo, ThreadInfo, WAIT_POLL, call};
 use zerocopy::{Immutable, IntoBytes};
 
-/// Bytes that one call reads or writes; it does what it can, and the program asks again.
+/// Bytes that one call reads or writes, of what is no file; it does what it can, and the program asks again.
 const MOST_BYTES: u64 = 16 << 10;
 
 /// Bytes of a path, or of a program's arguments.
 const MOST_TEXT: u64 = 16 << 10;
 
 /// How a call ended.
-enum Answer {
+pub(crate) enum Answer {
     /// With that result.
     Value(u64),
     /// Not yet.
@@ -56,11 +57,7 @@ impl Kernel {
             call::WAIT => return self.wait(turn, a, b, c),
             call::KILL => return self.kill(turn, a),
             call::PROCESS => turn.process.into(),
-            call::OPEN => {
-                let path = text(&turn.memory, a, b)?;
-                let file = self.files.find(&path).ok_or(Error::NotFound)?.clone();
-                self.process(turn.process).descriptors.open(file)?
-            }
+            call::OPEN => return self.open(turn, [a, b, c]),
             call::CLOSE => {
                 self.process(turn.process).descriptors.close(a)?;
                 self.scheduler.wake(|_, wait| wait == Wait::Pipe);
@@ -80,14 +77,11 @@ impl Kernel {
             call::MAP => turn.memory.allocate(a)?,
             call::UNMAP => turn.memory.free(a).map(|()| 0)?,
             call::SLEEP => return Ok(self.sleep(turn, a)),
-            call::LIST_FILES => match self.files.get(a as usize) {
-                Some(file) => {
-                    let info = FileInfo { size: file.bytes.len() as u64, name: Name::new(&file.name) };
-                    answer(&turn.memory, b, &info)?;
-                    1
-                }
-                None => 0,
-            },
+            call::LIST_FILES => return self.list_files(turn, [a, b, c, d]),
+            call::MAKE_DIRECTORY => return self.on_path(turn, [a, b], Mounts::make_directory),
+            call::REMOVE => return self.on_path(turn, [a, b], Mounts::remove),
+            call::RENAME => return self.rename(turn, [a, b, c, d]),
+            call::LIST_MOUNTS => self.list_mounts(turn, a, b)?,
             call::LIST_THREADS => match self.info_from(a) {
                 Some(info) => {
                     answer(&turn.memory, b, &info)?;
@@ -123,7 +117,7 @@ impl Kernel {
     fn exec(&mut self, turn: &mut Turn, [path, path_length, start, length]: [u64; 4]) -> Result<Answer> {
         let path = text(&turn.memory, path, path_length)?;
         let arguments = bytes(&turn.memory, start, length)?;
-        let file = self.files.find(&path).ok_or(Error::NotFound)?.clone();
+        let file = self.mounts.archive().find(&path).ok_or(Error::NotFound)?.clone();
         let process = self.process(turn.process);
         if process.threads > 1 {
             return Err(Error::HasThreads);
@@ -172,6 +166,9 @@ impl Kernel {
     }
 
     fn read(&mut self, turn: &Turn, descriptor: u64, start: u64, length: u64) -> Result<Answer> {
+        if let Some(answer) = self.read_file(turn, [descriptor, start, length]) {
+            return answer;
+        }
         let mut buffer = vec![0; length.min(MOST_BYTES) as usize];
         // Before anything is taken out of a pipe, it is seen to that it can be delivered.
         turn.memory.prepare_write(start, buffer.len())?;
@@ -186,6 +183,9 @@ impl Kernel {
     }
 
     fn write(&mut self, turn: &Turn, descriptor: u64, start: u64, length: u64) -> Result<Answer> {
+        if let Some(answer) = self.write_file(turn, [descriptor, start, length]) {
+            return answer;
+        }
         let bytes = bytes(&turn.memory, start, length.min(MOST_BYTES))?;
         match self.process(turn.process).descriptors.write(descriptor, &bytes)? {
             Transfer::Wait => Ok(Answer::Wait(Wait::Pipe)),
@@ -258,11 +258,11 @@ fn bytes(memory: &Memory, start: u64, length: u64) -> Result<Vec<u8>> {
 }
 
 /// Text that a process names.
-fn text(memory: &Memory, start: u64, length: u64) -> Result<String> {
+pub(crate) fn text(memory: &Memory, start: u64, length: u64) -> Result<String> {
     String::from_utf8(bytes(memory, start, length)?).map_err(|_| Error::Invalid)
 }
 
 /// Writes a structure where a process wants it. Gives 0.
-fn answer<T: IntoBytes + Immutable>(memory: &Memory, start: u64, value: &T) -> Result<u64> {
+pub(crate) fn answer<T: IntoBytes + Immutable>(memory: &Memory, start: u64, value: &T) -> Result<u64> {
     memory.write(start, value.as_bytes()).map(|()| 0)
 }

@@ -4,7 +4,7 @@
 //! whole system call again when something has happened.
 
 use crate::console;
-use crate::files::File;
+use crate::file_system::OpenFile;
 use crate::memory::check_heap;
 use crate::pipe::{self, Reader, Writer};
 use alloc::sync::Arc;
@@ -19,12 +19,50 @@ const MOST: usize = 32;
 pub enum Descriptor {
     /// The console.
     Console,
-    /// A file, and how much of it was read.
-    File(Arc<(File, Lock<usize>)>),
+    /// A file.
+    File(Arc<Open>),
     /// The end of a pipe to read.
     Reader(Arc<Reader>),
     /// The end of a pipe to write.
     Writer(Arc<Writer>),
+}
+
+/// A file that is open, and the place in it where the next read or write begins.
+pub struct Open {
+    file: Arc<dyn OpenFile>,
+    place: Lock<u64>,
+}
+
+impl Open {
+    /// Reads on. Several that do so at once may read the same.
+    ///
+    /// # Errors
+    ///
+    /// As [`OpenFile::read`].
+    pub fn read(&self, bytes: &mut [u8]) -> Result<usize, Error> {
+        let from = *self.place.lock();
+        let length = self.file.read(from, bytes)?;
+        *self.place.lock() = from + length as u64;
+        Ok(length)
+    }
+
+    /// Writes on.
+    ///
+    /// # Errors
+    ///
+    /// As [`OpenFile::write`].
+    pub fn write(&self, bytes: &[u8]) -> Result<usize, Error> {
+        let to = *self.place.lock();
+        let length = self.file.write(to, bytes)?;
+        *self.place.lock() = to + length as u64;
+        Ok(length)
+    }
+}
+
+impl core::fmt::Debug for Open {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "a file at {}", *self.place.lock())
+    }
 }
 
 /// What came of a read or write.
@@ -69,9 +107,17 @@ impl Descriptors {
     /// # Errors
     ///
     /// Too many are open, or there is no memory.
-    pub fn open(&mut self, file: File) -> Result<u64, Error> {
+    pub fn open(&mut self, file: Arc<dyn OpenFile>) -> Result<u64, Error> {
         check_heap()?;
-        self.add(Descriptor::File(Arc::new((file, Lock::new(0)))))
+        self.add(Descriptor::File(Arc::new(Open { file, place: Lock::new(0) })))
+    }
+
+    /// The file that a descriptor is for, if it is for one: that is read and written without the kernel's lock.
+    pub fn file(&self, number: u64) -> Option<Arc<Open>> {
+        match self.get(number) {
+            Ok(Descriptor::File(open)) => Some(open.clone()),
+            _ => None,
+        }
     }
 
     /// Makes a pipe: the end to read, the end to write.
@@ -110,7 +156,7 @@ impl Descriptors {
         Ok(())
     }
 
-    /// Reads into `buffer`.
+    /// Reads into `buffer`, from what is no file.
     ///
     /// # Errors
     ///
@@ -118,21 +164,12 @@ impl Descriptors {
     pub fn read(&self, number: u64, buffer: &mut [u8]) -> Result<Transfer, Error> {
         match self.get(number)? {
             Descriptor::Console => Ok(console::read(buffer).into()),
-            Descriptor::File(open) => {
-                let (file, place) = &**open;
-                let mut place = place.lock();
-                let rest = &file.bytes[*place..];
-                let length = rest.len().min(buffer.len());
-                buffer[..length].copy_from_slice(&rest[..length]);
-                *place += length;
-                Ok(Transfer::Done(length))
-            }
             Descriptor::Reader(reader) => Ok(reader.read(buffer).into()),
-            Descriptor::Writer(_) => Err(Error::BadDescriptor),
+            Descriptor::File(_) | Descriptor::Writer(_) => Err(Error::BadDescriptor),
         }
     }
 
-    /// Writes from `bytes`.
+    /// Writes from `bytes`, to what is no file.
     ///
     /// # Errors
     ///
@@ -158,6 +195,7 @@ impl Default for Descriptors {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::files::File;
 
     #[test]
     fn numbers_are_the_lowest_that_are_free_and_run_out() {
@@ -179,13 +217,15 @@ mod tests {
     #[test]
     fn copies_share_a_files_place() {
         let mut descriptors = Descriptors::new();
-        let file = descriptors.open(File { name: "f".into(), bytes: b"abcdef" }).unwrap();
+        let file = descriptors.open(Arc::new(File { name: "f".into(), bytes: b"abcdef" })).unwrap();
         descriptors.duplicate(file, 0).unwrap();
+        let (one, other) = (descriptors.file(file).unwrap(), descriptors.clone().file(0).unwrap());
         let mut buffer = [0; 4];
-        assert_eq!((descriptors.read(file, &mut buffer), &buffer), (Ok(Transfer::Done(4)), b"abcd"));
-        assert_eq!((descriptors.clone().read(0, &mut buffer), buffer[1]), (Ok(Transfer::Done(2)), b'f'));
-        assert_eq!(descriptors.read(file, &mut buffer), Ok(Transfer::Done(0)));
-        assert_eq!(descriptors.write(file, b"x"), Err(Error::BadDescriptor));
+        assert_eq!((one.read(&mut buffer), &buffer), (Ok(4), b"abcd"));
+        assert_eq!((other.read(&mut buffer), buffer[1]), (Ok(2), b'f'));
+        assert_eq!(one.read(&mut buffer), Ok(0));
+        assert_eq!(one.write(b"x"), Err(Error::BadDescriptor));
+        assert!(descriptors.file(1).is_none(), "the console is none");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! There is one [`Kernel`], behind one lock, which a vCPU holds while it does what a thread came for ([`Kernel::serve`]) and
 //! puts it where it belongs ([`Kernel::settle`]), but not while a program runs, while it fills in a program's pages, or while
-//! it is idle. So nearly all of this is plain data, as if there were one vCPU.
+//! it is idle; nor while a file system works, which may wait for a device. So nearly all of this is plain data, as if there were one vCPU.
 //!
 //! # Ends
 //!
@@ -11,12 +11,13 @@
 //!
 //! Start at [`vcpu::run`](crate::vcpu::run), which is what each vCPU does.
 
-use crate::files::Files;
 use crate::memory::Fault;
+use crate::mounts::Mounts;
 use crate::process::{Ended, Process};
 use crate::schedule::Scheduler;
-use crate::thread::{Doing, Turn, Wait};
+use crate::thread::{Doing, Turn, Wait, Work};
 use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
 use guest_sdk::println;
 use guest_sdk::time::Duration;
 use guest_sdk::user::Trap;
@@ -29,10 +30,12 @@ pub const MOST_PROCESSES: usize = 60;
 pub const FIRST: u32 = 1;
 
 /// What a thread does after it was served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Next {
     /// It goes on.
     Run,
+    /// It goes on once this is done, for which the kernel is not to be locked.
+    Work(Work),
     /// It lets others run.
     Yield,
     /// It waits, and makes the call again.
@@ -49,7 +52,7 @@ pub enum Next {
 #[derive(Debug)]
 pub struct Kernel {
     /// The files.
-    pub files: Files,
+    pub mounts: Arc<Mounts>,
     /// All that have not ended.
     pub processes: BTreeMap<u32, Process>,
     /// Those that have ended.
@@ -65,13 +68,14 @@ impl Kernel {
     /// # Errors
     ///
     /// There is no such program, or no memory.
-    pub fn new(files: Files, program: &str, arguments: &[u8]) -> Result<Self, Error> {
-        let file = files.find(program).ok_or(Error::NotFound)?;
+    pub fn new(mounts: Mounts, program: &str, arguments: &[u8]) -> Result<Self, Error> {
+        let file = mounts.archive().find(program).ok_or(Error::NotFound)?;
         let (process, thread) = Process::first(FIRST, file, arguments)?;
         let mut scheduler = Scheduler::new();
         scheduler.add(thread)?;
         let processes = [(FIRST, process)].into();
-        Ok(Self { files, processes, ended: BTreeMap::new(), scheduler, last_id: FIRST })
+        let mounts = Arc::new(mounts);
+        Ok(Self { mounts, processes, ended: BTreeMap::new(), scheduler, last_id: FIRST })
     }
 
     /// The first process's status, if it has ended: then all is over.
@@ -100,7 +104,9 @@ impl Kernel {
     /// Puts away a thread whose turn is over; it ran for so long.
     pub fn settle(&mut self, turn: Turn, next: Next, run: Duration) {
         match next {
-            Next::Run | Next::Yield => self.scheduler.put_back(turn, Doing::Ready(false), run),
+            Next::Run | Next::Work(_) | Next::Yield => {
+                self.scheduler.put_back(turn, Doing::Ready(false), run)
+            }
             Next::Wait(wait) => self.scheduler.put_back(turn, Doing::Waits(wait), run),
             Next::End(status) => {
                 self.end(turn.process, status);

@@ -11,7 +11,8 @@ use guest_sdk::sync::Lock;
 use guest_sdk::{balloon, boot, println, smp};
 use minios::files::Files;
 use minios::kernel::Kernel;
-use minios::{console, vcpu};
+use minios::mounts::Mounts;
+use minios::{console, disk, share, vcpu};
 
 guest_sdk::entry!(main, memory = 16 << 20);
 
@@ -30,7 +31,10 @@ fn main() -> u8 {
         println!("Nobody can type here; this is what the shell would do if somebody typed it.\n");
         arguments.push_str("\0-v\0demo");
     }
-    match Kernel::new(Files::new(&[boot::ramdisk(), FILES]), "sh", arguments.as_bytes()) {
+    let mut mounts = Mounts::new(Files::new(&[boot::ramdisk(), FILES]));
+    share::mount_all(&mut mounts);
+    disk::mount_all(&mut mounts);
+    match Kernel::new(mounts, "sh", arguments.as_bytes()) {
         Ok(kernel) => run(Arc::new(Lock::new(kernel))),
         Err(error) => {
             println!("minios: the shell cannot be started: {error}");

@@ -3,6 +3,7 @@
 use crate::files::Files;
 use crate::kernel::{FIRST, Kernel, MOST_PROCESSES};
 use crate::memory::{Fault, MOST_PAGES, Memory, Region};
+use crate::mounts::Mounts;
 use crate::program;
 use crate::vcpu;
 use guest_sdk::hv_abi::user::UserContext;
@@ -119,7 +120,7 @@ fn regions_do_not_overlap_and_run_out() {
 
 /// Runs a kernel to its end.
 fn boot() -> i32 {
-    vcpu::run(&Lock::new(Kernel::new(files(), "sh", b"sh").unwrap())).unwrap()
+    vcpu::run(&Lock::new(Kernel::new(Mounts::new(files()), "sh", b"sh").unwrap())).unwrap()
 }
 
 /// Runs a kernel whose programs are all `program`: it is called with the registers, of which RBX counts its calls, and RAX

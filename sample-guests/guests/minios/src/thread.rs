@@ -1,12 +1,15 @@
 //! A thread: registers, and what it does with them. A process has one at least.
 
+use crate::kernel::Kernel;
 use crate::memory::Memory;
 use crate::process::Process;
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 use guest_sdk::smp;
+use guest_sdk::sync::Lock;
 use guest_sdk::time::{Duration, Instant};
 use guest_sdk::user::Task;
-use minios_abi::{Name, ThreadInfo, state};
+use minios_abi::{Error, Name, ThreadInfo, state};
 
 /// A thread that has not ended.
 #[derive(Debug)]
@@ -64,6 +67,28 @@ pub struct Turn {
     pub memory: Arc<Memory>,
     /// What it waited for may have come: the system call that it made then is to be made again.
     pub again: bool,
+}
+
+/// What is done for a thread without the kernel's lock, by the vCPU that has its turn. Gives its call's result.
+pub struct Work(Box<dyn FnOnce(&Lock<Kernel>, &Turn) -> Result<u64, Error> + Send>);
+
+impl Work {
+    /// That.
+    pub fn new(work: impl FnOnce(&Lock<Kernel>, &Turn) -> Result<u64, Error> + Send + 'static) -> Self {
+        Self(Box::new(work))
+    }
+
+    /// Does it.
+    pub fn run(self, kernel: &Lock<Kernel>, turn: &mut Turn) {
+        let result = (self.0)(kernel, turn).unwrap_or_else(|error| error.result() as u64);
+        turn.task.set_result(result);
+    }
+}
+
+impl core::fmt::Debug for Work {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("work")
+    }
 }
 
 impl Thread {

@@ -91,12 +91,20 @@ fn turn(kernel: &Lock<Kernel>, mut turn: Turn) {
     loop {
         let came_for = trap.take().unwrap_or_else(|| run_until_trap(&mut turn, &mut quantum));
         let mut locked = kernel.lock();
-        let next = locked.serve(&mut turn, came_for);
-        if next != Next::Run {
-            locked.settle(turn, next, quantum.used());
-            return;
+        match locked.serve(&mut turn, came_for) {
+            Next::Run => locked.scheduler.rouse(false),
+            Next::Work(work) => {
+                locked.scheduler.rouse(false);
+                drop(locked);
+                work.run(kernel, &mut turn);
+                // Others may have waited for long, and an event that ended its process may have come meanwhile.
+                trap = Some(Trap::Interrupted);
+            }
+            next => {
+                locked.settle(turn, next, quantum.used());
+                return;
+            }
         }
-        locked.scheduler.rouse(false);
     }
 }
 

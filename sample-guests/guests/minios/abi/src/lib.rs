@@ -26,7 +26,7 @@ pub mod call {
     pub const KILL: u64 = 5;
     /// `()`: gives the process's own id.
     pub const PROCESS: u64 = 6;
-    /// `(path, length)`: gives a file descriptor for a file.
+    /// `(path, length, opening)`: gives a file descriptor for a file. How it is opened: [`Opening`](crate::Opening).
     pub const OPEN: u64 = 7;
     /// `(descriptor)`: gives it back.
     pub const CLOSE: u64 = 8;
@@ -42,7 +42,8 @@ pub mod call {
     pub const MAP: u64 = 13;
     /// `(nanoseconds)`: waits.
     pub const SLEEP: u64 = 14;
-    /// `(index, entry)`: writes the [`FileInfo`](crate::FileInfo) of a file. Gives 1, or 0 if there are no more.
+    /// `(path, length, from, page)`: writes a [`FilePage`](crate::FilePage): what is in a directory, `from` where the page before
+    /// said, or 0.
     pub const LIST_FILES: u64 = 15;
     /// `(thread, entry)`: writes the [`ThreadInfo`](crate::ThreadInfo) of the first thread whose id is that or more. A
     /// process's first thread has the process's id, and so has a process that has ended. Gives 1, or 0 if there is none.
@@ -64,6 +65,14 @@ pub mod call {
     pub const FUTEX_WAIT: u64 = 22;
     /// `(word, count)`: wakes so many threads of the process that wait there. Gives how many it woke.
     pub const FUTEX_WAKE: u64 = 23;
+    /// `(path, length)`: makes a directory.
+    pub const MAKE_DIRECTORY: u64 = 24;
+    /// `(path, length)`: removes a file, or a directory that is empty.
+    pub const REMOVE: u64 = 25;
+    /// `(path, length, new path, length)`: gives a file or directory another name, within its file system.
+    pub const RENAME: u64 = 26;
+    /// `(index, entry)`: writes the [`MountInfo`](crate::MountInfo) of a file system. Gives 1, or 0 if there are no more.
+    pub const LIST_MOUNTS: u64 = 27;
 }
 
 /// Flag of [`call::WAIT`].
@@ -130,6 +139,16 @@ errors! {
     TooManyThreads = 13, "too many threads";
     HasThreads = 14, "the process has other threads";
     Changed = 15, "the word is not what was expected";
+    Exists = 16, "it is there already";
+    NotDirectory = 17, "not a directory";
+    IsDirectory = 18, "a directory";
+    NotEmpty = 19, "the directory is not empty";
+    ReadOnly = 20, "cannot be changed: the file system is read-only";
+    NoSpace = 21, "no room is left";
+    NameTooLong = 22, "the name is too long";
+    NotPermitted = 23, "not permitted";
+    OtherFileSystem = 24, "the other name is in another file system";
+    Device = 25, "the device failed";
 }
 
 impl Error {
@@ -166,14 +185,102 @@ impl Name {
     }
 }
 
+/// How a file is opened, by [`call::OPEN`]: none of these is to read, which can be done either way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening(pub u64);
+
+impl Opening {
+    /// Only to read.
+    pub const READ: Self = Self(0);
+    /// To write, too.
+    pub const WRITE: Self = Self(1);
+    /// It is made if it is not there.
+    pub const CREATE: Self = Self(2);
+    /// It is made empty.
+    pub const TRUNCATE: Self = Self(4);
+    /// Each write goes to its end.
+    pub const APPEND: Self = Self(8);
+
+    /// Whether that is among it.
+    pub fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl core::ops::BitOr for Opening {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// Numbers of [`FileInfo::kind`].
+pub mod file_kind {
+    /// A file.
+    pub const FILE: u32 = 1;
+    /// A directory.
+    pub const DIRECTORY: u32 = 2;
+    /// Something else.
+    pub const OTHER: u32 = 3;
+}
+
 /// A file, as [`call::LIST_FILES`] tells it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct FileInfo {
     /// Its length in bytes.
     pub size: u64,
+    /// One of [`file_kind`].
+    pub kind: u32,
+    /// Bytes of its name.
+    length: u32,
+    name: [u8; 256],
+}
+
+impl FileInfo {
+    /// One of that name, or the start of it that fits.
+    pub fn new(name: &str, kind: u32, size: u64) -> Self {
+        let length = name.floor_char_boundary(256);
+        let mut bytes = [0; 256];
+        bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+        Self { size, kind, length: length as u32, name: bytes }
+    }
+
     /// Its name.
-    pub name: Name,
+    pub fn name(&self) -> &str {
+        let bytes = self.name.get(..self.length as usize).unwrap_or_default();
+        core::str::from_utf8(bytes).unwrap_or("?")
+    }
+}
+
+/// Some of what is in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FilePage {
+    /// Where there is more; [`END`](Self::END) if there is none.
+    pub next: u64,
+    /// How many of `files` count.
+    pub count: u64,
+    /// The files.
+    pub files: [FileInfo; Self::MOST],
+}
+
+impl FilePage {
+    /// Files of a page, at most.
+    pub const MOST: usize = 16;
+    /// As [`next`](Self::next): there is no more.
+    pub const END: u64 = u64::MAX;
+}
+
+/// A file system, as [`call::LIST_MOUNTS`] tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct MountInfo {
+    /// What it is.
+    pub kind: Name,
+    /// Where it is.
+    pub place: Name,
 }
 
 /// A thread, or a process that has ended, as [`call::LIST_THREADS`] tells it.

@@ -6,10 +6,10 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
 use minios_abi::call;
-pub use minios_abi::{FileInfo, descriptor};
+pub use minios_abi::{FileInfo, FilePage, MountInfo, Opening, descriptor, file_kind};
 
 /// Status of a program whose output nobody reads any more: what a shell shows of one that `SIGPIPE` ended.
-const NOBODY_READS: i32 = 141;
+pub const NOBODY_READS: i32 = 141;
 
 /// Opens a file for reading.
 ///
@@ -17,7 +17,52 @@ const NOBODY_READS: i32 = 141;
 ///
 /// There is none, or too many files are open.
 pub fn open(path: &str) -> Result<u32> {
-    system::with_bytes(call::OPEN, None, path.as_bytes()).map(|descriptor| descriptor as u32)
+    open_to(path, Opening::READ)
+}
+
+/// Opens a file.
+///
+/// # Errors
+///
+/// There is none, it cannot be opened so, or too many files are open.
+pub fn open_to(path: &str, how: Opening) -> Result<u32> {
+    system::with_paths(call::OPEN, &[path], how.0).map(|descriptor| descriptor as u32)
+}
+
+/// Makes a file, or an empty one of one that is there.
+///
+/// # Errors
+///
+/// As [`open_to`].
+pub fn create(path: &str) -> Result<u32> {
+    open_to(path, Opening::WRITE | Opening::CREATE | Opening::TRUNCATE)
+}
+
+/// Makes a directory.
+///
+/// # Errors
+///
+/// Something has that name, or nothing can be made there.
+pub fn make_directory(path: &str) -> Result<()> {
+    system::with_paths(call::MAKE_DIRECTORY, &[path], 0).map(drop)
+}
+
+/// Removes a file, or a directory that is empty.
+///
+/// # Errors
+///
+/// It is not there, or is not empty.
+pub fn remove(path: &str) -> Result<()> {
+    system::with_paths(call::REMOVE, &[path], 0).map(drop)
+}
+
+/// Gives a file or directory another name.
+///
+/// # Errors
+///
+/// It is not there, or cannot have that name.
+pub fn rename(from: &str, to: &str) -> Result<()> {
+    system::with_paths(call::RENAME, &[from, to], 0).map(drop)
 }
 
 /// Gives a descriptor back. That it is none is no matter.
@@ -66,14 +111,45 @@ pub fn pipe() -> Result<(u32, u32)> {
     Ok((read, write))
 }
 
-/// All files.
-pub fn files() -> impl Iterator<Item = FileInfo> {
+/// What is in a directory, sorted.
+///
+/// # Errors
+///
+/// There is no such directory.
+pub fn list(path: &str) -> Result<Vec<FileInfo>> {
+    let (mut files, mut from) = (Vec::new(), 0);
+    while from != FilePage::END {
+        let page = system::list(path, from)?;
+        files.extend_from_slice(page.files.get(..page.count as usize).unwrap_or_default());
+        from = page.next;
+    }
+    files.sort_by(|a: &FileInfo, b| a.name().cmp(b.name()));
+    Ok(files)
+}
+
+/// All file systems.
+pub fn mounts() -> impl Iterator<Item = MountInfo> {
     let mut next = 0;
     core::iter::from_fn(move || {
-        let (found, info) = system::with_answer::<FileInfo>(call::LIST_FILES, [next, 0, 0, 0], 1).ok()?;
+        let (found, info) = system::with_answer::<MountInfo>(call::LIST_MOUNTS, [next, 0, 0, 0], 1).ok()?;
         next += 1;
         (found != 0).then_some(info)
     })
+}
+
+/// Copies what one descriptor reads to another.
+///
+/// # Errors
+///
+/// It cannot be read, or the other not be written.
+pub fn copy(from: u32, to: u32) -> Result<()> {
+    let mut buffer = alloc::vec![0; 64 << 10];
+    loop {
+        match read(from, &mut buffer)? {
+            0 => return Ok(()),
+            length => write(to, &buffer[..length])?,
+        }
+    }
 }
 
 /// Runs `each` with the input that a program's arguments name: each file in turn, or what it reads if there are none.

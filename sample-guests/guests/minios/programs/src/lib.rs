@@ -56,5 +56,17 @@ macro_rules! entry {
 
 pub use start::arguments;
 
+/// Does something for each of a program's arguments, and complains of those for which it cannot be done. Gives the status.
+pub fn each_of(program: &str, all: &[&str], act: impl Fn(&str) -> Result<()>) -> i32 {
+    let mut status = 0;
+    for one in all {
+        if let Err(error) = act(one) {
+            eprintln!("{program}: {one}: {error}");
+            status = 1;
+        }
+    }
+    status
+}
+
 #[doc(hidden)]
 pub use guest_user as __guest_user;

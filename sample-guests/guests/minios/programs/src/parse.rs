@@ -3,10 +3,11 @@
 //! ```text
 //! line     = pipeline { (";" | "&") pipeline } [";" | "&"]
 //! pipeline = command { "|" command }
-//! command  = word { word }
+//! command  = word { word | redirection }
+//! redirection = ("<" | ">" | ">>") word
 //! ```
 //!
-//! A word ends at a blank or one of `|;&`. Single quotes keep everything; double quotes keep everything but `$` and `\`;
+//! A word ends at a blank or one of `|;&<>`. Single quotes keep everything; double quotes keep everything but `$` and `\`;
 //! a backslash keeps the next character. `$?` is the last status. `#` at a word's start begins a comment.
 //!
 //! Start at [`line`].
@@ -16,8 +17,16 @@ use alloc::vec::Vec;
 use core::iter::Peekable;
 use core::str::Chars;
 
-/// The words of one program: its name and arguments.
-pub type Command = Vec<String>;
+/// One program: its name and arguments, and what it reads and writes instead of what it would.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Command {
+    /// At least one.
+    pub words: Vec<String>,
+    /// A file to read.
+    pub input: Option<String>,
+    /// A file to write, and whether it is at its end.
+    pub output: Option<(String, bool)>,
+}
 
 /// Commands, each reading what the one before writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +45,10 @@ enum Token {
     Word(String),
     /// One of `|;&`.
     Operator(char),
+    /// A file to read.
+    Input(String),
+    /// A file to write, and whether at its end.
+    Output(String, bool),
 }
 
 /// Reads a line. `status` is what `$?` stands for.
@@ -46,11 +59,13 @@ enum Token {
 pub fn line(text: &str, status: i32) -> Result<Vec<Pipeline>, Fault> {
     let mut pipelines = Vec::new();
     let mut pipeline = Pipeline::default();
-    let mut command = Command::new();
+    let mut command = Command::default();
     for token in tokens(text, status)? {
         match token {
-            Token::Word(word) => command.push(word),
-            Token::Operator(_) if command.is_empty() => return Err("a command is missing"),
+            Token::Word(word) => command.words.push(word),
+            Token::Input(file) => command.input = Some(file),
+            Token::Output(file, at_end) => command.output = Some((file, at_end)),
+            Token::Operator(_) if command.words.is_empty() => return Err("a command is missing"),
             Token::Operator(operator) => {
                 pipeline.commands.push(core::mem::take(&mut command));
                 if operator != '|' {
@@ -60,9 +75,11 @@ pub fn line(text: &str, status: i32) -> Result<Vec<Pipeline>, Fault> {
             }
         }
     }
-    if !command.is_empty() {
+    if !command.words.is_empty() {
         pipeline.commands.push(command);
         pipelines.push(pipeline);
+    } else if command != Command::default() {
+        return Err("a command is missing");
     } else if !pipeline.commands.is_empty() {
         return Err("a command is missing behind `|`");
     }
@@ -77,17 +94,35 @@ fn tokens(text: &str, status: i32) -> Result<Vec<Token>, Fault> {
             ' ' | '\t' => drop(rest.next()),
             '#' => break,
             '|' | ';' | '&' => tokens.extend(rest.next().map(Token::Operator)),
+            '<' => {
+                rest.next();
+                tokens.push(Token::Input(file(&mut rest, status)?));
+            }
+            '>' => {
+                rest.next();
+                let at_end = rest.next_if_eq(&'>').is_some();
+                tokens.push(Token::Output(file(&mut rest, status)?, at_end));
+            }
             _ => tokens.push(Token::Word(word(&mut rest, status)?)),
         }
     }
     Ok(tokens)
 }
 
+/// The word behind a `<` or `>`.
+fn file(rest: &mut Peekable<Chars<'_>>, status: i32) -> Result<String, Fault> {
+    while rest.next_if(|next| matches!(next, ' ' | '\t')).is_some() {}
+    match rest.peek() {
+        None | Some('|' | ';' | '&' | '<' | '>') => Err("a file is missing behind `<` or `>`"),
+        Some(_) => word(rest, status),
+    }
+}
+
 fn word(rest: &mut Peekable<Chars<'_>>, status: i32) -> Result<String, Fault> {
     let mut word = String::new();
     let mut double = false;
     while let Some(next) = rest.peek().copied() {
-        if !double && matches!(next, ' ' | '\t' | '|' | ';' | '&') {
+        if !double && matches!(next, ' ' | '\t' | '|' | ';' | '&' | '<' | '>') {
             return Ok(word);
         }
         rest.next();
@@ -124,7 +159,17 @@ mod tests {
         let word = |word: &String| {
             if word.contains([' ', '|']) || word.is_empty() { format!("[{word}]") } else { word.clone() }
         };
-        let command = |command: &Command| command.iter().map(word).collect::<Vec<_>>().join(" ");
+        let command = |command: &Command| {
+            let mut shown: Vec<_> = command.words.iter().map(word).collect();
+            shown.extend(command.input.iter().map(|file| format!("<{file}")));
+            shown.extend(
+                command
+                    .output
+                    .iter()
+                    .map(|(file, at_end)| format!("{}{file}", if *at_end { ">>" } else { ">" })),
+            );
+            shown.join(" ")
+        };
         let show = |p: Pipeline| {
             let commands = p.commands.iter().map(command).collect::<Vec<_>>().join(" | ");
             commands + if p.background { " &" } else { "" }
@@ -148,8 +193,18 @@ mod tests {
     }
 
     #[test]
+    fn redirections() {
+        assert_eq!(shown("a >b c"), ["a c >b"]);
+        assert_eq!(shown("a>>b<c|d >'e f'"), ["a <c >>b | d >e f"]);
+        assert_eq!(shown("a '>' \\> \"<\""), ["a > > <"]);
+    }
+
+    #[test]
     fn faults() {
-        for wrong in ["| a", "a | | b", "a |", "; a", "a ;; b", "&", "echo 'a", "echo \"a", "echo \\"] {
+        for wrong in [
+            "| a", "a | | b", "a |", "; a", "a ;; b", "&", "echo 'a", "echo \"a", "echo \\", "a >",
+            "a > | b", "> a", "a > >b", "a | <b",
+        ] {
             assert!(line(wrong, 0).is_err(), "{wrong}");
         }
     }

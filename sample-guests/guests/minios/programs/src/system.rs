@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "a system call writes where its arguments point")]
 
-use minios_abi::{Error, call};
+use minios_abi::{Error, FilePage, call};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Makes a call whose arguments are plain numbers.
@@ -21,6 +21,23 @@ pub(crate) fn with_bytes(number: u64, first: Option<u64>, bytes: &[u8]) -> Resul
         Some(first) => call(number, [first, at, length, 0]),
         None => call(number, [at, length, 0, 0]),
     }
+}
+
+/// Makes a call that has one path or two, and another argument behind them.
+pub(crate) fn with_paths(number: u64, paths: &[&str], last: u64) -> Result<u64, Error> {
+    let at = |path: &str| [path.as_ptr().expose_provenance() as u64, path.len() as u64];
+    let ([a, b], [c, d]) = match paths {
+        [from, to] => (at(from), at(to)),
+        [path] => (at(path), [last, 0]),
+        _ => return Err(Error::Invalid),
+    };
+    call(number, [a, b, c, d])
+}
+
+/// LIST_FILES.
+pub(crate) fn list(path: &str, from: u64) -> Result<FilePage, Error> {
+    let (at, length) = (path.as_ptr().expose_provenance() as u64, path.len() as u64);
+    with_answer(call::LIST_FILES, [at, length, from, 0], 3).map(|(_, page)| page)
 }
 
 /// READ, into `buffer`.

@@ -3,19 +3,22 @@
 #![no_std]
 #![no_main]
 
-use os::io::{self, Output, descriptor};
+use os::Error;
+use os::io::{self, descriptor};
+use os::process;
 
 os::entry!(main);
 
 fn main() -> i32 {
-    let all = io::each_input("cat", os::arguments(), |_, input| copy(input));
-    i32::from(!all)
-}
-
-fn copy(input: u32) {
-    let mut buffer = [0; 4096];
-    while let Ok(length @ 1..) = io::read(input, &mut buffer) {
-        let mut output = Output::to(descriptor::OUTPUT);
-        output.bytes(&buffer[..length]);
-    }
+    let mut status = 0;
+    let all =
+        io::each_input("cat", os::arguments(), |name, input| match io::copy(input, descriptor::OUTPUT) {
+            Ok(()) => {}
+            Err(Error::BrokenPipe) => process::exit(io::NOBODY_READS),
+            Err(error) => {
+                os::eprintln!("cat: {}: {error}", name.unwrap_or("input"));
+                status = 1;
+            }
+        });
+    if all { status } else { 1 }
 }

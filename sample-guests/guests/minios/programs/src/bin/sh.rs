@@ -11,7 +11,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use os::Error;
 use os::edit::{Editor, Typed};
-use os::io::{self, Lines, descriptor};
+use os::io::{self, Lines, Opening, descriptor};
 use os::parse::{self, Command, Pipeline};
 use os::process::{self, Fork};
 
@@ -136,7 +136,7 @@ impl Shell {
             }
         };
         if pipeline.background {
-            let text: Vec<String> = pipeline.commands.iter().map(|command| command.join(" ")).collect();
+            let text: Vec<String> = pipeline.commands.iter().map(|command| command.words.join(" ")).collect();
             let number = self.jobs.last().map_or(1, |job| job.number + 1);
             os::println!("[{number}] {}", processes.last().copied().unwrap_or(0));
             self.jobs.push(Job { number, processes, text: text.join(" | ") });
@@ -152,7 +152,7 @@ impl Shell {
 
     /// Runs a command of the shell's own. Whether it was one.
     fn built_in(&mut self, command: &Command) -> bool {
-        let words: Vec<&str> = command.iter().map(String::as_str).collect();
+        let words: Vec<&str> = command.words.iter().map(String::as_str).collect();
         let status = match words[..] {
             ["exit"] => process::exit(self.status),
             ["exit", status] => process::exit(status.parse().unwrap_or(2)),
@@ -169,7 +169,8 @@ impl Shell {
             }
             ["help"] => {
                 os::println!("of the shell: exit [STATUS], jobs, wait, help; and what `ls` lists");
-                os::println!("a | b, a; b, a &, 'quoted', \"quoted\", \\c, $?");
+                os::println!("a | b, a; b, a &, a <file, a >file, a >>file, 'quoted', \"quoted\", \\c, $?");
+                os::println!("`mount` shows where files can be written: /share is a folder of the host's");
                 0
             }
             _ => return false,
@@ -254,9 +255,32 @@ fn become_program(command: &Command, input: Option<u32>, pipe: Option<(u32, u32)
         io::close(write);
         io::close(read);
     }
-    let words: Vec<&str> = command.iter().map(String::as_str).collect();
+    let words: Vec<&str> = command.words.iter().map(String::as_str).collect();
+    if let Err((file, error)) = redirect(command) {
+        os::eprintln!("sh: {file}: {error}");
+        process::exit(1);
+    }
     let error = process::exec(words[0], &words);
     let why = if error == Error::NotFound { "no such command".to_string() } else { error.to_string() };
     os::eprintln!("sh: {}: {why}", words[0]);
     process::exit(NO_SUCH_COMMAND)
+}
+
+/// Opens the files that a command is to read and write, in its process. If one cannot be opened, which, and why.
+fn redirect(command: &Command) -> Result<(), (&str, Error)> {
+    let put = |file: &str, how, place| {
+        let opened = io::open_to(file, how)?;
+        io::duplicate(opened, place)?;
+        io::close(opened);
+        Ok(())
+    };
+    if let Some(file) = &command.input {
+        put(file, Opening::READ, descriptor::INPUT).map_err(|error| (file.as_str(), error))?;
+    }
+    if let Some((file, at_end)) = &command.output {
+        let how = if *at_end { Opening::APPEND } else { Opening::TRUNCATE };
+        let how = Opening::WRITE | Opening::CREATE | how;
+        put(file, how, descriptor::OUTPUT).map_err(|error| (file.as_str(), error))?;
+    }
+    Ok(())
 }

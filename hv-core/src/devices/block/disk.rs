@@ -1,31 +1,24 @@
-//! The block device (Virtual I/O Device 1.3, section 5.2): a disk whose sectors are in a file, or on a disk of the host's.
+//! Requests to a disk.
 //!
-//! A write that was answered is in the host's page cache, or on the disk with [`BlockOptions::direct`]; a flush that was answered
-//! is on the disk.
-//!
-//! Start at [`Disk::request`].
+//! Start at [`Disk::begin`].
 
-use super::chain::{Chain, Places, TooShort};
-use super::line::Line;
-use super::ring::Ring;
-use super::{Broken, Device};
+use super::uring::{Operation, UnderWay};
+use super::{Block, QUEUE, SECTOR};
+use crate::devices::chain::{Chain, Places, TooShort};
+use crate::devices::line::Line;
+use crate::devices::ring::Ring;
+use crate::devices::{Broken, Device, Interest};
 use hv_abi::device::kind;
-use rustix::fs::{FallocateFlags, FlockOperation, OFlags};
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use rustix::fd::BorrowedFd;
+use rustix::fs::FallocateFlags;
+use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-/// Bytes of a sector, the unit of requests.
-const SECTOR: u64 = 512;
 /// The most sectors of one discard or write-zeroes: 1 GiB.
 const MOST_SECTORS: u32 = 1 << 21;
 /// The most ranges of one.
 const MOST_RANGES: usize = 64;
-/// Descriptors of its queue.
-const QUEUE: u16 = 256;
 /// Requests that are served in one go.
 const BATCH: usize = 64;
 
@@ -78,85 +71,16 @@ struct Range {
 /// In [`Range::flags`] of a write-zeroes: the sectors may be given back to the host.
 const UNMAP: u32 = 1;
 
-/// How a disk is to be opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BlockOptions {
-    /// The guest cannot write.
-    pub read_only: bool,
-    /// Past the host's page cache (`O_DIRECT`).
-    pub direct: bool,
-}
-
-/// A file that a guest is to have as a disk.
-#[derive(Debug)]
-pub struct Block {
-    file: File,
-    path: PathBuf,
-    sectors: u64,
-    options: BlockOptions,
-}
-
-/// Why a file cannot be a disk.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-#[expect(missing_docs, reason = "the messages say what the fields are")]
-pub enum BlockError {
-    #[error("`{path}` cannot be opened")]
-    Open { path: PathBuf, source: io::Error },
-    #[error("`{path}` is neither a file nor a block device")]
-    NoDisk { path: PathBuf },
-    #[error(
-        "`{path}` has {size} bytes, and a disk is a whole number of sectors of 512, and at least one; `truncate --size` makes it so"
-    )]
-    Size { path: PathBuf, size: u64 },
-    #[error("`{path}` is the disk of another VM that writes to it; read-only disks can be shared")]
-    InUse { path: PathBuf },
-    #[error("`{path}` is on a file system that has no direct I/O")]
-    NoDirect { path: PathBuf },
-}
-
-impl Block {
-    /// Opens a file, or a block device, as a disk. Nobody else has it open for writing as a disk, as long as this one is there.
-    ///
-    /// # Errors
-    ///
-    /// [`BlockError`] says what is wrong with it.
-    pub fn open(path: &Path, options: BlockOptions) -> Result<Self, BlockError> {
-        let at = || path.to_owned();
-        let mut open = File::options();
-        open.read(true).write(!options.read_only);
-        // Opening a FIFO would wait for its other end.
-        let flags = OFlags::NONBLOCK | if options.direct { OFlags::DIRECT } else { OFlags::empty() };
-        open.custom_flags(flags.bits() as i32);
-        let mut file = open.open(path).map_err(|source| match source.raw_os_error() {
-            Some(libc::EINVAL) if options.direct => BlockError::NoDirect { path: at() },
-            _ => BlockError::Open { path: at(), source },
-        })?;
-        let opened = |source| BlockError::Open { path: at(), source };
-        let kind = file.metadata().map_err(opened)?.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(BlockError::NoDisk { path: at() });
-        }
-        let size = file.seek(SeekFrom::End(0)).map_err(opened)?;
-        if size == 0 || !size.is_multiple_of(SECTOR) {
-            return Err(BlockError::Size { path: at(), size });
-        }
-        let lock = if options.read_only {
-            FlockOperation::NonBlockingLockShared
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
-        match rustix::fs::flock(&file, lock) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(BlockError::InUse { path: at() }),
-            Err(error) => return Err(opened(error.into())),
-        }
-        Ok(Self { file, path: at(), sectors: size / SECTOR, options })
-    }
+/// What a request comes to.
+enum Begun {
+    /// Something that takes its time.
+    Operation(Operation),
+    /// It is done.
+    Done(Outcome),
 }
 
 /// The device.
-pub(super) struct Disk {
+pub(crate) struct Disk {
     block: Block,
 }
 
@@ -192,61 +116,145 @@ impl Device for Disk {
         config
     }
 
+    fn sources(&self) -> Vec<(BorrowedFd<'_>, Interest)> {
+        let under_way = self.block.uring.as_ref().filter(|uring| !uring.is_idle());
+        under_way.map(|uring| (uring.descriptor(), Interest::Read)).into_iter().collect()
+    }
+
     fn process(&mut self, rings: &mut [Option<Ring>], _: &Line, _: bool) -> Result<bool, Broken> {
         let Some(ring) = &mut rings[0] else { return Ok(false) };
-        let mut served = 0;
-        while served < BATCH
+        let finished = self.finish_done(ring)?;
+        let mut begun = 0;
+        while begun < BATCH
+            && self.block.uring.as_ref().is_none_or(|uring| uring.has_room())
             && let Some(mut chain) = ring.pop()?
         {
-            let short = |TooShort| Broken("a request to a disk has no header, or no room for its status");
-            let outcome = self.request(&mut chain).map_err(short)?;
-            chain.write_last(&[outcome as u8]).map_err(short)?;
-            ring.push(chain);
-            served += 1;
+            begun += 1;
+            match self.begin(&mut chain).map_err(short)? {
+                Begun::Done(outcome) => answer(ring, chain, outcome)?,
+                Begun::Operation(operation) => match &mut self.block.uring {
+                    Some(uring) if !self.block.options.direct || is_aligned(&chain, operation) => {
+                        uring.start(chain, operation);
+                    }
+                    _ => {
+                        let outcome = self.run(&mut chain, operation);
+                        answer(ring, chain, outcome)?;
+                    }
+                },
+            }
         }
-        Ok(served > 0)
+        if let Some(uring) = &mut self.block.uring {
+            uring.submit();
+        }
+        // What was in the host's page cache is done.
+        Ok(self.finish_done(ring)? || finished || begun > 0)
+    }
+
+    fn quiesce(&mut self, rings: &mut [Option<Ring>]) {
+        while let Some((request, result)) = self.block.uring.as_mut().and_then(|uring| uring.wait_for_one()) {
+            if let Some(ring) = &mut rings[0] {
+                // A request without room for its status is found when it begins.
+                let _ = self.finish(ring, request, result);
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        self.quiesce(&mut [None]);
     }
 }
 
 impl Disk {
-    pub(super) fn new(block: Block) -> Self {
+    pub(crate) fn new(block: Block) -> Self {
         Self { block }
     }
 
-    /// Does what a chain asks for. Its last byte is for the status.
-    fn request(&self, chain: &mut Chain) -> Result<Outcome, TooShort> {
+    /// Looks at what a chain asks for, and does what takes no time. Its last byte is for the status.
+    fn begin(&self, chain: &mut Chain) -> Result<Begun, TooShort> {
         let header: Header = chain.read_value()?;
         let room = chain.writable().checked_sub(1).ok_or(TooShort)?;
         let data = chain.readable();
         let read_only = self.block.options.read_only;
         Ok(match header.kind {
-            request::IN => self.transfer(&header, room, |offset| self.read(chain, offset, room)),
+            request::IN => self.transfer(&header, room, |offset| Operation::Read { offset, bytes: room }),
             request::OUT if !read_only => {
-                self.transfer(&header, data, |offset| self.write(chain, offset, data))
+                self.transfer(&header, data, |offset| Operation::Write { offset, bytes: data })
             }
-            request::FLUSH if !read_only => told("flush", self.block.file.sync_data()),
+            request::OUT => Begun::Done(Outcome::IoError),
+            request::FLUSH if !read_only => Begun::Operation(Operation::Sync),
+            request::DISCARD | request::WRITE_ZEROES if !read_only => {
+                Begun::Done(self.ranges(chain, header.kind))
+            }
             request::GET_ID => {
                 let mut id = [0; 20];
                 let name = self.block.path.file_name().unwrap_or_default().as_encoded_bytes();
                 let length = name.len().min(id.len());
                 id[..length].copy_from_slice(&name[..length]);
                 chain.write(&id[..room.min(20)])?;
-                Outcome::Ok
+                Begun::Done(Outcome::Ok)
             }
-            request::DISCARD | request::WRITE_ZEROES if !read_only => self.ranges(chain, header.kind),
-            request::OUT => Outcome::IoError,
-            _ => Outcome::Unsupported,
+            _ => Begun::Done(Outcome::Unsupported),
         })
     }
 
-    /// Moves so many bytes, from or to the sectors that a header names.
-    fn transfer(&self, header: &Header, bytes: usize, run: impl FnOnce(u64) -> io::Result<usize>) -> Outcome {
+    /// What moves so many bytes, from or to the sectors that a header names.
+    fn transfer(&self, header: &Header, bytes: usize, operation: impl FnOnce(u64) -> Operation) -> Begun {
         let inside = (bytes as u64).is_multiple_of(SECTOR)
             && header.sector.checked_add(bytes as u64 / SECTOR).is_some_and(|end| end <= self.block.sectors);
-        if !inside {
-            return Outcome::IoError;
+        if inside {
+            Begun::Operation(operation(header.sector * SECTOR))
+        } else {
+            Begun::Done(Outcome::IoError)
         }
-        told("read or write", run(header.sector * SECTOR).and_then(|moved| all(moved, bytes)))
+    }
+
+    /// Answers all that the host is done with. Whether there was something.
+    fn finish_done(&mut self, ring: &mut Ring) -> Result<bool, Broken> {
+        let mut any = false;
+        while let Some((request, result)) = self.block.uring.as_mut().and_then(|uring| uring.done()) {
+            self.finish(ring, request, result)?;
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// The host is done with a request, or with a part of it: the rest is done here.
+    fn finish(&self, ring: &mut Ring, request: UnderWay, result: io::Result<usize>) -> Result<(), Broken> {
+        let UnderWay { mut chain, operation, .. } = request;
+        let again = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN));
+        let outcome = match (operation, result) {
+            (_, Err(error)) if !again(&error) => told(operation, Err(error)),
+            (Operation::Sync, Ok(_)) => Outcome::Ok,
+            (Operation::Sync, Err(_)) => self.run(&mut chain, operation),
+            (Operation::Read { offset, bytes }, result) => {
+                let filled = result.unwrap_or(0);
+                chain.note_filled(filled);
+                self.run(
+                    &mut chain,
+                    Operation::Read { offset: offset + filled as u64, bytes: bytes - filled },
+                )
+            }
+            (Operation::Write { offset, bytes }, result) => {
+                let taken = result.unwrap_or(0);
+                chain.note_taken(taken);
+                self.run(&mut chain, Operation::Write { offset: offset + taken as u64, bytes: bytes - taken })
+            }
+        };
+        answer(ring, chain, outcome)
+    }
+
+    /// Does it, by plain system calls.
+    fn run(&self, chain: &mut Chain, operation: Operation) -> Outcome {
+        let done = match operation {
+            Operation::Sync => self.block.file.sync_data(),
+            Operation::Read { offset, bytes } => {
+                self.read(chain, offset, bytes).and_then(|read| all(read, bytes))
+            }
+            Operation::Write { offset, bytes } => {
+                self.write(chain, offset, bytes).and_then(|written| all(written, bytes))
+            }
+        };
+        told(operation, done)
     }
 
     fn read(&self, chain: &mut Chain, offset: u64, bytes: usize) -> io::Result<usize> {
@@ -318,7 +326,7 @@ impl Disk {
                 request::DISCARD => self.discard(offset, length),
                 _ => self.write_zeroes(offset, length, range.flags & UNMAP != 0),
             };
-            if told("discard or write zeros", done) != Outcome::Ok {
+            if told(range, done) != Outcome::Ok {
                 return Outcome::IoError;
             }
         }
@@ -354,6 +362,34 @@ impl Disk {
     }
 }
 
+fn short(TooShort: TooShort) -> Broken {
+    Broken("a request to a disk has no header, or no room for its status")
+}
+
+/// Gives a request back, with its status in its last byte.
+fn answer(ring: &mut Ring, mut chain: Chain, outcome: Outcome) -> Result<(), Broken> {
+    chain.write_last(&[outcome as u8]).map_err(short)?;
+    ring.push(chain);
+    Ok(())
+}
+
+/// Whether direct I/O takes an operation as it is.
+fn is_aligned(chain: &Chain, operation: Operation) -> bool {
+    match operation {
+        Operation::Read { bytes, .. } => are_aligned(&chain.places_to_fill(bytes)),
+        Operation::Write { bytes, .. } => are_aligned(&chain.places_to_take(bytes)),
+        Operation::Sync => true,
+    }
+}
+
+fn are_aligned(places: &Places) -> bool {
+    let sector = SECTOR as usize;
+    let aligned = |vector: &libc::iovec| {
+        vector.iov_base.addr().is_multiple_of(sector) && vector.iov_len.is_multiple_of(sector)
+    };
+    places.vectors().iter().all(aligned)
+}
+
 /// Memory that direct I/O takes.
 struct Aligned {
     memory: Vec<u8>,
@@ -379,11 +415,11 @@ fn all(moved: usize, bytes: usize) -> io::Result<()> {
     if moved == bytes { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
-fn told(what: &str, done: io::Result<()>) -> Outcome {
+fn told(what: impl std::fmt::Debug, done: io::Result<()>) -> Outcome {
     match done {
         Ok(()) => Outcome::Ok,
         Err(error) => {
-            tracing::warn!(%error, "a disk could not {what}; its guest is told");
+            tracing::warn!(%error, ?what, "a disk failed, and its guest is told");
             Outcome::IoError
         }
     }

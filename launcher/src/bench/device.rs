@@ -1,0 +1,102 @@
+//! `hv bench device`: what devices do, beside their counterparts on the host.
+
+use crate::bench::host_disk::{self, Access};
+use crate::bench::phases::Progress;
+use crate::bench::{Figure, Phase, guest};
+use hv_core::DeviceConfig;
+use hv_core::devices::{Block, BlockOptions, DeviceStats};
+use std::path::{Path, PathBuf};
+
+/// Requests: bytes, whether anywhere, how many at once, and how many of them in a batch.
+const SHAPES: [(usize, bool, usize, usize); 4] = [
+    (4 << 10, true, 1, 2000),
+    (4 << 10, true, 32, 8000),
+    (1 << 20, false, 1, 256),
+    (1 << 20, false, 32, 256),
+];
+
+/// In the host's page cache, and past it.
+const CACHES: [bool; 2] = [false, true];
+
+pub(super) fn steps() -> u32 {
+    (SHAPES.len() * 2 * CACHES.len()) as u32
+}
+
+pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec<Figure> {
+    let size = if quick { 32 << 20 } else { 256 << 20 };
+    let file = DiskFile::new(size);
+    let mut figures = Vec::new();
+    for direct in CACHES {
+        for write in [false, true] {
+            for (bytes, random, depth, count) in SHAPES {
+                // The disk itself is the limit past the page cache: fewer say as much.
+                let count = if direct { (count / 8).max(32) } else { count };
+                let access = Access { write, bytes, random, depth, count, direct };
+                progress.next(&access.to_string());
+                figures.extend(disk(phase, if quick { 3 } else { 11 }, &file.0, access));
+            }
+        }
+    }
+    figures
+}
+
+/// A file for a disk, that goes with this value.
+struct DiskFile(PathBuf);
+
+impl DiskFile {
+    fn new(size: usize) -> Self {
+        let path = std::env::temp_dir().join(format!("hv-bench-disk-{}", std::process::id()));
+        // Written once, so that what is measured is reading and writing, not finding room.
+        std::fs::write(&path, vec![0xa5; size]).expect("the temporary directory has room for a disk");
+        Self(path)
+    }
+}
+
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// The guest's figure beside the host's, fio's if there is one, and what it took of doorbells and interrupts.
+fn disk(phase: Phase, samples: usize, path: &Path, access: Access) -> Vec<Figure> {
+    let Ok(block) = Block::open(path, BlockOptions { direct: access.direct, ..BlockOptions::default() })
+    else {
+        return Vec::new(); // no direct I/O in the temporary directory
+    };
+    let host = host_disk::measure(phase, samples, path, access);
+    let fio = host_disk::fio(phase, path, access);
+    let arguments = [
+        "disk",
+        &samples.to_string(),
+        if access.write { "write" } else { "read" },
+        &access.bytes.to_string(),
+        &access.depth.to_string(),
+        &access.count.to_string(),
+        if access.random { "random" } else { "sequential" },
+    ];
+    let (ps, stats) = guest::with_devices(vec![DeviceConfig::Block(block)], &arguments);
+    let us = ps.into_iter().map(|ps| ps / 1e6).collect();
+    let guest = Figure::new(&format!("{access}, in a guest"), "us", phase, us).against(&host);
+    // At least 0.9 of the host's bytes a second, and 0.8 of its requests.
+    let guest = match (access.random, access.depth) {
+        (false, _) => guest.ratio_at_most(1.0 / 0.9),
+        (true, 32) => guest.ratio_at_most(1.0 / 0.8),
+        _ => guest,
+    };
+    let mut figures = vec![host];
+    figures.extend(fio);
+    figures.push(guest);
+    if access.depth > 1 {
+        figures.extend(events(phase, access, &stats[0]));
+    }
+    figures
+}
+
+fn events(phase: Phase, access: Access, stats: &DeviceStats) -> [Figure; 2] {
+    let per_request = |events: u64| vec![events as f64 / stats.requests.max(1) as f64];
+    let row = |what: &str, events| {
+        Figure::new(&format!("{access}: {what} a request"), "", phase, per_request(events)).at_most(0.1)
+    };
+    [row("doorbells", stats.doorbells), row("interrupts", stats.interrupts)]
+}
