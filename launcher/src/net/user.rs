@@ -89,7 +89,7 @@ fn passt_arguments(host_loopback: bool, published: &[Publish]) -> Vec<String> {
 
 /// What there is to serve.
 enum Network {
-    Builtin(UserNetwork),
+    Builtin(Box<UserNetwork>),
     /// passt, which is told what to do, and guarded, for it allows more than it should.
     Passt(UnixStream),
 }
@@ -112,7 +112,7 @@ pub(crate) fn serve(options: &UserNetOptions) -> Result<u8, Failure> {
         let socket = UnixStream::from(process::socket()?);
         let network = match &options.passt {
             Some(passt) => Network::Passt(start_passt(passt, options)?),
-            None => Network::Builtin(UserNetwork::new(&rules)?),
+            None => Network::Builtin(Box::new(UserNetwork::new(&rules)?)),
         };
         lockdown::apply(match &network {
             Network::Builtin(_) => &Process::UserNetwork,
