@@ -157,6 +157,7 @@ Examples:
   hv run hello                          a built-in guest
   hv run --memory 16M ./my-guest a b    an image of yours, with arguments
   hv run hello --timeout 10s -- --flag  an argument that looks like an option
+  hv run my-guest --net user -p 8080:80 a network, and its port 80 at this host's 8080
   hv run my-guest --disk data.img       with a disk (truncate --size 64M data.img makes one)
 
 Standard output is the guest's alone. All that hv has to say goes to standard error.";

@@ -1,8 +1,8 @@
 //! What the processes beside the monitor give up: they take guests' bytes apart, so they keep what they are for and no more.
 //!
 //! None opens a file, starts a program or makes a process or thread. The user-mode network connects anywhere, by sockets of the
-//! internet's; it listens at no port but those that it has. A switch makes no socket at all, and can remove its own from the
-//! directory of control sockets. The connector of a guest's sockets connects to Unix sockets.
+//! internet's; it listens at no port but those that it has. A switch and a guard make no socket at all; a switch can remove its own
+//! from the directory of control sockets. The connector of a guest's sockets connects to Unix sockets.
 
 use crate::lockdown::DENIED;
 use landlock::{
@@ -39,6 +39,8 @@ const ALSO_DENIED: &[i64] = &[
 /// Which process.
 pub(super) enum Process<'a> {
     UserNetwork,
+    /// The guard before another program's user-mode network.
+    Guard,
     /// Its socket is in this directory.
     Switch {
         directory: BorrowedFd<'a>,
@@ -64,7 +66,9 @@ pub(super) fn apply(process: &Process<'_>) -> Result<(), Box<dyn Error + Send + 
             rules.insert(libc::SYS_socket, vec![of_other_families(&[libc::AF_UNIX])?]);
             rules.insert(libc::SYS_bind, vec![]);
         }
-        Process::Switch { .. } => rules.extend([(libc::SYS_connect, vec![]), (libc::SYS_bind, vec![])]),
+        Process::Guard | Process::Switch { .. } => {
+            rules.extend([(libc::SYS_connect, vec![]), (libc::SYS_bind, vec![])])
+        }
     }
     let denied = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?;
@@ -83,6 +87,7 @@ fn of_other_families(families: &[i32]) -> Result<SeccompRule, seccompiler::Backe
 fn restrict_files(process: &Process<'_>) -> Result<(), RulesetError> {
     let (network, directory) = match process {
         Process::UserNetwork => (AccessNet::BindTcp.into(), None),
+        Process::Guard => (AccessNet::from_all(LANDLOCK), None),
         Process::Switch { directory } => (AccessNet::from_all(LANDLOCK), Some(directory)),
         Process::Connector => (AccessNet::from_all(LANDLOCK), None),
     };
@@ -150,6 +155,15 @@ mod tests {
             UdpSocket::bind("127.0.0.1:0")
                 .and_then(|socket| socket.connect(address))
                 .expect("and sends datagrams");
+        });
+    }
+
+    #[test]
+    fn a_guard_has_no_sockets() {
+        locked_down(&Process::Guard, || {
+            no_files_and_no_processes();
+            assert_eq!(TcpStream::connect("127.0.0.1:9").unwrap_err().kind(), PermissionDenied);
+            assert_eq!(UdpSocket::bind("127.0.0.1:0").unwrap_err().kind(), PermissionDenied);
         });
     }
 
