@@ -34,7 +34,7 @@ const _: () = assert!(size_of::<DeviceEntry>() == 32 && core::mem::offset_of!(De
 pub struct DevicePage {
     /// Bits of [`interrupt`].
     pub interrupt_status: AtomicU32,
-    /// Changes whenever `config` does; read before and after.
+    /// Changes whenever `config` does, and is odd meanwhile; read before and after.
     pub config_generation: AtomicU32,
     /// Bytes of `config` in use.
     pub config_size: AtomicU32,

@@ -21,6 +21,7 @@ pub mod image;
 mod ledger;
 pub mod memory;
 mod mmu;
+pub mod net;
 mod presence;
 pub mod report;
 mod shared;

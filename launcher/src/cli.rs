@@ -4,6 +4,7 @@ use crate::bench::Phase;
 use crate::control::Name;
 use crate::devices::DeviceOptions;
 use crate::logging::LogFormat;
+use crate::net::{SwitchOptions, UserNetOptions};
 use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hv_core::EngineKind;
@@ -62,6 +63,12 @@ pub(crate) enum Command {
     Bench(BenchOptions),
     /// Show what is gained, measured on this machine
     Demo(DemoOptions),
+    /// Be the process beside a monitor that has a user-mode network
+    #[command(hide = true)]
+    NetUser(UserNetOptions),
+    /// Be the process that has a switch
+    #[command(hide = true)]
+    NetSwitch(SwitchOptions),
 }
 
 impl Command {
@@ -79,6 +86,7 @@ impl Command {
             },
             Self::Test(options) => options.runner.json,
             Self::New(_) | Self::Pause(_) | Self::Resume(_) | Self::Stop(_) | Self::Balloon(_) => false,
+            Self::NetUser(_) | Self::NetSwitch(_) => false,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Start at [`open`].
 
 use crate::failure::Failure;
+use crate::net::{self, NetOptions};
 use crate::shares::{self, ShareOption};
 use clap::Args;
 use hv_abi::Features;
@@ -26,6 +27,8 @@ pub(crate) struct DeviceOptions {
     /// is given: minios has it at /TAG. Links that lead out of it are shown and lead nowhere, and what is mounted in it is not seen.
     #[arg(long, value_name = "DIR[:TAG][:rw]")]
     pub(crate) share: Vec<ShareOption>,
+    #[command(flatten)]
+    pub(crate) net: NetOptions,
 }
 
 /// What `--disk` says.
@@ -73,6 +76,7 @@ pub(crate) fn open(options: &DeviceOptions, image: &Image) -> Result<Vec<DeviceC
         ));
     }
     devices.extend(shares::open(&options.share)?);
+    devices.extend(net::open(&options.net)?.into_iter().map(DeviceConfig::Net));
     Ok(devices)
 }
 

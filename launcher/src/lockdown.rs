@@ -23,7 +23,7 @@ const LANDLOCK: ABI = ABI::V6;
 
 /// System calls that the monitor never makes. Not a list of what it makes: that would differ between C libraries and
 /// versions, and break where nobody tested.
-const DENIED: &[i64] = &[
+pub(crate) const DENIED: &[i64] = &[
     libc::SYS_execve,
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,

@@ -17,6 +17,7 @@ mod images;
 mod input;
 mod lockdown;
 mod logging;
+mod net;
 mod new;
 mod output;
 mod report;
@@ -51,6 +52,8 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::Images(options) => images::list(options),
         Command::Test(options) => test::run(options),
         Command::New(options) => new::write(options),
+        Command::NetUser(options) => net::serve_user(options),
+        Command::NetSwitch(options) => net::serve_switch(options),
         Command::Doctor(options) => doctor::examine(options),
         Command::Bench(options) => bench::run(options),
         Command::Demo(options) => match &options.demo {

@@ -206,8 +206,15 @@ impl virtio_drivers::transport::Transport for Transport {
         InterruptStatus::from_bits_truncate(status)
     }
 
+    /// It is odd while the host changes the configuration space: what is read then is of no use, so that is waited for.
     fn read_config_generation(&self) -> u32 {
-        self.page.config_generation.load(Ordering::Acquire)
+        loop {
+            let generation = self.page.config_generation.load(Ordering::Acquire);
+            if generation.is_multiple_of(2) {
+                return generation;
+            }
+            hypercall::yield_now();
+        }
     }
 
     fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> virtio_drivers::Result<T> {

@@ -39,10 +39,29 @@ pub struct Machine {
     pub pauses: bool,
     /// At most so many percent of one host processor; `None`: as many as there are.
     pub cpu_cap: Option<u32>,
+    /// Its devices, in the order of the guest's table.
+    pub devices: Vec<Device>,
+}
+
+/// A device that a machine has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// A source of random bytes.
+    Entropy,
+    /// A disk that can be written, and what it holds at first: sectors of 512 bytes.
+    Disk(Vec<u8>),
+}
+
+impl Device {
+    /// What the tests of chapter DEVICE get: an entropy source and a disk of 64 sectors, in which each byte is its sector's
+    /// number.
+    pub fn for_tests() -> Vec<Self> {
+        vec![Self::Entropy, Self::Disk((0..64).flat_map(|sector| [sector; 512]).collect())]
+    }
 }
 
 impl Machine {
-    /// A machine with 64 MiB of memory, four vCPUs, and nothing unusual.
+    /// A machine with 64 MiB of memory, four vCPUs, no devices, and nothing unusual.
     pub fn new(image: impl Into<Cow<'static, [u8]>>, arguments: &[&str], limit: Duration) -> Self {
         Self {
             image: image.into(),
@@ -55,6 +74,7 @@ impl Machine {
             limit,
             pauses: false,
             cpu_cap: None,
+            devices: Vec::new(),
         }
     }
 }

@@ -23,7 +23,7 @@ mod runner;
 mod scenarios;
 mod suite;
 
-pub use hypervisor::{Crash, End, Hypervisor, Machine};
+pub use hypervisor::{Crash, Device, End, Hypervisor, Machine};
 pub use options::{Options, RunError};
 pub use process::Process;
 pub use runner::{Outcome, Verdict, run};

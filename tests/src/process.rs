@@ -1,10 +1,14 @@
 //! This project's own hypervisor, with the process engine.
 
-use crate::{Crash, End, Hypervisor, Machine};
+use crate::{Crash, Device, End, Hypervisor, Machine};
+use hv_core::devices::{Block, BlockOptions};
 use hv_core::engine::Fault;
 use hv_core::vm::MemoryControl;
-use hv_core::{Config, ConsoleInput, CpuShare, EngineKind, Image, Report, Vm};
+use hv_core::{Config, ConsoleInput, CpuShare, DeviceConfig, EngineKind, Image, Report, Vm};
+use rustix::fs::{MemfdFlags, memfd_create};
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 /// hv's process engine.
@@ -20,8 +24,19 @@ impl Hypervisor for Process {
     }
 
     fn boot(&self, machine: Machine, console: Box<dyn Write + Send>) -> End {
-        let Machine { image, arguments, memory, vcpus, ramdisk, typed, balloon, limit, pauses, cpu_cap } =
-            machine;
+        let Machine {
+            image,
+            arguments,
+            memory,
+            vcpus,
+            ramdisk,
+            typed,
+            balloon,
+            limit,
+            pauses,
+            cpu_cap,
+            devices,
+        } = machine;
         let started = Image::parse(image).map_err(|error| error.to_string()).and_then(|image| {
             let config = Config {
                 memory,
@@ -33,6 +48,7 @@ impl Hypervisor for Process {
                 console_input: typed.is_some(),
                 check_tables: self.check_tables,
                 cpu: CpuShare { cap: cpu_cap, ..CpuShare::default() },
+                devices: devices.into_iter().map(device).collect(),
                 ..Config::new(image)
             };
             Vm::start(config).map_err(|error| error.to_string())
@@ -58,6 +74,22 @@ impl Hypervisor for Process {
             }
         }
     }
+}
+
+fn device(device: Device) -> DeviceConfig {
+    match device {
+        Device::Entropy => DeviceConfig::Entropy,
+        Device::Disk(bytes) => DeviceConfig::Block(disk(&bytes)),
+    }
+}
+
+/// A disk in memory, which goes with its VM.
+fn disk(bytes: &[u8]) -> Block {
+    let file = memfd_create("disk", MemfdFlags::CLOEXEC).expect("the host has memory for a disk");
+    let mut file = File::from(file);
+    file.write_all(bytes).expect("the host has memory for a disk");
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Block::open(path.as_ref(), BlockOptions::default()).expect("whole sectors are a disk")
 }
 
 /// Types these pieces, each when the guest wants some, until the VM has ended.

@@ -1,7 +1,7 @@
 //! Runs tests side by side, each in VMs of its own.
 
 use crate::scenarios::Stand;
-use crate::{Case, Hypervisor, Kind, Machine, Suite};
+use crate::{Case, Device, Hypervisor, Kind, Machine, Suite};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -92,7 +92,10 @@ pub fn run(
 fn outcome(stand: &Stand<'_>, case: &Case) -> Outcome {
     match case.kind {
         Kind::Guest { index } => {
-            let machine = Machine::new(stand.image, &[&index.to_string()], stand.limit);
+            let mut machine = Machine::new(stand.image, &[&index.to_string()], stand.limit);
+            if case.clauses.iter().any(|clause| clause.starts_with("DEVICE")) {
+                machine.devices = Device::for_tests();
+            }
             stand.hypervisor.boot(machine, Box::new(std::io::sink())).into()
         }
         Kind::Scenario { check } => check(stand).err().unwrap_or(Outcome::Passed),

@@ -221,7 +221,7 @@ impl Chain {
         call: impl FnOnce(&Places) -> io::Result<usize>,
     ) -> io::Result<usize> {
         let taken = call(&Places::new(&self.memory, self.readable.runs(most)))?.min(most);
-        self.readable.skip(taken);
+        self.note_taken(taken);
         Ok(taken)
     }
 

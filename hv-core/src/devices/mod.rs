@@ -11,6 +11,7 @@ mod chain;
 mod entropy;
 mod fs;
 mod line;
+mod net;
 mod registers;
 mod ring;
 mod vsock;
@@ -19,6 +20,7 @@ mod worker;
 pub use block::{Block, BlockError, BlockOptions};
 pub use fs::{Access, FolderError, SharedFolder};
 pub use line::DeviceStats;
+pub use net::{Net, NetLink};
 pub use vsock::{Vsock, VsockError, connect};
 
 use crate::engine::AddressSpaces;
@@ -85,6 +87,11 @@ pub(crate) trait Device: Send {
     /// There is no driver any more. Chains are dropped, and no guest memory is touched from here on.
     fn reset(&mut self) {}
 
+    /// A queue is not used any more, and the device has chains of it: as [`reset`](Self::reset), if it makes no difference to it.
+    fn stop_queue(&mut self, _queue: usize) {
+        self.reset();
+    }
+
     /// No guest memory is touched when this returns, until the next [`process`](Self::process).
     fn quiesce(&mut self, _rings: &mut [Option<Ring>]) {}
 
@@ -116,6 +123,8 @@ pub enum DeviceConfig {
     Vsock(Vsock),
     /// A folder of the host's.
     FileSystem(SharedFolder),
+    /// A network card.
+    Net(Net),
 }
 
 impl DeviceConfig {
@@ -126,6 +135,7 @@ impl DeviceConfig {
             Self::Block(block) => Box::new(block::Disk::new(block)),
             Self::Vsock(vsock) => Box::new(vsock::Sockets::new(vsock)),
             Self::FileSystem(folder) => Box::new(fs::FileSystem::new(folder, folders)),
+            Self::Net(net) => Box::new(net::Card::new(net)),
         }
     }
 }
@@ -253,7 +263,7 @@ impl Devices {
             Effect::Acknowledge(seen) => slot.line.acknowledge(seen),
             Effect::Config(offset, value) => {
                 slot.line.config_word(offset).ok_or(Status::OUT_OF_RANGE)?;
-                slot.order(Order::Config(offset, value));
+                slot.write_config(offset, value);
             }
             Effect::StopQueue(queue) => slot.order_and_wait(|done| Order::StopQueue(queue, done)),
             Effect::Reset => {
@@ -304,12 +314,12 @@ impl Devices {
 
     /// Devices go on.
     pub(crate) fn resume(&self) {
-        self.slots.iter().for_each(|slot| slot.order(Order::Resume));
+        self.slots.iter().for_each(|slot| _ = slot.order(Order::Resume));
     }
 
     /// Ends all workers, and waits until they have.
     pub(crate) fn end(&self) {
-        self.slots.iter().for_each(|slot| slot.order(Order::End));
+        self.slots.iter().for_each(|slot| _ = slot.order(Order::End));
         for slot in &self.slots {
             if let State::Running(thread) = std::mem::replace(&mut *slot.worker(), State::Ended) {
                 thread.join().expect("a worker does not panic");
@@ -349,19 +359,29 @@ impl Slot {
         Ok(())
     }
 
-    fn order(&self, order: Order) {
-        let _ = self.orders.send(order); // without a worker any more, nobody need obey
+    /// Gives an order, unless there is no worker to obey: nothing is kept for one that is not there, so a guest cannot make
+    /// orders pile up.
+    fn order(&self, order: Order) -> Option<()> {
+        if !matches!(*self.worker(), State::Running(_)) {
+            return None;
+        }
+        let _ = self.orders.send(order); // it is about to end: nobody need obey
         self.bell.ring();
+        Some(())
     }
 
     /// Gives an order that is answered; `None` if there is no worker to answer.
     fn ask(&self, order: impl FnOnce(Sender<()>) -> Order) -> Option<Receiver<()>> {
-        if !matches!(*self.worker(), State::Running(_)) {
-            return None;
-        }
         let (done, answer) = bounded(1);
-        self.order(order(done));
-        Some(answer)
+        self.order(order(done)).map(|()| answer)
+    }
+
+    /// The driver writes to the configuration space, before it is ready or after.
+    fn write_config(&self, offset: usize, value: u32) {
+        if let State::Waiting(device, _) = &mut *self.worker() {
+            return device.write_config(offset, value, &self.line);
+        }
+        self.order_and_wait(|done| Order::Config(offset, value, done));
     }
 
     fn order_and_wait(&self, order: impl FnOnce(Sender<()>) -> Order) {

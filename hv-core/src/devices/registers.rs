@@ -145,47 +145,36 @@ impl Registers {
     }
 
     fn write_queue(&mut self, offset: u64, value: u32) -> Result<Effect, Status> {
-        let index = self.queue_select;
-        let active = self.active;
-        let Some(queue) = self.queues.get_mut(index as usize) else { return Ok(Effect::None) };
-        let (low, high) = (
-            |old: u64| old & !0xffff_ffff | u64::from(value),
-            |old: u64| old & 0xffff_ffff | u64::from(value) << 32,
-        );
-        let layout = &mut queue.layout;
-        match (offset, queue.ready) {
-            (register::QUEUE_READY, false) => queue.ready = value & 1 != 0 && !active,
-            (register::QUEUE_READY, true) => {
-                queue.ready = value & 1 != 0;
-                if active && !queue.ready {
-                    return Ok(Effect::StopQueue(index as u16));
-                }
-            }
-            (register::QUEUE_SIZE, false) => {
-                let size =
-                    u16::try_from(value).ok().filter(|size| *size <= queue.most && size.is_power_of_two());
+        let low = |old: u64| old & !0xffff_ffff | u64::from(value);
+        let high = |old: u64| old & 0xffff_ffff | u64::from(value) << 32;
+        let QueueRegisters { most, mut layout, ready } = self.queue();
+        match offset {
+            register::QUEUE_READY => return Ok(self.write_ready(value & 1 != 0)),
+            register::QUEUE_SIZE => {
+                let size = u16::try_from(value).ok().filter(|size| *size <= most && size.is_power_of_two());
                 layout.size = size.ok_or(Status::BAD_ARGUMENT)?;
             }
-            (register::QUEUE_DESC_LOW, false) => layout.descriptors = low(layout.descriptors),
-            (register::QUEUE_DESC_HIGH, false) => layout.descriptors = high(layout.descriptors),
-            (register::QUEUE_DRIVER_LOW, false) => layout.available = low(layout.available),
-            (register::QUEUE_DRIVER_HIGH, false) => layout.available = high(layout.available),
-            (register::QUEUE_DEVICE_LOW, false) => layout.used = low(layout.used),
-            (register::QUEUE_DEVICE_HIGH, false) => layout.used = high(layout.used),
-            // A queue in use stays as it is.
-            (
-                register::QUEUE_SIZE
-                | register::QUEUE_DESC_LOW
-                | register::QUEUE_DESC_HIGH
-                | register::QUEUE_DRIVER_LOW
-                | register::QUEUE_DRIVER_HIGH
-                | register::QUEUE_DEVICE_LOW
-                | register::QUEUE_DEVICE_HIGH,
-                true,
-            ) => {}
+            register::QUEUE_DESC_LOW => layout.descriptors = low(layout.descriptors),
+            register::QUEUE_DESC_HIGH => layout.descriptors = high(layout.descriptors),
+            register::QUEUE_DRIVER_LOW => layout.available = low(layout.available),
+            register::QUEUE_DRIVER_HIGH => layout.available = high(layout.available),
+            register::QUEUE_DEVICE_LOW => layout.used = low(layout.used),
+            register::QUEUE_DEVICE_HIGH => layout.used = high(layout.used),
             _ => return Err(Status::OUT_OF_RANGE),
         }
+        // A queue in use stays as it is.
+        if let Some(queue) = self.queues.get_mut(self.queue_select as usize).filter(|_| !ready) {
+            queue.layout = layout;
+        }
         Ok(Effect::None)
+    }
+
+    fn write_ready(&mut self, ready: bool) -> Effect {
+        let (index, active) = (self.queue_select, self.active);
+        let Some(queue) = self.queues.get_mut(index as usize) else { return Effect::None };
+        let was_ready = queue.ready;
+        queue.ready = ready && (was_ready || !active);
+        if active && was_ready && !ready { Effect::StopQueue(index as u16) } else { Effect::None }
     }
 
     fn write_status(&mut self, value: u32, before: u32) -> Effect {
@@ -272,6 +261,19 @@ mod tests {
     fn sizes_that_are_no_power_of_two_or_too_large_are_refused() {
         for size in [0, 3, 128, 65536 + 8, u32::MAX] {
             assert_eq!(registers().write(register::QUEUE_SIZE, size, 0), Err(Status::BAD_ARGUMENT), "{size}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_whichever_queue_is_selected_and_in_use() {
+        for (queue, ready) in [(0, 0), (0, 1), (2, 0)] {
+            let mut registers = registers();
+            registers.write(register::QUEUE_SEL, queue, 0).unwrap();
+            registers.write(register::QUEUE_READY, ready, 0).unwrap();
+            for hole in [0x03c, 0x040, 0x088, 0x08c, 0x098, 0x09c] {
+                assert_eq!(registers.write(hole, 1, 0), Err(Status::OUT_OF_RANGE), "{hole:#x}");
+            }
+            assert_eq!(registers.write(register::QUEUE_SIZE, 3, 0), Err(Status::BAD_ARGUMENT));
         }
     }
 

@@ -31,7 +31,7 @@ pub(super) enum Order {
     /// A ring is not used any more.
     StopQueue(u16, Sender<()>),
     /// The driver has written to the configuration space.
-    Config(usize, u32),
+    Config(usize, u32, Sender<()>),
     /// Touches no guest memory until it is to resume.
     Pause(Sender<()>),
     Resume,
@@ -171,11 +171,14 @@ impl Worker {
                 if let Some(ring) = state.rings.get_mut(usize::from(queue))
                     && ring.take().is_some_and(|ring| ring.in_flight() > 0)
                 {
-                    self.device.reset();
+                    self.device.stop_queue(queue.into());
                 }
                 let _ = done.send(());
             }
-            Order::Config(offset, value) => self.device.write_config(offset, value, &self.line),
+            Order::Config(offset, value, done) => {
+                self.device.write_config(offset, value, &self.line);
+                let _ = done.send(());
+            }
             Order::Pause(done) => {
                 if state.active && !state.paused {
                     self.device.quiesce(&mut state.rings);

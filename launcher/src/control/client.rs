@@ -51,7 +51,7 @@ impl From<io::Error> for NoAnswer {
 impl Connection {
     /// To the VM of that name, if there is one.
     pub(super) fn open(directory: &Directory, name: Name) -> io::Result<Option<Self>> {
-        Ok(directory.connect(&name)?.map(|stream| Self { name, stream: BufReader::new(stream) }))
+        Ok(directory.connect(&name.file())?.map(|stream| Self { name, stream: BufReader::new(stream) }))
     }
 
     pub(super) fn send(&mut self, wanted: Wanted) -> Result<(), NoAnswer> {
@@ -153,7 +153,7 @@ pub(super) fn find(directory: &Directory, wanted: &str) -> Result<Connection, Fa
 }
 
 fn not_found(directory: &Directory, wanted: &str, names: &[Name]) -> Failure {
-    let listens = |name: &&Name| !matches!(directory.connect(name), Ok(None));
+    let listens = |name: &&Name| !matches!(directory.connect(&name.file()), Ok(None));
     let running: Vec<_> = names.iter().filter(listens).map(Name::as_str).collect();
     let failure = Failure::new(Cause::CannotStart, format!("no VM called `{wanted}`"));
     if running.is_empty() {

@@ -42,6 +42,11 @@ impl Name {
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The control socket's.
+    pub(super) fn file(&self) -> String {
+        format!("{self}{SUFFIX}")
+    }
 }
 
 fn is_plain(c: char) -> bool {
@@ -93,7 +98,7 @@ pub(crate) enum DirectoryError {
 }
 
 /// The directory of control sockets.
-pub(super) struct Directory {
+pub(crate) struct Directory {
     path: PathBuf,
     file: OwnedFd,
 }
@@ -121,7 +126,7 @@ impl Directory {
     /// # Errors
     ///
     /// It cannot be had, or is not private to this user.
-    pub(super) fn open() -> Result<Self, DirectoryError> {
+    pub(crate) fn open() -> Result<Self, DirectoryError> {
         let path = path();
         let failed = |done| {
             let path = path.clone();
@@ -160,12 +165,12 @@ impl Directory {
         Ok(names)
     }
 
-    /// Connects to the VM of that name; `None` if there is none.
+    /// Connects to whoever listens on the socket of that file; `None` if nobody does.
     ///
     /// # Errors
     ///
     /// There may be one, and it does not take connections.
-    pub(super) fn connect(&self, name: &Name) -> io::Result<Option<UnixStream>> {
+    pub(crate) fn connect(&self, file: &str) -> io::Result<Option<UnixStream>> {
         // Not blocking, for one whose queue is full would be waited for.
         let socket = rustix::net::socket_with(
             AddressFamily::UNIX,
@@ -173,7 +178,7 @@ impl Directory {
             SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
             None,
         )?;
-        match rustix::net::connect(&socket, &self.address(name)?) {
+        match rustix::net::connect(&socket, &self.address(file)?) {
             Ok(()) => {
                 let stream = UnixStream::from(socket);
                 stream.set_nonblocking(false)?;
@@ -186,51 +191,71 @@ impl Directory {
 
     /// Where a socket is, by the directory's descriptor: nobody can put another directory in its place, and no path is too
     /// long for it.
-    fn address(&self, name: &Name) -> io::Result<SocketAddrUnix> {
+    fn address(&self, file: &str) -> io::Result<SocketAddrUnix> {
         let directory = self.file.as_raw_fd();
-        Ok(SocketAddrUnix::new(format!("/proc/self/fd/{directory}/{name}{SUFFIX}"))?)
+        Ok(SocketAddrUnix::new(format!("/proc/self/fd/{directory}/{file}"))?)
     }
 
     /// Removes the socket of a name if nobody listens on it.
     pub(super) fn clear(&self, name: &Name) -> io::Result<()> {
         let _lock = self.lock()?;
-        self.clear_locked(name).map(drop)
+        self.clear_locked(&name.file()).map(drop)
     }
 
-    /// As [`clear`](Self::clear), with the lock held. Whether the name is free.
-    fn clear_locked(&self, name: &Name) -> io::Result<bool> {
-        match self.connect(name) {
+    /// As [`clear`](Self::clear), with the lock held. Whether the file's name is free.
+    fn clear_locked(&self, file: &str) -> io::Result<bool> {
+        match self.connect(file) {
             Ok(None) => {}
             Ok(Some(_)) | Err(_) => return Ok(false), // it does not take connections, so it is there
         }
-        match rustix::fs::unlinkat(&self.file, format!("{name}{SUFFIX}"), AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(true),
+        self.remove(file).map(|()| true)
+    }
+
+    /// Removes a file, if it is there.
+    pub(crate) fn remove(&self, file: &str) -> io::Result<()> {
+        match rustix::fs::unlinkat(&self.file, file, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }
 
     /// Held until it is dropped.
-    fn lock(&self) -> io::Result<OwnedFd> {
-        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let lock = rustix::fs::openat(&self.file, LOCK, flags, Mode::RUSR | Mode::WUSR)?;
+    pub(crate) fn lock(&self) -> io::Result<OwnedFd> {
+        let lock = self.lock_file()?;
         rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
         Ok(lock)
+    }
+
+    /// What is locked, for a process that can open nothing later.
+    pub(crate) fn lock_file(&self) -> io::Result<OwnedFd> {
+        let flags = OFlags::CREATE | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.file, LOCK, flags, Mode::RUSR | Mode::WUSR)?)
     }
 
     /// Takes a name: whether it was free, and then the socket.
     fn bind(&self, name: &Name) -> io::Result<Option<UnixListener>> {
         let _lock = self.lock()?;
-        if !self.clear_locked(name)? {
-            return Ok(None);
-        }
+        let file = name.file();
+        if !self.clear_locked(&file)? { Ok(None) } else { self.listen_at(&file).map(Some) }
+    }
+
+    /// Listens on a new socket, in the place of one that nobody listens on. The lock must be held.
+    pub(crate) fn listen_at(&self, file: &str) -> io::Result<UnixListener> {
+        self.remove(file)?;
         let socket =
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-        rustix::net::bind(&socket, &self.address(name)?)?;
+        rustix::net::bind(&socket, &self.address(file)?)?;
         // Until it listens, the lock keeps others from taking it for one that was left.
         let private = Mode::RUSR | Mode::WUSR;
-        rustix::fs::chmodat(&self.file, format!("{name}{SUFFIX}"), private, AtFlags::empty())?;
+        rustix::fs::chmodat(&self.file, file, private, AtFlags::empty())?;
         rustix::net::listen(&socket, BACKLOG)?;
-        Ok(Some(UnixListener::from(socket)))
+        Ok(UnixListener::from(socket))
+    }
+}
+
+impl AsFd for Directory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
@@ -267,8 +292,7 @@ impl Entry {
     /// Gives the name back. It must still be listened on its socket: later, the name may be somebody else's.
     pub(crate) fn remove(&self) {
         if !self.removed.swap(true, SeqCst) {
-            let file = format!("{}{SUFFIX}", self.name);
-            let _ = rustix::fs::unlinkat(&self.directory.file, file, AtFlags::empty()); // it is removed with the next `hv ps`
+            let _ = self.directory.remove(&self.name.file()); // if it fails, it is removed with the next `hv ps`
         }
     }
 }

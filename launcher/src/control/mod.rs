@@ -12,5 +12,5 @@ mod directory;
 mod protocol;
 mod server;
 
-pub(crate) use directory::{Entry, Listening, Name, listen, shared_file};
+pub(crate) use directory::{Directory, Entry, Listening, Name, listen, shared_file};
 pub(crate) use server::{Served, Subject, serve};

@@ -246,11 +246,7 @@ impl State {
     }
 
     /// Whether the host has agreed; `None`: it has not said.
-    pub(super) fn try_connected(
-        &mut self,
-        ports: Ports,
-        waker: Option<&Waker>,
-    ) -> Option<Result<(), Error>> {
+    pub(super) fn try_connected(&mut self, ports: Ports, waker: Option<&Waker>) -> Option<Result<(), Error>> {
         let broken = self.is_broken();
         let connection = self.connection(ports);
         match connection {

@@ -10,6 +10,7 @@ mod boot;
 mod clock;
 mod console;
 mod crashes;
+mod devices;
 mod ends;
 mod image;
 mod memory;
@@ -53,8 +54,17 @@ type Scenario = (&'static str, &'static str, fn(&Stand<'_>) -> Judgement);
 
 /// All scenarios.
 pub(crate) fn all() -> impl Iterator<Item = Case> {
-    let chapters =
-        [image::ALL, note::ALL, memory::ALL, boot::ALL, crashes::ALL, clock::ALL, console::ALL, ends::ALL];
+    let chapters = [
+        image::ALL,
+        note::ALL,
+        memory::ALL,
+        boot::ALL,
+        crashes::ALL,
+        clock::ALL,
+        console::ALL,
+        devices::ALL,
+        ends::ALL,
+    ];
     let case = |(name, clauses, check): &Scenario| Case::new(name, clauses, Kind::Scenario { check: *check });
     chapters.into_iter().flatten().map(case)
 }

@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "crashing takes it")]
 
 use crate::registers::{enter, good};
-use crate::{direct, first, in_a_storm, kernel_space, pages, phys, raw, typed};
+use crate::{devices, direct, first, in_a_storm, kernel_space, pages, phys, raw, typed};
 use alloc::vec::Vec;
 use guest_sdk::boot::info;
 use guest_sdk::console::write;
@@ -34,6 +34,7 @@ const ACTS: &[Act] = &[
     ("balloon", |_| pages::follow_balloon()),
     ("featureless", |_| featureless()),
     ("lengths", |_| lengths()),
+    ("many-requests", |_| devices::many_requests()),
     ("overwrite", |_| overwrite()),
     ("own-entry", |arguments| kernel_space::entry_without(arguments[0], arguments[1], arguments[2])),
     ("own-slot", |arguments| kernel_space::fill_slot(number(arguments[0]))),

@@ -13,6 +13,7 @@
 //! | [`mounts`], [`file_system`] | which files are where, and what a file system is to the kernel |
 //! | [`files`] | the files at the root, in an archive |
 //! | [`share`] | a folder of the host's |
+//! | [`disk`], [`fat`], [`page_cache`] | disks, and the FAT file systems on them |
 //!
 //! What is not here because the SDK has it: page tables and frames (`guest_sdk::space`, `frames`), registers and running
 //! a program (`user`), time slices (`preempt`). The kernel has no `unsafe` of its own.
@@ -27,12 +28,15 @@ extern crate alloc;
 pub mod calls;
 pub mod console;
 pub mod descriptors;
+pub mod disk;
+pub mod fat;
 pub mod file_calls;
 pub mod file_system;
 pub mod files;
 pub mod kernel;
 pub mod memory;
 pub mod mounts;
+pub mod page_cache;
 pub mod pipe;
 pub mod process;
 pub mod program;

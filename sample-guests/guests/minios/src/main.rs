@@ -12,7 +12,7 @@ use guest_sdk::{balloon, boot, println, smp};
 use minios::files::Files;
 use minios::kernel::Kernel;
 use minios::mounts::Mounts;
-use minios::{console, share, vcpu};
+use minios::{console, disk, share, vcpu};
 
 guest_sdk::entry!(main, memory = 16 << 20);
 
@@ -33,6 +33,7 @@ fn main() -> u8 {
     }
     let mut mounts = Mounts::new(Files::new(&[boot::ramdisk(), FILES]));
     share::mount_all(&mut mounts);
+    disk::mount_all(&mut mounts);
     match Kernel::new(mounts, "sh", arguments.as_bytes()) {
         Ok(kernel) => run(Arc::new(Lock::new(kernel))),
         Err(error) => {

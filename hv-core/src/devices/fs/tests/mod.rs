@@ -54,7 +54,7 @@ impl Memory {
             (0..length).step_by(piece).map(segment).collect()
         };
         let (readable, writable) = (pieces(REQUEST, request.len()), pieces(REPLY, room));
-        let mut chain = Chain::new(self.memory.clone(), 0, readable, writable);
+        let mut chain = Chain::new(self.memory.clone(), 0, readable.into(), writable.into());
         if server.answer(&mut chain).is_err() {
             assert_eq!(chain.written(), 0);
         }
