@@ -124,7 +124,7 @@ impl OpenFile for SharedFile {
 
     fn write(&self, to: u64, bytes: &[u8]) -> Result<usize> {
         let _waits = self.share.lock();
-        ask(Ok(self.handle.write(to, bytes.to_vec())))
+        ask(Ok(self.handle.write(to, bytes.to_vec()))).map(|(written, _)| written)
     }
 }
 
