@@ -66,7 +66,7 @@ impl FileSystem for Share {
             return Err(Error::NotDirectory);
         }
         let entries = ask(Ok(ask(Ok(node.open_directory()))?.list(from)))?;
-        let next = entries.iter().take(PAGE_ENTRIES).last().map(|last| last.next);
+        let next = entries.iter().take(PAGE_ENTRIES).next_back().map(|last| last.next);
         let mut files = Vec::new();
         for entry in entries.iter().take(PAGE_ENTRIES) {
             let name = String::from_utf8_lossy(&entry.name);
