@@ -12,7 +12,7 @@ use crate::time::Instant;
 use crate::upcall::{Masked, take_events};
 use crate::{hypercall, smp};
 use alloc::boxed::Box;
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::task::Wake;
@@ -20,7 +20,7 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::future::Future;
 use core::pin::{Pin, pin};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::task::{Context, Poll, Waker};
 use hv_abi::call::NEVER;
 
@@ -83,8 +83,8 @@ fn sleep(sources: &[&dyn Source], deadline: Option<Instant>) {
 
 /// What the futures of a guest wait for.
 static SOURCES: Lock<Vec<Arc<dyn Source>>> = Lock::new(Vec::new());
-/// Who waits for which moment.
-static SLEEPERS: Lock<Vec<(Instant, Waker)>> = Lock::new(Vec::new());
+/// Who waits for which moment; a number tells those of one moment apart.
+static SLEEPERS: Lock<BTreeMap<(Instant, u64), Waker>> = Lock::new(BTreeMap::new());
 
 /// Has executors, and [`block_on`], look at a source from now on. Those of a guest's sources that futures wait for are waited for
 /// on one vCPU.
@@ -122,33 +122,77 @@ fn wake_sleepers() -> Option<Instant> {
             return None;
         }
         let now = Instant::now();
-        sleepers.retain(|(deadline, waker)| {
-            let waits = *deadline > now;
-            if !waits {
-                due.push(waker.clone());
-            }
-            waits
-        });
-        sleepers.iter().map(|(deadline, _)| *deadline).min()
+        while let Some(first) = sleepers.first_entry()
+            && first.key().0 <= now
+        {
+            due.push(first.remove());
+        }
+        sleepers.first_key_value().map(|((deadline, _), _)| *deadline)
     };
     due.into_iter().for_each(Waker::wake);
     next
 }
 
+/// Wakes a task at a moment, which can be changed. Dropping it turns it off.
+#[derive(Default)]
+pub struct Alarm(Option<(Instant, u64)>);
+
+impl Alarm {
+    /// One that is off.
+    pub const fn new() -> Self {
+        Self(None)
+    }
+
+    /// Wakes `waker` at `deadline`, and not when it was to wake before.
+    pub fn set(&mut self, deadline: Option<Instant>, waker: &Waker) {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let mut sleepers = SLEEPERS.lock();
+        if let Some(key) = self.0 {
+            if Some(key.0) == deadline
+                && let Some(set) = sleepers.get_mut(&key)
+            {
+                set.clone_from(waker);
+                return;
+            }
+            sleepers.remove(&key);
+        }
+        self.0 = deadline.map(|deadline| (deadline, NEXT.fetch_add(1, Ordering::Relaxed)));
+        if let Some(key) = self.0 {
+            sleepers.insert(key, waker.clone());
+        }
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if let Some(key) = self.0 {
+            SLEEPERS.lock().remove(&key);
+        }
+    }
+}
+
 /// A future that is ready at `deadline`.
 pub async fn sleep_until(deadline: Instant) {
-    let mut waits = false;
+    let mut alarm = Alarm::new();
     core::future::poll_fn(|context| {
         if deadline <= Instant::now() {
             return Poll::Ready(());
         }
-        if !waits {
-            waits = true;
-            SLEEPERS.lock().push((deadline, context.waker().clone()));
-        }
+        alarm.set(Some(deadline), context.waker());
         Poll::Pending
     })
     .await;
+}
+
+/// What `future` gives, if it does so before `deadline`. Then it is dropped.
+pub async fn until<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut late = pin!(sleep_until(deadline));
+    core::future::poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => late.as_mut().poll(context).map(|()| None),
+    })
+    .await
 }
 
 /// A future that lets other tasks run once.
@@ -232,6 +276,22 @@ impl Executor {
 
     /// Runs until all tasks have ended. The vCPU sleeps while all wait.
     pub fn run(self) {
+        self.run_while(|| true);
+    }
+
+    /// Runs until `main` has ended, and gives its result. Other tasks go no further than they have come by then.
+    pub fn run_until<T: 'static>(self, main: impl Future<Output = T> + 'static) -> T {
+        let result = Rc::new(RefCell::new(None));
+        let out = result.clone();
+        self.spawner().spawn(async move {
+            let value = main.await;
+            *out.borrow_mut() = Some(value);
+        });
+        self.run_while(|| result.borrow().is_none());
+        result.take().expect("it has ended, for nothing else ends the loop")
+    }
+
+    fn run_while(self, goes_on: impl Fn() -> bool) {
         let mut tasks: Vec<Task> = Vec::new();
         loop {
             while let Some(future) = self.new.borrow_mut().pop_front() {
@@ -245,6 +305,9 @@ impl Executor {
                 let woken = task.flag.0.swap(false, Ordering::Acquire);
                 !woken || task.future.as_mut().poll(&mut Context::from_waker(&task.waker)).is_pending()
             });
+            if !goes_on() {
+                return;
+            }
             let woken = || {
                 !self.new.borrow().is_empty() || tasks.iter().any(|task| task.flag.0.load(Ordering::Acquire))
             };
@@ -333,6 +396,45 @@ mod tests {
         }
         assert_eq!(events.armed.load(Ordering::Relaxed), 0);
         unregister(&(events as Arc<dyn Source>));
+    }
+
+    #[test]
+    fn what_takes_too_long_is_given_up_and_leaves_no_alarm() {
+        let at = |millis| Instant::START + Duration::from_millis(millis);
+        let late = block_on(until(at(20), sleep_until(at(50))));
+        assert_eq!((late, Instant::now()), (None, at(20)));
+        let early = block_on(until(at(90), async {
+            sleep_until(at(30)).await;
+            7
+        }));
+        assert_eq!((early, Instant::now()), (Some(7), at(30)));
+        block_on(sleep_until(at(100)));
+        assert_eq!(Instant::now(), at(100), "nothing was left that wakes before");
+    }
+
+    #[test]
+    fn an_alarm_wakes_when_it_was_last_set_to() {
+        let at = |millis| Instant::START + Duration::from_millis(millis);
+        let (mut alarm, mut wakes) = (Alarm::new(), vec![]);
+        block_on(core::future::poll_fn(|context| {
+            wakes.push(Instant::now());
+            alarm.set(Some(at(80)), context.waker());
+            alarm.set(Some(at(40)), context.waker());
+            alarm.set(Some(at(60)), context.waker());
+            if wakes.len() == 2 { Poll::Ready(()) } else { Poll::Pending }
+        }));
+        assert_eq!(wakes, [at(0), at(60)]);
+    }
+
+    #[test]
+    fn the_end_of_the_main_task_ends_the_others() {
+        let executor = Executor::new();
+        executor.spawner().spawn(async {
+            loop {
+                yield_now().await;
+            }
+        });
+        assert_eq!(executor.run_until(async { 7 }), 7);
     }
 
     #[test]

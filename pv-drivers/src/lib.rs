@@ -10,6 +10,7 @@ pub mod block;
 mod buffers;
 pub mod fs;
 mod hal;
+pub mod net;
 pub mod queue;
 mod registered;
 pub mod rng;

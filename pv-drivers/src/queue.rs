@@ -110,8 +110,8 @@ pub struct Queue<B: Buffers, const SIZE: usize> {
     used_event: &'static AtomicU16,
     /// By their heads.
     requests: Vec<Option<InFlight<B>>>,
-    /// By their tickets: what nobody has taken yet.
-    done: Vec<(u64, Outcome<B>)>,
+    /// By their tickets, in the order in which they came back: what nobody has taken yet.
+    done: VecDeque<(u64, Outcome<B>)>,
     next_ticket: u64,
     /// Requests submitted, and those for which the doorbell was seen to; modulo 2^16, as the rings count.
     submitted: u16,
@@ -145,7 +145,7 @@ impl<B: Buffers, const SIZE: usize> Queue<B, SIZE> {
             available_event: event(rings.device_area + 4 + 8 * SIZE as u64),
             used_event: event(rings.driver_area + 4 + 2 * SIZE as u64),
             requests: (0..SIZE).map(|_| None).collect(),
-            done: Vec::new(),
+            done: VecDeque::new(),
             next_ticket: 0,
             submitted: 0,
             rung: 0,
@@ -232,7 +232,7 @@ impl<B: Buffers, const SIZE: usize> Queue<B, SIZE> {
         self.returned = self.returned.wrapping_add(1);
         self.in_flight -= 1;
         if !forgotten {
-            self.done.push((ticket, written.map(|written| (buffers, written)).ok_or(Error::Broken)));
+            self.done.push_back((ticket, written.map(|written| (buffers, written)).ok_or(Error::Broken)));
         }
         waker.into_iter().for_each(Waker::wake);
         written.map(drop)
@@ -245,7 +245,7 @@ impl<B: Buffers, const SIZE: usize> Queue<B, SIZE> {
         self.in_flight = 0;
         for request in self.requests.iter_mut().filter_map(Option::take) {
             if !request.forgotten {
-                self.done.push((request.ticket, Err(Error::Broken)));
+                self.done.push_back((request.ticket, Err(Error::Broken)));
             }
             request.waker.into_iter().for_each(Waker::wake);
         }
@@ -264,7 +264,12 @@ impl<B: Buffers, const SIZE: usize> Queue<B, SIZE> {
     /// [`Error::Broken`]: the request is gone.
     pub fn take(&mut self, token: &Token) -> Option<Result<(Box<B>, u32), Error>> {
         let at = self.done.iter().position(|(ticket, _)| *ticket == token.ticket)?;
-        Some(self.done.swap_remove(at).1)
+        Some(self.done.remove(at)?.1)
+    }
+
+    /// Whether there is something to take.
+    pub fn has_done(&self) -> bool {
+        !self.done.is_empty()
     }
 
     /// The next request that has come back, in the order in which they did.
@@ -273,7 +278,7 @@ impl<B: Buffers, const SIZE: usize> Queue<B, SIZE> {
     ///
     /// As [`take`](Self::take).
     pub fn take_next(&mut self) -> Option<Result<(Box<B>, u32), Error>> {
-        (!self.done.is_empty()).then(|| self.done.remove(0).1)
+        Some(self.done.pop_front()?.1)
     }
 
     /// Hands over a request that nobody waits for.

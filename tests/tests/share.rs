@@ -33,7 +33,8 @@ impl Outside {
     }
 
     fn read(&self, name: &str) -> String {
-        String::from_utf8(fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))).expect("text")
+        String::from_utf8(fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}")))
+            .expect("text")
     }
 
     fn device(&self, access: Access) -> DeviceConfig {
@@ -119,11 +120,16 @@ fn large_files_arrive_as_they_are() {
     for (i, length) in [0, 1, 4095, 65_536, 65_537, 24 << 20].into_iter().enumerate() {
         outside.write(&format!("{i}"), random_bytes(length, i as u64));
     }
-    let sums = outside.shell(1, Access::ReadWrite, "cksum /share/0 /share/1 /share/2 /share/3 /share/4 /share/5; cp -r /share /share/copy");
+    let sums = outside.shell(
+        1,
+        Access::ReadWrite,
+        "cksum /share/0 /share/1 /share/2 /share/3 /share/4 /share/5; cp -r /share /share/copy",
+    );
     let wanted = (0..6).map(|i| format!("{} /share/{i}\n", cksum(&outside.path(&format!("{i}")))));
     assert!(sums.starts_with(&wanted.collect::<String>()), "{sums}");
     for i in 0..6 {
-        let (from, to) = (fs::read(outside.path(&format!("{i}"))), fs::read(outside.path(&format!("copy/{i}"))));
+        let (from, to) =
+            (fs::read(outside.path(&format!("{i}"))), fs::read(outside.path(&format!("copy/{i}"))));
         assert!(from.expect("it is there") == to.expect("it is there, too"), "{i}");
     }
 }
@@ -134,7 +140,11 @@ fn directories_with_many_files_are_listed_copied_and_removed() {
     fs::create_dir(outside.path("many")).expect("a directory");
     let name = |i: u32| format!("many/a file with a rather long name, number {i}, and a content of its own");
     (0..500).for_each(|i| outside.write(&name(i), format!("{i}\n")));
-    let told = outside.shell(4, Access::ReadWrite, "ls /share/many | wc -l; cp -r /share/many /share/copy; rm -r /share/many; ls /share");
+    let told = outside.shell(
+        4,
+        Access::ReadWrite,
+        "ls /share/many | wc -l; cp -r /share/many /share/copy; rm -r /share/many; ls /share",
+    );
     assert_eq!(told, "500\n       0 copy/\n");
     for i in 0..500 {
         assert_eq!(outside.read(&name(i).replacen("many", "copy", 1)), format!("{i}\n"));
@@ -186,7 +196,8 @@ fn programs_that_use_it_at_once_do_not_mix_their_files() {
     let copies: String = (0..6).map(|i| format!("cp /share/{i} /share/copy{i} & ")).collect();
     outside.shell(4, Access::ReadWrite, &format!("{copies} wait"));
     for i in 0..6 {
-        let (from, to) = (fs::read(outside.path(&format!("{i}"))), fs::read(outside.path(&format!("copy{i}"))));
+        let (from, to) =
+            (fs::read(outside.path(&format!("{i}"))), fs::read(outside.path(&format!("copy{i}"))));
         assert!(from.expect("it is there") == to.expect("it is there, too"), "{i}");
     }
 }

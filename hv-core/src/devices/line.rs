@@ -226,7 +226,8 @@ mod tests {
         let both = |value: u32| [value.to_le_bytes(), value.to_le_bytes()].concat();
         let (line, memory) = line(both(0));
         let field = |at| shown(&memory, at);
-        let (generation, config) = (offset_of!(DevicePage, config_generation), offset_of!(DevicePage, config));
+        let (generation, config) =
+            (offset_of!(DevicePage, config_generation), offset_of!(DevicePage, config));
         std::thread::scope(|scope| {
             let changes = scope.spawn(|| (1..20_000).for_each(|value| line.set_config(both(value))));
             let mut seen = 0;

@@ -52,7 +52,11 @@ fn batch(disk: &Rc<Block>, run: Run, buffers: &mut Vec<Cell<Vec<u8>>>) {
                 next.set(next.get() + 1);
                 let place = if run.random { random.u64(..places) } else { turn % places };
                 let sector = place * (run.size / SECTOR) as u64;
-                let done = if run.write { disk.write(sector, buffer).await } else { disk.read(sector, buffer).await };
+                let done = if run.write {
+                    disk.write(sector, buffer).await
+                } else {
+                    disk.read(sector, buffer).await
+                };
                 buffer = done.expect("the disk works");
             }
             let mut all = back.take();

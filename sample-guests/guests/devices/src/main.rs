@@ -6,9 +6,11 @@
 extern crate alloc;
 
 mod disk;
+mod net;
 mod share;
 
 use alloc::vec;
+use core::str::FromStr;
 use guest_sdk::hv_abi::device::kind;
 use guest_sdk::{boot, println};
 use pv_drivers::Error;
@@ -25,9 +27,15 @@ fn main() -> Result<(), Error> {
         match trial {
             "rng" => rng()?,
             "disk" => disk::check()?,
-            "disk-load" => disk::load(seed(&mut arguments))?,
+            "disk-load" => disk::load(number(&mut arguments))?,
             "disk-read-only" => disk::read_only()?,
-            "share-load" => share::load(seed(&mut arguments)).unwrap_or_else(|error| panic!("{error}")),
+            "net-echo" => net::echo()?,
+            "net-send" => net::send(number(&mut arguments))?,
+            "net-expect" => net::expect(number(&mut arguments))?,
+            "net-link" => net::link()?,
+            "net-serve" => net::serve(number(&mut arguments))?,
+            "net-clients" => net::clients(number(&mut arguments), number(&mut arguments))?,
+            "share-load" => share::load(number(&mut arguments)).unwrap_or_else(|error| panic!("{error}")),
             other => panic!("no trial is called {other:?}"),
         }
         println!("{trial}: good");
@@ -36,8 +44,8 @@ fn main() -> Result<(), Error> {
 }
 
 /// A number among the arguments.
-fn seed(arguments: &mut impl Iterator<Item = &'static str>) -> u64 {
-    arguments.next().and_then(|seed| seed.parse().ok()).unwrap_or(1)
+fn number<T: FromStr + From<bool>>(arguments: &mut impl Iterator<Item = &'static str>) -> T {
+    arguments.next().and_then(|number| number.parse().ok()).unwrap_or(T::from(true))
 }
 
 fn name(of: u32) -> &'static str {
