@@ -4,9 +4,10 @@ mod common;
 
 use common::*;
 use hv_core::devices::{Net, NetLink};
+use hv_core::net::switch::Switch;
 use hv_core::{Config, DeviceConfig, End, Vm};
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 /// The type of the frame after which the guest ends.
@@ -168,5 +169,28 @@ fn a_peer_that_announces_what_cannot_be_is_a_link_that_is_down() {
         console.wait_for("the link is up");
         near.write_all(&length.to_be_bytes()).expect("it takes four bytes");
         ends_well(vm, &console);
+    }
+}
+
+#[test]
+#[ignore = "a measurement: shows what two guests with a switch between them carry"]
+fn rates() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    for (send, receive) in [
+        (&["rate-send", "1000000"][..], &["rate-receive", "3000"][..]),
+        (&["rate-send-tcp", "2000"], &["rate-receive-tcp"]),
+    ] {
+        for mtu in [1500, 65_535] {
+            let path = directory.path().join(format!("{}-{mtu}", send[0]));
+            let mut switch = Switch::new(UnixListener::bind(&path).expect("a socket")).expect("a switch");
+            let [near, far] = [(); 2].map(|()| UnixStream::connect(&path).expect("the switch is there"));
+            assert!(switch.accept().expect("the host gives it ports"));
+            std::thread::spawn(move || switch.serve());
+            let (receiver, received) = start_guest(receive, near, 1, mtu);
+            let (sender, sent) = start_guest(send, far, 2, mtu);
+            ends_well(receiver, &received);
+            println!("MTU {mtu}: {}", received.text().lines().nth(1).expect("a rate"));
+            drop((sender, sent)); // one that sends frames sends them for ever
+        }
     }
 }

@@ -9,17 +9,17 @@
 pub mod stack;
 
 use crate::queue::{Buffers, Parts, Queue};
+use crate::registered::{Registered, Wakers};
 use crate::{Error, Transport};
 use alloc::boxed::Box;
-use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
-use core::task::{Poll, Waker};
+use core::task::Waker;
 use guest_sdk::events::Channel;
 use guest_sdk::sync::Lock;
-use guest_sdk::task::{self, Source};
+use guest_sdk::task::Source;
 use hv_abi::device::kind;
 
 /// Frames that each queue has room for.
@@ -82,14 +82,14 @@ struct Card {
     frame_size: usize,
     /// The status of the link as it was last looked at.
     link: AtomicU16,
-    /// Somebody waits for a buffer to send from.
+    /// Somebody waits until a frame was sent.
     wants_room: AtomicBool,
-    waiting: Lock<Vec<Waker>>,
+    waiting: Lock<Wakers>,
 }
 
 /// A network card.
 pub struct Net {
-    card: Arc<Card>,
+    card: Registered<Card>,
     mac: [u8; 6],
     mtu: usize,
 }
@@ -116,7 +116,7 @@ impl Net {
         let frame_size = ETHERNET + usize::from(mtu);
         let frames = (MEMORY / frame_size).clamp(LEAST, SIZE);
         transport.finish_init();
-        let card = Arc::new(Card {
+        let card = Registered::new(Card {
             receive: Lock::new(receive),
             transmit: Lock::new(Transmit { queue, free: Vec::new(), to_make: frames }),
             transport,
@@ -124,13 +124,12 @@ impl Net {
             frame_size,
             link: AtomicU16::new(0),
             wants_room: AtomicBool::new(false),
-            waiting: Lock::new(Vec::new()),
+            waiting: Lock::new(Wakers::default()),
         });
         card.link.store(card.link_status(), Ordering::Relaxed);
         for _ in 0..frames {
             card.offer(card.frame());
         }
-        task::register(card.clone());
         Ok(Self { card, mac, mtu: mtu.into() })
     }
 
@@ -174,8 +173,7 @@ impl Net {
     ///
     /// As [`receive`](Self::receive).
     pub fn receive_blocking(&self) -> Result<Received<'_>, Error> {
-        let received = || self.unless_broken(self.try_receive());
-        task::wait(&*self.card, None, received).expect("there is no deadline")
+        self.card.wait(|_| self.unless_broken(self.try_receive()))
     }
 
     /// A buffer to send from. `None`: all are the device's.
@@ -198,8 +196,13 @@ impl Net {
     ///
     /// As [`outgoing`](Self::outgoing).
     pub fn outgoing_blocking(&self) -> Result<Outgoing<'_>, Error> {
-        let outgoing = || self.unless_broken(self.try_outgoing());
-        task::wait(&*self.card, None, outgoing).expect("there is no deadline")
+        self.card.wait(|_| self.unless_broken(self.try_outgoing()))
+    }
+
+    /// Whether all frames that were sent are the other end's, or lost. If not, [`wake_at_change`](Self::wake_at_change) tells
+    /// when it is worth another look.
+    pub fn is_flushed(&self) -> bool {
+        self.card.is_flushed()
     }
 
     /// Waits until all frames that were sent are the other end's, or lost.
@@ -208,28 +211,20 @@ impl Net {
     ///
     /// [`Error::Broken`].
     pub fn flush_blocking(&self) -> Result<(), Error> {
-        let flushed = || self.unless_broken(self.card.is_flushed().then_some(()));
-        task::wait(&*self.card, None, flushed).expect("there is no deadline")
+        self.card.wait(|card| self.unless_broken(card.is_flushed().then_some(())))
     }
 
     /// Wakes `waker` once, when a frame has come, a buffer to send from is free after there was none, or the link has changed.
     pub fn wake_at_change(&self, waker: &Waker) {
-        let mut waiting = self.card.waiting.lock();
-        if !waiting.iter().any(|other| other.will_wake(waker)) {
-            waiting.push(waker.clone());
-        }
+        self.card.waiting.lock().add::<()>(Some(waker));
     }
 
     /// Waits until the link is up, or is not.
     pub async fn link(&self, up: bool) {
-        core::future::poll_fn(|context| {
-            if self.is_up() == up {
-                return Poll::Ready(());
-            }
-            self.wake_at_change(context.waker());
-            Poll::Pending
-        })
-        .await;
+        let is_so = |card: &Card, waker: Option<&Waker>| {
+            (self.is_up() == up).then_some(()).or_else(|| card.waiting.lock().add(waker))
+        };
+        self.card.ready(is_so).await;
     }
 
     fn unless_broken<T>(&self, value: Option<T>) -> Option<Result<T, Error>> {
@@ -237,20 +232,10 @@ impl Net {
     }
 
     async fn wait_for<T>(&self, mut value: impl FnMut() -> Option<T>) -> Result<T, Error> {
-        core::future::poll_fn(|context| {
-            if let Some(result) = self.unless_broken(value()) {
-                return Poll::Ready(result);
-            }
-            self.wake_at_change(context.waker());
-            Poll::Pending
-        })
-        .await
-    }
-}
-
-impl Drop for Net {
-    fn drop(&mut self) {
-        task::unregister(&(self.card.clone() as Arc<dyn Source>));
+        let attempt = |card: &Card, waker: Option<&Waker>| {
+            self.unless_broken(value()).or_else(|| card.waiting.lock().add(waker))
+        };
+        self.card.ready(attempt).await
     }
 }
 
@@ -307,7 +292,7 @@ impl Card {
             };
             transmit.free.pop().or_else(made)
         });
-        self.wants_room.store(frame.is_none(), Ordering::Relaxed);
+        self.want_room(frame.is_none());
         Some(Outgoing { card: self, frame: Some(frame?) })
     }
 
@@ -315,8 +300,15 @@ impl Card {
         let mut transmit = self.transmit.lock();
         transmit.take_back();
         let flushed = transmit.queue.in_flight() == 0;
-        self.wants_room.store(!flushed, Ordering::Relaxed);
+        self.want_room(!flushed);
         flushed
+    }
+
+    /// Asks to be told when a frame was sent, if `wanted`.
+    fn want_room(&self, wanted: bool) {
+        if wanted {
+            self.wants_room.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -344,7 +336,7 @@ impl Source for Card {
             happened = true;
         }
         if happened {
-            core::mem::take(&mut *self.waiting.lock()).into_iter().for_each(Waker::wake);
+            self.waiting.lock().wake();
         }
         happened
     }

@@ -170,6 +170,24 @@ impl Stack {
         .await
     }
 
+    /// Waits until all that can be sent now has left this machine: before it ends.
+    pub async fn flush(&self) {
+        core::future::poll_fn(|context| {
+            let inner = &mut *self.0.borrow_mut();
+            let to_send = inner.next_poll().is_some_and(|at| at <= Instant::now());
+            if inner.net.is_flushed() && !to_send {
+                return Poll::Ready(());
+            }
+            inner.net.wake_at_change(context.waker());
+            if to_send {
+                inner.used();
+                context.waker().wake_by_ref();
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// The card's address.
     pub fn mac(&self) -> [u8; 6] {
         self.0.borrow().net.mac()
@@ -250,7 +268,7 @@ impl Inner {
 
     /// Nobody has this stream any more: it is closed in good order, if its peer allows that.
     fn close_later(&mut self, stream: SocketHandle) {
-        self.sockets.get_mut::<tcp_socket::Socket<'_>>(stream).close();
+        tcp::close(self.sockets.get_mut::<tcp_socket::Socket<'_>>(stream));
         self.closing.push_back((stream, Instant::now() + CLOSING_TIME));
         self.used();
     }

@@ -62,6 +62,12 @@ pub(super) fn new_socket(buffers: Buffers) -> Socket<'static> {
     socket
 }
 
+/// Says that nothing more is written. From here on nothing is gained by acknowledging late, and whoever ends soon would not.
+pub(super) fn close(socket: &mut Socket<'_>) {
+    socket.close();
+    socket.set_ack_delay(None);
+}
+
 /// A connection. One task at a time can read from it, and one can write to it.
 ///
 /// When it is dropped, what was written is still sent, and then the connection is closed.
@@ -199,7 +205,7 @@ impl TcpStream {
     /// [`TcpError`].
     pub async fn finish(&self) -> Result<(), TcpError> {
         self.with(|socket, inner| {
-            socket.close();
+            close(socket);
             inner.used = true;
         });
         core::future::poll_fn(|context| {

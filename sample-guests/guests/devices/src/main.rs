@@ -7,6 +7,7 @@ extern crate alloc;
 
 mod disk;
 mod net;
+mod rate;
 mod share;
 
 use alloc::vec;
@@ -35,6 +36,10 @@ fn main() -> Result<(), Error> {
             "net-link" => net::link()?,
             "net-serve" => net::serve(number(&mut arguments))?,
             "net-clients" => net::clients(number(&mut arguments), number(&mut arguments))?,
+            "rate-send" => rate::send(number(&mut arguments))?,
+            "rate-receive" => rate::receive(number(&mut arguments))?,
+            "rate-send-tcp" => rate::send_tcp(number(&mut arguments))?,
+            "rate-receive-tcp" => rate::receive_tcp()?,
             "share-load" => share::load(number(&mut arguments)).unwrap_or_else(|error| panic!("{error}")),
             other => panic!("no trial is called {other:?}"),
         }

@@ -82,24 +82,29 @@ pub fn link() -> Result<(), Error> {
     net.flush_blocking()
 }
 
-const SERVER: Ipv4Address = Ipv4Address::new(10, 1, 0, 1);
-const CLIENT: Ipv4Address = Ipv4Address::new(10, 1, 0, 2);
-const PORT: u16 = 7;
+pub const SERVER: Ipv4Address = Ipv4Address::new(10, 1, 0, 1);
+pub const CLIENT: Ipv4Address = Ipv4Address::new(10, 1, 0, 2);
+pub const PORT: u16 = 7;
 
 fn fixed(address: Ipv4Address) -> Addressing {
     Addressing::Fixed { address: Ipv4Cidr::new(address, 24), gateway: None, dns: None }
 }
 
 /// Runs a trial with TCP/IP to its end.
-fn with_stack<F: Future<Output = Result<(), TcpError>> + 'static>(
+pub fn with_stack<F: Future<Output = Result<(), TcpError>> + 'static>(
     address: Ipv4Address,
     trial: impl FnOnce(Stack, Spawner) -> F,
 ) -> Result<(), Error> {
     let stack = Stack::new(Net::find()?, fixed(address));
     let executor = Executor::new();
     executor.spawner().spawn(stack.clone().run());
-    let trial = trial(stack, executor.spawner());
-    executor.run_until(trial).map_err(|_| Error::Io)
+    let trial = trial(stack.clone(), executor.spawner());
+    let result = executor.run_until(async move {
+        let result = trial.await;
+        stack.flush().await; // the other end waits for the last acknowledgement
+        result
+    });
+    result.map_err(|_| Error::Io)
 }
 
 /// A server that sends every byte back, changed, on so many connections.

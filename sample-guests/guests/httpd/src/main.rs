@@ -1,20 +1,26 @@
-//! A web server, HTTP/1.1: serves the archive that is its ramdisk, or a few pages of its own.
+//! A web server, HTTP/1.1: serves a shared folder, the archive that is its ramdisk, or a few pages of its own.
 
 #![no_std]
 #![no_main]
 
 extern crate alloc;
 
+mod shared;
+
+use alloc::format;
 use alloc::rc::Rc;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::cell::Cell;
 use guest_sdk::task::{Executor, Spawner, until};
 use guest_sdk::time::{Duration, Instant};
 use guest_sdk::{boot, println};
-use httpd::folder::Archive;
+use httpd::folder::{Archive, Folder};
 use httpd::server::{self, Connection, Gone, Wait};
+use pv_drivers::fs::{self, SharedFolder};
 use pv_drivers::net::Net;
 use pv_drivers::net::stack::{Addressing, Buffers, Ipv4Cidr, Stack, TcpListener, TcpStream};
+use shared::Shared;
 
 guest_sdk::entry!(main);
 
@@ -44,6 +50,8 @@ enum Failure {
     NoArchive,
     /// There is no network card that works.
     Network(pv_drivers::Error),
+    /// The shared folder does not work.
+    Folder(fs::Error),
 }
 
 fn main() -> Result<(), Failure> {
@@ -56,20 +64,34 @@ fn main() -> Result<(), Failure> {
         }
         _ => return Err(Failure::Usage),
     };
-    let archive = if boot::ramdisk().is_empty() { WWW } else { boot::ramdisk() };
-    let folder = Rc::new(Archive::new(archive).ok_or(Failure::NoArchive)?);
     let stack = Stack::new(Net::find().map_err(Failure::Network)?, addressing);
-    let executor = Executor::new();
-    executor.spawner().spawn(accept(stack.clone(), folder, executor.spawner()));
-    // Nothing is left to do when the network card is broken.
-    executor.run_until(stack.run());
+    match SharedFolder::find() {
+        Ok(folder) => {
+            let what = format!("the shared folder `{}`", folder.tag());
+            serve(stack, Shared(folder), what);
+        }
+        Err(fs::Error::Device(pv_drivers::Error::NoDevice)) => {
+            let archive = if boot::ramdisk().is_empty() { WWW } else { boot::ramdisk() };
+            let archive = Archive::new(archive).ok_or(Failure::NoArchive)?;
+            let what = format!("an archive with {} files", archive.files());
+            serve(stack, archive, what);
+        }
+        Err(error) => return Err(Failure::Folder(error)),
+    }
     Err(Failure::Network(pv_drivers::Error::Broken))
 }
 
-async fn accept(stack: Stack, folder: Rc<Archive>, spawner: Spawner) {
+/// Serves a folder until the network card is broken.
+fn serve(stack: Stack, folder: impl Folder + 'static, what: String) {
+    let executor = Executor::new();
+    executor.spawner().spawn(accept(stack.clone(), Rc::new(folder), what, executor.spawner()));
+    executor.run_until(stack.run());
+}
+
+async fn accept(stack: Stack, folder: Rc<impl Folder + 'static>, what: String, spawner: Spawner) {
     let address = stack.address().await;
     let listener = TcpListener::bind(&stack, PORT, BACKLOG, BUFFERS).expect("the port is not 0");
-    println!("httpd: {} files at http://{}/", folder.files(), address.address());
+    println!("httpd: {what} is at http://{}/", address.address());
     let connections = Rc::new(Cell::new(0));
     loop {
         let stream = listener.accept().await;
