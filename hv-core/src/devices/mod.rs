@@ -14,6 +14,8 @@ mod line;
 mod net;
 mod registers;
 pub(crate) mod ring;
+#[cfg(test)]
+mod ring_model;
 mod vsock;
 mod worker;
 
