@@ -102,6 +102,16 @@ impl Presence {
         table.target
     }
 
+    /// How many pages the guest is asked to hold in its balloon.
+    pub(crate) fn target(&self) -> u64 {
+        self.lock().target
+    }
+
+    /// Pages were given back to the host, and the guest has them still.
+    pub(crate) fn note_discarded(&self, pages: u64) {
+        self.lock().reported += pages;
+    }
+
     /// Asks the guest for so many pages. Whether that is another number than before.
     pub(crate) fn set_target(&self, pages: u64) -> bool {
         std::mem::replace(&mut self.lock().target, pages) != pages

@@ -112,10 +112,11 @@ impl Shared {
     pub(crate) fn set_balloon(&self, bytes: u64) -> bool {
         let follows = self.features.contains(Features::PAGE_REPORTING);
         let pages = bytes.min(self.memory.size()) / PAGE_SIZE;
-        if follows && self.memory.presence().set_target(pages) {
+        if self.memory.presence().set_target(pages) && follows {
             self.events.raise(0, BALLOON_CHANNEL);
         }
-        follows
+        let has_device = self.devices.as_ref().is_some_and(Devices::retarget_balloon);
+        follows || has_device
     }
 
     /// Its vCPUs.
@@ -190,7 +191,9 @@ pub enum BalloonError {
     #[error("the VM has ended")]
     Ended,
     /// It would never hear of it.
-    #[error("the guest has no balloon: its image does not ask for the feature PAGE_REPORTING")]
+    #[error(
+        "the guest has no balloon: its image does not ask for the feature PAGE_REPORTING, and the VM has no device for it"
+    )]
     NoBalloon,
 }
 

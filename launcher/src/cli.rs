@@ -4,7 +4,7 @@ use crate::bench::Phase;
 use crate::control::Name;
 use crate::devices::DeviceOptions;
 use crate::logging::LogFormat;
-use crate::net::{SwitchOptions, UserNetOptions};
+use crate::net::{ConnectorOptions, SwitchOptions, UserNetOptions};
 use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hv_core::EngineKind;
@@ -63,6 +63,9 @@ pub(crate) enum Command {
     Bench(BenchOptions),
     /// Show what is gained, measured on this machine
     Demo(DemoOptions),
+    /// Be the process that connects for a monitor
+    #[command(hide = true)]
+    VsockConnector(ConnectorOptions),
     /// Be the process beside a monitor that has a user-mode network
     #[command(hide = true)]
     NetUser(UserNetOptions),
@@ -86,7 +89,7 @@ impl Command {
             },
             Self::Test(options) => options.runner.json,
             Self::New(_) | Self::Pause(_) | Self::Resume(_) | Self::Stop(_) | Self::Balloon(_) => false,
-            Self::NetUser(_) | Self::NetSwitch(_) => false,
+            Self::NetUser(_) | Self::NetSwitch(_) | Self::VsockConnector(_) => false,
         }
     }
 }
@@ -154,6 +157,7 @@ Examples:
   hv run hello                          a built-in guest
   hv run --memory 16M ./my-guest a b    an image of yours, with arguments
   hv run hello --timeout 10s -- --flag  an argument that looks like an option
+  hv run my-guest --net user -p 8080:80 a network, and its port 80 at this host's 8080
   hv run my-guest --disk data.img       with a disk (truncate --size 64M data.img makes one)
 
 Standard output is the guest's alone. All that hv has to say goes to standard error.";

@@ -3,7 +3,9 @@
 //! Start at [`open`].
 
 use crate::failure::Failure;
-use crate::net::{self, NetOptions};
+use crate::input::Keyboard;
+use crate::net::{self, NetOptions, VsockOption};
+use crate::ports::{self, PortOptions};
 use crate::shares::{self, ShareOption};
 use clap::Args;
 use hv_abi::Features;
@@ -29,6 +31,24 @@ pub(crate) struct DeviceOptions {
     pub(crate) share: Vec<ShareOption>,
     #[command(flatten)]
     pub(crate) net: NetOptions,
+    /// A Unix socket by which programs of this host and the guest connect to each other, by virtio-vsock
+    ///
+    /// A program that connects to PATH and writes `CONNECT N` and a newline comes to the guest's port N; the guest's connections
+    /// to port N of the host, which is context 2, come to the Unix socket `PATH_N`. The guest is context 3, if cid does not say else.
+    #[arg(long, value_name = "PATH[,cid=N]")]
+    pub(crate) vsock: Option<VsockOption>,
+    #[command(flatten)]
+    pub(crate) ports: PortOptions,
+    /// Give the guest a memory balloon as a device; most guests use hypercalls, and have no need of it
+    #[arg(long)]
+    pub(crate) balloon: bool,
+}
+
+/// What is opened for a guest.
+pub(crate) struct Opened {
+    pub(crate) devices: Vec<DeviceConfig>,
+    /// What the terminal is read for, if the guest is to have it as it is.
+    pub(crate) keyboard: Option<Keyboard>,
 }
 
 /// What `--disk` says.
@@ -64,7 +84,7 @@ impl FromStr for DiskOption {
 /// # Errors
 ///
 /// Something cannot be opened, or the guest has no use for it.
-pub(crate) fn open(options: &DeviceOptions, image: &Image) -> Result<Vec<DeviceConfig>, Failure> {
+pub(crate) fn open(options: &DeviceOptions, image: &Image) -> Result<Opened, Failure> {
     let mut devices = Vec::new();
     if (image.note.needed | image.note.liked).contains(Features::DEVICES) {
         devices.push(DeviceConfig::Entropy);
@@ -77,7 +97,15 @@ pub(crate) fn open(options: &DeviceOptions, image: &Image) -> Result<Vec<DeviceC
     }
     devices.extend(shares::open(&options.share)?);
     devices.extend(net::open(&options.net)?.into_iter().map(DeviceConfig::Net));
-    Ok(devices)
+    if let Some(vsock) = &options.vsock {
+        devices.push(DeviceConfig::Vsock(net::open_vsock(vsock)?));
+    }
+    let (console, keyboard) = ports::open(&options.ports)?;
+    devices.extend(console.map(DeviceConfig::Console));
+    if options.balloon {
+        devices.push(DeviceConfig::Balloon);
+    }
+    Ok(Opened { devices, keyboard })
 }
 
 #[cfg(test)]

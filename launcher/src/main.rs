@@ -20,6 +20,7 @@ mod logging;
 mod net;
 mod new;
 mod output;
+mod ports;
 mod report;
 mod run;
 mod shares;
@@ -52,6 +53,7 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::Images(options) => images::list(options),
         Command::Test(options) => test::run(options),
         Command::New(options) => new::write(options),
+        Command::VsockConnector(options) => net::serve_connector(options),
         Command::NetUser(options) => net::serve_user(options),
         Command::NetSwitch(options) => net::serve_switch(options),
         Command::Doctor(options) => doctor::examine(options),

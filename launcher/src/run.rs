@@ -7,6 +7,7 @@
 use crate::cli::RunOptions;
 use crate::console::{Console, Sink};
 use crate::control::{self, Entry, Listening, Name, Served, Subject};
+use crate::devices::Opened;
 use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::input::{self, Terminal};
@@ -38,7 +39,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let sink = Sink::new().map_err(cannot_watch)?;
     let listening = listen(options)?;
     let cpu = CpuShare { cap: options.cpu_cap, weight: options.cpu_weight.map(join_peers).transpose()? };
-    let devices = devices::open(&options.devices, &image)?;
+    let Opened { devices, keyboard } = devices::open(&options.devices, &image)?;
     let control = listening.as_ref().map(Listening::directory);
     let landlocked = lockdown::apply(&Kept { control, shares: &shares::among(&devices) })
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
@@ -51,7 +52,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         ramdisk,
         rewrite: !options.no_rewrite,
         console: Box::new(Console(sink.clone())),
-        console_input: true,
+        console_input: keyboard.is_none(),
         check_tables: options.check_tables,
         cpu,
         devices,
@@ -77,9 +78,15 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     };
     let thread = std::thread::Builder::new().name("hv-watch".into()).spawn(move || watch.run());
     thread.map_err(cannot_watch)?;
-    let (typed, keys) = (vm.console_input(), terminal.clone());
-    let thread =
-        std::thread::Builder::new().name("hv-input".into()).spawn(move || input::read(&typed, &keys));
+    let (typed, keys, at_end) = (vm.console_input(), terminal.clone(), ending.clone());
+    let thread = std::thread::Builder::new().name("hv-input".into()).spawn(move || match keyboard {
+        None => input::read(&typed, &keys),
+        Some(keyboard) => {
+            if keyboard.read(&keys) {
+                at_end.stop(Cause::Interrupt);
+            }
+        }
+    });
     thread.map_err(|error| Failure::cannot("the host does not let hv wait for input", error))?;
 
     let report = vm.wait();

@@ -3,7 +3,7 @@
 
 use crate::exit_code::Cause;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::low_level::pipe;
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
@@ -57,6 +57,17 @@ impl Signals {
             }
         }
     }
+}
+
+/// A pipe in which there is something whenever the terminal's window has changed.
+///
+/// # Errors
+///
+/// The host has no descriptors left.
+pub(crate) fn window_changes() -> io::Result<UnixStream> {
+    let (read, write) = UnixStream::pair()?;
+    pipe::register(SIGWINCH, write)?;
+    Ok(read)
 }
 
 /// The set of signals that this process ignores, as the kernel gives it; none if it does not say.

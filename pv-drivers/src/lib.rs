@@ -6,10 +6,16 @@ extern crate std;
 
 extern crate alloc;
 
+pub mod balloon;
 pub mod block;
 mod buffers;
+pub mod console;
+#[cfg(test)]
+mod fake;
 pub mod fs;
 mod hal;
+#[cfg(test)]
+mod hostile;
 pub mod net;
 pub mod queue;
 mod registered;
@@ -17,6 +23,7 @@ pub mod rng;
 pub mod transport;
 pub mod vsock;
 
+pub use embedded_io;
 pub use hal::GuestHal;
 pub use transport::Transport;
 pub use virtio_drivers;

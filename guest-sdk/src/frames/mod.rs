@@ -23,7 +23,8 @@ use crate::mem::{hv_memcpy, hv_memset};
 use crate::time::{Duration, Instant};
 pub(crate) use buddy::Content;
 use buddy::{Block, ORDERS};
-use hv_abi::{Features, GuestPhys, PAGE_SIZE};
+use hv_abi::pages::PageRun;
+use hv_abi::{Features, GuestPhys, PAGE_SIZE, Status};
 use pool::Pool;
 
 /// The largest order.
@@ -135,6 +136,12 @@ pub fn report_free() -> Option<Instant> {
     }
     let (used, since) = pool::with(|pool| (pool.buddy.count(Content::Used), pool.quiet_since));
     (used > 0).then(|| Instant::START + Duration::from_nanos(since) + QUIET)
+}
+
+/// Hands free pages that are not known to be zero to `tell`, some at once, which has somebody make them zero, or fails; nobody
+/// has them meanwhile. Gives how many pages; 0: there are none, or it failed.
+pub fn clear_by(tell: impl FnOnce(&[PageRun]) -> Result<(), Status>) -> u64 {
+    pool::transfer(Content::Used, Content::Zero, u64::MAX, tell)
 }
 
 impl Pool {

@@ -105,9 +105,19 @@ impl Line {
         config.bytes = bytes;
     }
 
-    /// Changes the configuration space, and tells the guest.
-    pub(crate) fn set_config(&self, bytes: Vec<u8>) {
+    /// The guest's memory.
+    pub(super) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// The driver has changed the configuration space to this.
+    pub(super) fn note_config(&self, bytes: Vec<u8>) {
         self.show_config(&mut self.config(), bytes);
+    }
+
+    /// Changes the configuration space, and tells the guest.
+    pub(super) fn set_config(&self, bytes: Vec<u8>) {
+        self.note_config(bytes);
         self.interrupt(interrupt::CONFIG_CHANGE);
     }
 

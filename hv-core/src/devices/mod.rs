@@ -6,20 +6,25 @@
 //!
 //! Start at [`Device`], then at `entropy`, the smallest.
 
+mod balloon;
 mod block;
 mod chain;
+mod console;
 mod entropy;
 mod fs;
 mod line;
+mod listen;
 mod net;
 mod registers;
-mod ring;
+pub(crate) mod ring;
 mod vsock;
 mod worker;
 
 pub use block::{Block, BlockError, BlockOptions};
+pub use console::{Console, PORTS_MAX, Port, Window};
 pub use fs::{Access, FolderError, SharedFolder};
 pub use line::DeviceStats;
+pub use listen::{ListenError, listen};
 pub use net::{Net, NetLink};
 pub use vsock::{Vsock, VsockError, connect};
 
@@ -27,7 +32,7 @@ use crate::engine::AddressSpaces;
 use crate::events::Events;
 use crate::memory::GuestMemory;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use hv_abi::device::{DEVICES_MAX, DeviceEntry, MAGIC, VENDOR, feature, register};
+use hv_abi::device::{DEVICES_MAX, DeviceEntry, MAGIC, VENDOR, feature, kind, register};
 use hv_abi::vcpu::FIRST_DYNAMIC_CHANNEL;
 use hv_abi::{GuestPhys, PAGE_SIZE, Status};
 use line::Line;
@@ -119,6 +124,10 @@ pub enum DeviceConfig {
     Entropy,
     /// A disk.
     Block(Block),
+    /// A memory balloon, for guests that have no use for the hypervisor's own.
+    Balloon,
+    /// A terminal, and other ports.
+    Console(Console),
     /// Sockets between the guest and the host.
     Vsock(Vsock),
     /// A folder of the host's.
@@ -133,6 +142,8 @@ impl DeviceConfig {
         match self {
             Self::Entropy => Box::new(entropy::Entropy),
             Self::Block(block) => Box::new(block::Disk::new(block)),
+            Self::Balloon => Box::new(balloon::Balloon::default()),
+            Self::Console(console) => Box::new(console::Terminals::new(console)),
             Self::Vsock(vsock) => Box::new(vsock::Sockets::new(vsock)),
             Self::FileSystem(folder) => Box::new(fs::FileSystem::new(folder, folders)),
             Self::Net(net) => Box::new(net::Card::new(net)),
@@ -325,6 +336,14 @@ impl Devices {
                 thread.join().expect("a worker does not panic");
             }
         }
+    }
+
+    /// What is asked of the VM's balloon has changed. Whether it has one.
+    pub(crate) fn retarget_balloon(&self) -> bool {
+        let mut balloons = self.slots.iter().filter(|slot| slot.kind == kind::BALLOON).peekable();
+        let is_there = balloons.peek().is_some();
+        balloons.for_each(|slot| slot.bell.ring());
+        is_there
     }
 
     /// What each device did so far.

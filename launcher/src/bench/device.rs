@@ -4,7 +4,7 @@ use crate::bench::host_disk::{self, Access};
 use crate::bench::phases::Progress;
 use crate::bench::{Figure, Phase, guest};
 use hv_core::DeviceConfig;
-use hv_core::devices::{Block, BlockOptions, DeviceStats};
+use hv_core::devices::{Access as Rights, Block, BlockOptions, DeviceStats, SharedFolder};
 use std::path::{Path, PathBuf};
 
 /// Requests: bytes, whether anywhere, how many at once, and how many of them in a batch.
@@ -18,8 +18,11 @@ const SHAPES: [(usize, bool, usize, usize); 4] = [
 /// In the host's page cache, and past it.
 const CACHES: [bool; 2] = [false, true];
 
+/// Of files in a shared folder, as above.
+const FOLDER_SHAPES: [(usize, bool, usize); 2] = [(4 << 10, true, 2000), (1 << 20, false, 256)];
+
 pub(super) fn steps() -> u32 {
-    (SHAPES.len() * 2 * CACHES.len()) as u32
+    (SHAPES.len() * 2 * CACHES.len() + FOLDER_SHAPES.len() * 2) as u32
 }
 
 pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec<Figure> {
@@ -37,24 +40,39 @@ pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec
             }
         }
     }
+    for write in [false, true] {
+        for (bytes, random, count) in FOLDER_SHAPES {
+            let access = Access { write, bytes, random, depth: 1, count, direct: false };
+            progress.next(&format!("{access}, shared folder"));
+            figures.extend(folder(phase, if quick { 3 } else { 11 }, &file, access));
+        }
+    }
     figures
 }
 
-/// A file for a disk, that goes with this value.
+/// A file for a disk, alone in a directory, that goes with this value.
 struct DiskFile(PathBuf);
 
 impl DiskFile {
     fn new(size: usize) -> Self {
-        let path = std::env::temp_dir().join(format!("hv-bench-disk-{}", std::process::id()));
+        let directory = std::env::temp_dir().join(format!("hv-bench-disk-{}", std::process::id()));
+        std::fs::create_dir(&directory).expect("the temporary directory can be written");
+        let path = directory.join("data");
         // Written once, so that what is measured is reading and writing, not finding room.
         std::fs::write(&path, vec![0xa5; size]).expect("the temporary directory has room for a disk");
         Self(path)
     }
 }
 
+impl DiskFile {
+    fn directory(&self) -> &Path {
+        self.0.parent().expect("it is in a directory")
+    }
+}
+
 impl Drop for DiskFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_dir_all(self.directory());
     }
 }
 
@@ -91,6 +109,25 @@ fn disk(phase: Phase, samples: usize, path: &Path, access: Access) -> Vec<Figure
         figures.extend(events(phase, access, &stats[0]));
     }
     figures
+}
+
+/// The guest's figure for a file in a folder, beside the host's for the same file.
+fn folder(phase: Phase, samples: usize, file: &DiskFile, access: Access) -> [Figure; 2] {
+    let host = host_disk::measure(phase, samples, &file.0, access);
+    let arguments = [
+        "folder",
+        &samples.to_string(),
+        if access.write { "write" } else { "read" },
+        &access.bytes.to_string(),
+        &access.count.to_string(),
+        if access.random { "random" } else { "sequential" },
+    ];
+    let shared = SharedFolder::open(file.directory(), "share", Rights::ReadWrite);
+    let shared = DeviceConfig::FileSystem(shared.expect("the directory can be shared"));
+    let (ps, _) = guest::with_devices(vec![shared], &arguments);
+    let us = ps.into_iter().map(|ps| ps / 1e6).collect();
+    let guest = Figure::new(&format!("{access}, in a shared folder"), "us", phase, us).against(&host);
+    [host, guest]
 }
 
 fn events(phase: Phase, access: Access, stats: &DeviceStats) -> [Figure; 2] {

@@ -1,8 +1,8 @@
 //! What the processes beside the monitor give up: they take guests' bytes apart, so they keep what they are for and no more.
 //!
-//! Neither opens a file, starts a program or makes a process or thread. The user-mode network connects anywhere, by sockets of the
-//! internet's; it listens at no port but those that it has. A switch makes no socket at all, and can remove its own from the
-//! directory of control sockets.
+//! None opens a file, starts a program or makes a process or thread. The user-mode network connects anywhere, by sockets of the
+//! internet's; it listens at no port but those that it has. A switch and a guard make no socket at all; a switch can remove its own
+//! from the directory of control sockets. The connector of a guest's sockets connects to Unix sockets.
 
 use crate::lockdown::DENIED;
 use landlock::{
@@ -18,7 +18,7 @@ use std::error::Error;
 
 const LANDLOCK: ABI = ABI::V6;
 
-/// System calls that neither process makes, besides those that the monitor does not.
+/// System calls that none of them makes, besides those that the monitor does not.
 const ALSO_DENIED: &[i64] = &[
     libc::SYS_open,
     libc::SYS_openat,
@@ -39,10 +39,14 @@ const ALSO_DENIED: &[i64] = &[
 /// Which process.
 pub(super) enum Process<'a> {
     UserNetwork,
+    /// The guard before another program's user-mode network.
+    Guard,
     /// Its socket is in this directory.
     Switch {
         directory: BorrowedFd<'a>,
     },
+    /// It connects to Unix sockets.
+    Connector,
 }
 
 /// Gives up this thread's rights, for ever. There is no other thread.
@@ -56,12 +60,15 @@ pub(super) fn apply(process: &Process<'_>) -> Result<(), Box<dyn Error + Send + 
         DENIED.iter().chain(ALSO_DENIED).map(|call| (*call, Vec::new())).collect();
     match process {
         Process::UserNetwork => {
-            let is_not =
-                |family| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family as u64);
-            let foreign = SeccompRule::new(vec![is_not(libc::AF_INET)?, is_not(libc::AF_INET6)?])?;
-            rules.insert(libc::SYS_socket, vec![foreign]);
+            rules.insert(libc::SYS_socket, vec![of_other_families(&[libc::AF_INET, libc::AF_INET6])?]);
         }
-        Process::Switch { .. } => rules.extend([(libc::SYS_connect, vec![]), (libc::SYS_bind, vec![])]),
+        Process::Connector => {
+            rules.insert(libc::SYS_socket, vec![of_other_families(&[libc::AF_UNIX])?]);
+            rules.insert(libc::SYS_bind, vec![]);
+        }
+        Process::Guard | Process::Switch { .. } => {
+            rules.extend([(libc::SYS_connect, vec![]), (libc::SYS_bind, vec![])])
+        }
     }
     let denied = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?;
@@ -70,10 +77,19 @@ pub(super) fn apply(process: &Process<'_>) -> Result<(), Box<dyn Error + Send + 
     Ok(())
 }
 
+/// A rule for sockets of all families but these.
+fn of_other_families(families: &[i32]) -> Result<SeccompRule, seccompiler::BackendError> {
+    let is_not =
+        |family: &i32| SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, *family as u64);
+    SeccompRule::new(families.iter().map(is_not).collect::<Result<_, _>>()?)
+}
+
 fn restrict_files(process: &Process<'_>) -> Result<(), RulesetError> {
     let (network, directory) = match process {
         Process::UserNetwork => (AccessNet::BindTcp.into(), None),
+        Process::Guard => (AccessNet::from_all(LANDLOCK), None),
         Process::Switch { directory } => (AccessNet::from_all(LANDLOCK), Some(directory)),
+        Process::Connector => (AccessNet::from_all(LANDLOCK), None),
     };
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -96,7 +112,7 @@ mod tests {
     use std::io::ErrorKind::PermissionDenied;
     use std::net::{TcpListener, TcpStream, UdpSocket};
     use std::os::fd::AsFd;
-    use std::os::unix::net::{UnixDatagram, UnixStream};
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
     use std::process::Command;
 
     /// Runs `attack` on a thread that has given its rights up.
@@ -110,7 +126,7 @@ mod tests {
         });
     }
 
-    /// What is denied to both.
+    /// What is denied to all.
     fn no_files_and_no_processes() {
         for path in ["/etc/passwd", "/proc/self/status", "/dev/null"] {
             assert_eq!(fs::read(path).unwrap_err().kind(), PermissionDenied, "reading {path}");
@@ -120,6 +136,9 @@ mod tests {
         assert_eq!(Command::new("/bin/true").status().unwrap_err().kind(), PermissionDenied);
         assert!(std::thread::Builder::new().spawn(|| {}).is_err(), "no thread can be made");
         assert_eq!(UnixStream::pair().unwrap_err().kind(), PermissionDenied);
+    }
+
+    fn no_unix_sockets() {
         assert_eq!(UnixStream::connect("/tmp/none").unwrap_err().kind(), PermissionDenied);
     }
 
@@ -129,12 +148,22 @@ mod tests {
         let address = listener.local_addr().unwrap();
         locked_down(&Process::UserNetwork, || {
             no_files_and_no_processes();
+            no_unix_sockets();
             assert_eq!(UnixDatagram::unbound().unwrap_err().kind(), PermissionDenied);
             assert_eq!(TcpListener::bind("127.0.0.1:0").unwrap_err().kind(), PermissionDenied);
             TcpStream::connect(address).expect("it connects");
             UdpSocket::bind("127.0.0.1:0")
                 .and_then(|socket| socket.connect(address))
                 .expect("and sends datagrams");
+        });
+    }
+
+    #[test]
+    fn a_guard_has_no_sockets() {
+        locked_down(&Process::Guard, || {
+            no_files_and_no_processes();
+            assert_eq!(TcpStream::connect("127.0.0.1:9").unwrap_err().kind(), PermissionDenied);
+            assert_eq!(UdpSocket::bind("127.0.0.1:0").unwrap_err().kind(), PermissionDenied);
         });
     }
 
@@ -146,10 +175,27 @@ mod tests {
         let directory = fs::File::open(&path).unwrap();
         locked_down(&Process::Switch { directory: directory.as_fd() }, || {
             no_files_and_no_processes();
+            no_unix_sockets();
             assert_eq!(TcpListener::bind("127.0.0.1:0").unwrap_err().kind(), PermissionDenied);
             assert_eq!(UdpSocket::bind("127.0.0.1:0").unwrap_err().kind(), PermissionDenied);
             fs::remove_file(path.join("its-own")).expect("it may");
         });
         fs::remove_dir(&path).unwrap();
+    }
+
+    #[test]
+    fn the_connector_connects_to_unix_sockets_and_does_nothing_else() {
+        let path = std::env::temp_dir().join(format!("hv-connector-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        locked_down(&Process::Connector, || {
+            no_files_and_no_processes();
+            UnixStream::connect(&path).expect("it may");
+            assert_eq!(UdpSocket::bind("127.0.0.1:0").unwrap_err().kind(), PermissionDenied);
+            assert_eq!(TcpStream::connect("127.0.0.1:1").unwrap_err().kind(), PermissionDenied);
+            assert_eq!(UnixListener::bind(path.with_extension("b")).unwrap_err().kind(), PermissionDenied);
+            assert_eq!(fs::remove_file(&path).unwrap_err().kind(), PermissionDenied);
+        });
+        drop(listener);
+        fs::remove_file(path).unwrap();
     }
 }

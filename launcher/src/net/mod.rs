@@ -1,8 +1,8 @@
-//! The networks of `hv run`: `--net user`, `--net tap=NAME`, `--net switch=NAME`, and `--publish`.
+//! The networks of `hv run`: `--net user`, `--net tap=NAME`, `--net switch=NAME`, and `--publish`; and its sockets, `--vsock`.
 //!
 //! The monitor itself only moves frames. What is at the other end, the user-mode network ([`user`]) or a switch ([`switch`]), is a
 //! process of its own, which is started here, while the monitor still may, and gives up even more than the monitor does ([`lockdown`]).
-//! Both are this program again, by a subcommand that is not shown.
+//! What connects its sockets is another ([`vsock`]). All are this program again, by a subcommand that is not shown.
 //!
 //! Start at [`open`].
 
@@ -11,9 +11,11 @@ mod process;
 mod switch;
 mod tap;
 mod user;
+mod vsock;
 
 pub(crate) use switch::{SwitchOptions, serve as serve_switch};
 pub(crate) use user::{UserNetOptions, serve as serve_user};
+pub(crate) use vsock::{ConnectorOptions, VsockOption, open as open_vsock, serve as serve_connector};
 
 use crate::control::Name;
 use crate::failure::Failure;

@@ -7,22 +7,25 @@ use super::{LONGEST_TO_USER, Stack, process};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
 use clap::Args;
-use hv_core::net::user::{Options, Protocol, Publish, UserNetwork, resolvers};
+use hv_core::net::user::{Options, Protocol, Publish, UserNetwork, guard, resolvers};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Signal, set_parent_process_death_signal};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The arguments of the process with the network that is built in.
+/// The arguments of the process with a user-mode network.
 #[derive(Args, Debug)]
 pub(crate) struct UserNetOptions {
     #[arg(long)]
     host_loopback: bool,
     #[arg(long)]
     publish: Vec<Publish>,
+    /// It is passt's; this process guards it.
+    #[arg(long)]
+    passt: Option<PathBuf>,
 }
 
 /// Starts it, and gives the VM's end of its link.
@@ -33,24 +36,22 @@ pub(crate) struct UserNetOptions {
 pub(super) fn start(stack: Stack, host_loopback: bool, published: &[Publish]) -> Result<UnixStream, Failure> {
     let (ours, its) =
         UnixStream::pair().map_err(|error| Failure::cannot("there is no socket for a network", error))?;
-    match (stack, find_passt()) {
-        (Stack::Builtin, _) | (Stack::Any, None) => start_builtin(its, host_loopback, published)?,
-        (Stack::Any | Stack::Passt, Some(passt)) => start_passt(passt, its, host_loopback, published)?,
-        (Stack::Passt, None) => {
-            let failure = Failure::new(Cause::CannotStart, "there is no `passt` in any directory of PATH");
-            return Err(
-                failure.advise("Install it (Debian's package is called passt), or say `--net user:builtin`.")
-            );
-        }
+    let passt = match stack {
+        Stack::Builtin => None,
+        Stack::Any => find_passt(),
+        Stack::Passt => Some(find_passt().ok_or_else(|| {
+            Failure::new(Cause::CannotStart, "there is no `passt` in any directory of PATH")
+                .advise("Install it (Debian's package is called passt), or say `--net user:builtin`.")
+        })?),
+    };
+    let mut command = process::again(["net-user"], its.into());
+    if let Some(passt) = passt {
+        command.arg("--passt").arg(passt);
     }
+    command.args(host_loopback.then_some("--host-loopback"));
+    command.args(published.iter().map(|publish| format!("--publish={publish}")));
+    process::start(command, "the user-mode network")?;
     Ok(ours)
-}
-
-fn start_builtin(socket: UnixStream, host_loopback: bool, published: &[Publish]) -> Result<(), Failure> {
-    let ports: Vec<_> = published.iter().map(|publish| format!("--publish={publish}")).collect();
-    let loopback = host_loopback.then_some("--host-loopback");
-    let arguments = ["net-user"].into_iter().chain(loopback).chain(ports.iter().map(String::as_str));
-    process::start(process::again(arguments, socket.into()), "the user-mode network")
 }
 
 fn find_passt() -> Option<PathBuf> {
@@ -58,22 +59,18 @@ fn find_passt() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|directory| directory.join("passt")).find(|file| file.is_file())
 }
 
-/// The same network as the one built in, as far as passt can be told so. It ends when the VM's end of the socket is closed.
-fn start_passt(
-    passt: PathBuf,
-    socket: UnixStream,
-    host_loopback: bool,
-    published: &[Publish],
-) -> Result<(), Failure> {
-    let cannot = |error| Failure::cannot(format!("`{}` could not be started", passt.display()), error);
-    // This is the only thread, so nothing else is started meanwhile that would inherit it.
-    fcntl_setfd(&socket, FdFlags::empty()).map_err(|error| cannot(error.into()))?;
-    let mut command = Command::new(&passt);
-    command.args(passt_arguments(host_loopback, published)).arg("--fd").arg(socket.as_raw_fd().to_string());
-    command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0);
-    command.spawn().map(drop).map_err(cannot)
+/// Starts passt, and gives this end of its link. It ends when that is closed.
+fn start_passt(passt: &Path, options: &UserNetOptions) -> io::Result<UnixStream> {
+    let (ours, its) = UnixStream::pair()?;
+    fcntl_setfd(&its, FdFlags::empty())?; // there is no other thread that could start something meanwhile
+    let mut command = Command::new(passt);
+    command.args(passt_arguments(options.host_loopback, &options.publish));
+    command.arg("--fd").arg(its.as_raw_fd().to_string());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    Ok(ours)
 }
 
+/// The same network as the one built in, as far as passt can be told so.
 fn passt_arguments(host_loopback: bool, published: &[Publish]) -> Vec<String> {
     let fixed = "--foreground --quiet --ipv4-only --address 10.0.2.15 --netmask 24 --gateway 10.0.2.2 \
                  --dns 10.0.2.3 --dns-forward 10.0.2.3";
@@ -90,24 +87,45 @@ fn passt_arguments(host_loopback: bool, published: &[Publish]) -> Vec<String> {
     arguments
 }
 
-/// Is the process with the network that is built in, until the VM has gone.
+/// What there is to serve.
+enum Network {
+    Builtin(Box<UserNetwork>),
+    /// passt, which is told what to do, and guarded, for it allows more than it should.
+    Passt(UnixStream),
+}
+
+/// Is the process with a user-mode network, until the VM has gone.
+///
+/// # Errors
+///
+/// The network ended before.
 pub(crate) fn serve(options: &UserNetOptions) -> Result<u8, Failure> {
     let prepared = process::prepare(|| {
         // Should the monitor be killed, its end of the socket is closed, too; this is for when something else has that end.
         set_parent_process_death_signal(Some(Signal::KILL))?;
-        let resolvers =
-            std::fs::read_to_string("/etc/resolv.conf").map_or(Vec::new(), |text| resolvers(&text));
-        let UserNetOptions { host_loopback, publish } = options;
-        let options = Options { host_loopback: *host_loopback, published: publish.clone(), resolvers };
-        let network = UserNetwork::new(&options)?;
+        let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+        let rules = Options {
+            host_loopback: options.host_loopback,
+            published: options.publish.clone(),
+            resolvers: resolvers(&text),
+        };
         let socket = UnixStream::from(process::socket()?);
-        lockdown::apply(&Process::UserNetwork)?;
-        Ok((network, socket))
+        let network = match &options.passt {
+            Some(passt) => Network::Passt(start_passt(passt, options)?),
+            None => Network::Builtin(Box::new(UserNetwork::new(&rules)?)),
+        };
+        lockdown::apply(match &network {
+            Network::Builtin(_) => &Process::UserNetwork,
+            Network::Passt(_) => &Process::Guard,
+        })?;
+        Ok((network, socket, rules))
     });
-    let Some((network, socket)) = prepared else { return Ok(Cause::CannotStart.code()) };
-    network
-        .serve(&socket)
-        .map_err(|error| Failure::cannot("the user-mode network ended before its VM", error))?;
+    let Some((network, socket, rules)) = prepared else { return Ok(Cause::CannotStart.code()) };
+    let served = match network {
+        Network::Builtin(network) => network.serve(&socket),
+        Network::Passt(passt) => guard(&socket, &passt, &rules),
+    };
+    served.map_err(|error| Failure::cannot("the user-mode network ended before its VM", error))?;
     Ok(0)
 }
 

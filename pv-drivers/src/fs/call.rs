@@ -55,7 +55,7 @@ impl Exchange {
 
     /// The reply, of which the device has written so many bytes.
     fn reply(self, written: u32) -> Result<Reply> {
-        Reply::new(self.header.unique, self.reply, written, self.room, self.data.len())
+        Reply::new(self.header.unique, self.reply, written, self.room, self.data)
     }
 }
 

@@ -296,16 +296,16 @@ impl Handle {
         Call::new(&self.folder, opcode::READ, 0, arguments, Vec::new(), buffer, |_, reply| Ok(reply.bytes()))
     }
 
-    /// Writes from `offset` on, as much as one call does; gives how many bytes that was.
-    pub fn write(&self, offset: u64, mut bytes: Vec<u8>) -> Call<usize> {
+    /// Writes from `offset` on, as much as one call does; gives how many bytes that was, and the bytes back.
+    pub fn write(&self, offset: u64, mut bytes: Vec<u8>) -> Call<(usize, Vec<u8>)> {
         bytes.truncate(self.folder.0.most);
         let size = bytes.len() as u32;
         let request = WriteIn { fh: self.fh, offset, size, ..WriteIn::default() };
         let (arguments, room) = (request.as_bytes().to_vec(), vec![0; size_of::<WriteOut>()]);
         Call::new(&self.folder, opcode::WRITE, 0, arguments, bytes, room, |_, reply| {
-            let sent = reply.sent();
             let WriteOut { size, .. } = reply.structure()?;
-            if size as usize <= sent { Ok(size as usize) } else { Err(crate::Error::Broken.into()) }
+            let (size, sent) = (size as usize, reply.sent());
+            if size <= sent.len() { Ok((size, sent)) } else { Err(crate::Error::Broken.into()) }
         })
     }
 

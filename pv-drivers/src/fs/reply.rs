@@ -11,8 +11,8 @@ const ERRNO_MAX: i32 = 4095;
 /// A reply that says no error, without its header.
 pub(super) struct Reply {
     bytes: Vec<u8>,
-    /// Bytes of data that the request had.
-    sent: usize,
+    /// Data that the request had.
+    sent: Vec<u8>,
 }
 
 /// The reply does not answer what was asked.
@@ -25,7 +25,7 @@ impl Reply {
         header: OutHeader,
         written: u32,
         mut room: Vec<u8>,
-        sent: usize,
+        sent: Vec<u8>,
     ) -> Result<Self> {
         let body = (written as usize).checked_sub(size_of::<OutHeader>()).ok_or(BROKEN)?;
         if header.len != written || header.unique != unique || body > room.len() {
@@ -41,8 +41,8 @@ impl Reply {
         }
     }
 
-    /// Bytes of data that were sent.
-    pub(super) fn sent(&self) -> usize {
+    /// The data that was sent.
+    pub(super) fn sent(self) -> Vec<u8> {
         self.sent
     }
 
@@ -168,7 +168,7 @@ mod tests {
     use zerocopy::IntoBytes;
 
     fn reply(header: OutHeader, written: u32, room: &[u8]) -> Result<Reply> {
-        Reply::new(7, header, written, room.to_vec(), 0)
+        Reply::new(7, header, written, room.to_vec(), Vec::new())
     }
 
     #[test]
@@ -207,7 +207,7 @@ mod tests {
     }
 
     fn entries(bytes: Vec<u8>) -> Result<Vec<DirectoryEntry>> {
-        Reply { bytes, sent: 0 }.entries()
+        Reply { bytes, sent: Vec::new() }.entries()
     }
 
     #[test]

@@ -340,7 +340,7 @@ impl State {
 
     /// The guest does not want to do this any more: bits of [`closed`].
     pub(super) fn close(&mut self, ports: Ports, what: u32) {
-        let connection = self.connection(ports);
+        let Some(connection) = self.connections.get_mut(&ports) else { return };
         let before = connection.closed;
         connection.closed |= what;
         if connection.closed & closed::RECEIVES != 0 {
@@ -358,7 +358,17 @@ impl State {
         self.forget_if_closed(ports);
     }
 
-    /// Nobody has the stream any more, and the host has answered.
+    /// Whether nothing comes of it any more; `None`: it is not over.
+    pub(super) fn try_over(&mut self, ports: Ports, waker: Option<&Waker>) -> Option<Result<(), Error>> {
+        let broken = self.is_broken();
+        match self.connections.get_mut(&ports) {
+            None => Some(Ok(())),
+            Some(_) if broken => Some(Err(Error::Broken)),
+            Some(connection) => connection.wakers.add(waker),
+        }
+    }
+
+    /// Nobody wants the stream any more, and the host has answered.
     fn forget_if_closed(&mut self, ports: Ports) {
         let gone = |connection: &Connection| connection.over && connection.closed == closed::BOTH;
         if self.connections.get(&ports).is_some_and(gone) {
@@ -391,5 +401,68 @@ impl State {
     pub(super) fn unlisten(&mut self, port: u32) {
         let listener = self.listeners.remove(&port).unwrap_or_default();
         listener.backlog.into_iter().for_each(|ports| self.close(ports, closed::BOTH));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(operation: u16, flags: u32) -> Header {
+        Header { operation, flags, buffer: 100, ..Header::default() }
+    }
+
+    fn open() -> Connection {
+        let mut connection = Connection::default();
+        assert_eq!(connection.receive(&packet(operation::RESPONSE, 0), &[]), None);
+        assert!(connection.open);
+        connection
+    }
+
+    #[test]
+    fn a_host_that_sends_more_than_there_is_room_for_loses_the_connection() {
+        let mut connection = open();
+        let data = packet(operation::DATA, 0);
+        assert_eq!(connection.receive(&data, &[1; BUFFER - 1]), None);
+        assert_eq!(connection.receive(&data, &[1; 2]), Some(operation::RESET));
+        assert!(connection.over);
+        assert_eq!(connection.received.len(), BUFFER - 1);
+    }
+
+    #[test]
+    fn what_comes_at_the_wrong_time_ends_the_connection() {
+        for (mut connection, operation) in [
+            (Connection::default(), operation::DATA),
+            (Connection::default(), operation::SHUTDOWN),
+            (Connection::default(), operation::REQUEST),
+            (open(), operation::REQUEST),
+            (open(), operation::RESPONSE),
+            (open(), 0),
+            (open(), u16::MAX),
+        ] {
+            assert_eq!(connection.receive(&packet(operation, 0), &[]), Some(operation::RESET), "{operation}");
+            assert!(connection.over);
+        }
+    }
+
+    #[test]
+    fn a_connection_is_over_when_the_host_has_closed_both_directions_and_not_before() {
+        let mut connection = open();
+        assert_eq!(connection.receive(&packet(operation::SHUTDOWN, closed::SENDS), &[]), None);
+        assert!(!connection.over);
+        let both = connection.receive(&packet(operation::SHUTDOWN, closed::RECEIVES), &[]);
+        assert_eq!((both, connection.over), (Some(operation::RESET), true));
+    }
+
+    #[test]
+    fn a_host_that_has_passed_on_more_than_it_was_sent_has_no_room() {
+        let mut connection = open();
+        assert_eq!(connection.credit(), 100);
+        connection.sent = 60;
+        assert_eq!(connection.credit(), 40);
+        connection.host_forwarded = 61;
+        assert_eq!(connection.credit(), 0);
+        (connection.sent, connection.host_forwarded) = (5, u32::MAX - 4); // the counters wrap
+        assert_eq!(connection.credit(), 90);
     }
 }

@@ -7,7 +7,7 @@ use crate::registered::Registered;
 use alloc::sync::Arc;
 use guest_sdk::task::Source;
 
-/// A connection. Dropping it closes it: what was written before still arrives.
+/// A connection. Dropping it closes it: what was written before still arrives, unless the VM ends first.
 pub struct VsockStream {
     sockets: Arc<Registered<Sockets>>,
     ports: Ports,
@@ -73,6 +73,26 @@ impl VsockStream {
             bytes = &bytes[self.write(bytes).await?..];
         }
         Ok(())
+    }
+
+    /// Closes it, and waits until a program of the host's can have all that was written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Broken`].
+    pub async fn close(self) -> Result<(), Error> {
+        self.sockets.state().close(self.ports, closed::BOTH);
+        self.sockets.ready(|sockets, waker| sockets.state().try_over(self.ports, waker)).await
+    }
+
+    /// As [`close`](Self::close); the vCPU sleeps meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// As [`close`](Self::close).
+    pub fn close_blocking(self) -> Result<(), Error> {
+        self.sockets.state().close(self.ports, closed::BOTH);
+        self.sockets.wait(|sockets| sockets.state().try_over(self.ports, None))
     }
 
     /// Says that nothing more will be written. The other end may go on.

@@ -424,6 +424,9 @@ fn declared(keyword: &str, is_wanted: impl Fn(&str) -> bool) -> BTreeSet<String>
     for file in fs::read_dir(&source).expect("hv-abi/src is readable") {
         let path = file.expect("hv-abi/src is readable").path();
         let stem = path.file_stem().and_then(|stem| stem.to_str()).expect("file names are UTF-8");
+        if stem == "fuse" {
+            continue; // Linux's protocol, which the document does not repeat
+        }
         let text = fs::read_to_string(&path).expect("a source file is readable");
         let mut inner = None;
         for line in text.lines() {

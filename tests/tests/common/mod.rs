@@ -25,7 +25,8 @@ impl Console {
         let start = Instant::now();
         let mut bytes = self.0.0.lock().unwrap();
         while !String::from_utf8_lossy(&bytes).contains(text) {
-            assert!(start.elapsed() < PATIENCE, "the guest did not write {text:?}");
+            let written = String::from_utf8_lossy(&bytes);
+            assert!(start.elapsed() < PATIENCE, "the guest did not write {text:?}, but:\n{written}");
             bytes = self.0.1.wait_timeout(bytes, Duration::from_secs(1)).unwrap().0;
         }
     }

@@ -10,7 +10,8 @@
 //! * Leave: `..` and `/` are no names, links are shown and never followed, and mount points inside are not entered, among
 //!   which could be `/proc` and with it this process's memory.
 //! * Block or trigger something: FIFOs, sockets and devices are shown and never opened.
-//! * Set traps: it makes neither symbolic links, which host programs would follow, nor files that run as their owner.
+//! * Set traps: it makes neither symbolic links, which host programs would follow, nor files that run as their owner, and
+//!   writes to none.
 //!
 //! Start at [`SharedFolder::open`] and [`SharedFolder::lookup`].
 
@@ -25,6 +26,9 @@ type Result<T, E = Errno> = std::result::Result<T, E>;
 
 /// Permissions that a guest may give a file. Not among them: to run as its owner or group.
 const PERMISSIONS: u32 = 0o777;
+
+/// The bits of a mode by which a program runs as its file's owner or group.
+const RUNS_AS_OWNER: u32 = 0o6000;
 
 /// `f_type` of `/proc`.
 const PROC_SUPER_MAGIC: i64 = 0x9fa0;
@@ -118,9 +122,12 @@ impl SharedFolder {
         Ok((file, stat))
     }
 
-    /// Opens what a descriptor names, if it is a file with bytes.
+    /// Opens what a descriptor names, if it is a file with bytes; to write, if it does not run as its owner.
     pub(super) fn open_file(&self, file: BorrowedFd<'_>, flags: OFlags) -> Result<OwnedFd> {
-        match kind(&rustix::fs::fstat(file)?) {
+        let stat = rustix::fs::fstat(file)?;
+        let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
+        match kind(&stat) {
+            FileType::RegularFile if writes && stat.st_mode & RUNS_AS_OWNER != 0 => Err(Errno::PERM),
             FileType::RegularFile => self.reopen(file, flags),
             FileType::Directory => Err(Errno::ISDIR),
             FileType::Symlink => Err(Errno::LOOP),
@@ -153,7 +160,7 @@ impl SharedFolder {
 
     /// Sets the permissions of what a descriptor names.
     pub(super) fn set_mode(&self, file: BorrowedFd<'_>, mode: u32) -> Result<()> {
-        if kind(&rustix::fs::fstat(file)?) == FileType::Symlink {
+        if !matches!(kind(&rustix::fs::fstat(file)?), FileType::RegularFile | FileType::Directory) {
             return Err(Errno::OPNOTSUPP);
         }
         rustix::fs::chmodat(&self.descriptors, number(file), permissions(mode), AtFlags::empty())

@@ -326,3 +326,84 @@ impl Greeting {
         self.stream
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PORTS: Ports = Ports { host: 5, guest: 6 };
+
+    fn connection(room: u32) -> (Connection, UnixStream) {
+        let (stream, program) = UnixStream::pair().unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let request = Header { buffer: room, ..Header::default() };
+        (Connection::accepted(stream, &request), program)
+    }
+
+    /// The next packet: its operation, length and flags.
+    fn next(connection: &mut Connection) -> Option<(u16, u32, u32)> {
+        let header = connection.send(PORTS, 3, &mut [0; 100]).unwrap()?;
+        Some((header.operation, header.length, header.flags))
+    }
+
+    #[test]
+    fn a_guest_is_sent_no_more_than_it_has_room_for_and_is_asked_once() {
+        let (mut connection, mut program) = connection(10);
+        program.write_all(&[7; 25]).unwrap();
+        connection.note_readable();
+        assert_eq!(next(&mut connection), Some((operation::RESPONSE, 0, 0)));
+        assert_eq!(next(&mut connection), Some((operation::DATA, 10, 0)));
+        assert_eq!(next(&mut connection), Some((operation::CREDIT_REQUEST, 0, 0)));
+        assert!(!connection.has_packet());
+        assert_eq!(next(&mut connection), None);
+        // It says that it has passed on more than it was sent.
+        connection.learn(&Header { buffer: 10, forwarded: 11, ..Header::default() });
+        assert_eq!(next(&mut connection), None);
+        connection.learn(&Header { buffer: 10, forwarded: 4, ..Header::default() });
+        assert_eq!(next(&mut connection), Some((operation::DATA, 4, 0)));
+        connection.learn(&Header { buffer: u32::MAX, forwarded: 14, ..Header::default() });
+        assert_eq!(next(&mut connection), Some((operation::DATA, 11, 0)));
+    }
+
+    #[test]
+    fn the_end_of_a_stream_is_told_behind_its_bytes() {
+        let (mut connection, mut program) = connection(100);
+        program.write_all(b"last").unwrap();
+        program.shutdown(Shutdown::Write).unwrap();
+        connection.note_readable();
+        assert_eq!(next(&mut connection), Some((operation::RESPONSE, 0, 0)));
+        assert_eq!(next(&mut connection), Some((operation::DATA, 4, 0)));
+        connection.note_readable();
+        assert_eq!(next(&mut connection), None, "it is found to have ended");
+        assert_eq!(next(&mut connection), Some((operation::SHUTDOWN, 0, closed::SENDS)));
+        connection.note_readable();
+        assert!(!connection.has_packet() && !connection.is_over());
+    }
+
+    #[test]
+    fn a_program_says_a_port_in_one_line_and_no_byte_behind_it_is_read() {
+        for (line, port) in [("CONNECT 0\n", Some(0)), ("CONNECT 4294967295\n", Some(u32::MAX))] {
+            let (stream, mut program) = UnixStream::pair().unwrap();
+            let mut greeting = Greeting::new(stream).unwrap();
+            let (first, second) = line.split_at(5);
+            program.write_all(first.as_bytes()).unwrap();
+            assert_eq!(greeting.read(), Ok(None));
+            program.write_all(format!("{second}rest").as_bytes()).unwrap();
+            assert_eq!(greeting.read(), Ok(port));
+            let mut rest = [0; 10];
+            assert_eq!(greeting.into_stream().read(&mut rest).unwrap(), 4);
+        }
+        for line in [
+            "CONNECT 4294967296\n",
+            "CONNECT\n",
+            "connect 1\n",
+            "CONNECT -1\n",
+            "\n",
+            "CONNECT 00000000000000",
+        ] {
+            let (stream, mut program) = UnixStream::pair().unwrap();
+            program.write_all(line.as_bytes()).unwrap();
+            assert_eq!(Greeting::new(stream).unwrap().read(), Err(Reset), "{line:?}");
+        }
+    }
+}

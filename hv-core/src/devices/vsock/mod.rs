@@ -13,6 +13,7 @@ mod packet;
 
 use super::chain::Chain;
 use super::line::Line;
+use super::listen::{ListenError, listen};
 use super::ring::Ring;
 use super::{Broken, Device, Interest};
 use connection::{Connection, Greeting, Reset};
@@ -26,7 +27,7 @@ use std::io;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use zerocopy::IntoBytes;
 
 /// Connections at once, with those that are yet to be.
@@ -64,10 +65,8 @@ pub struct Vsock {
 pub enum VsockError {
     #[error("{cid} cannot be a guest's context identifier; 3 to 4294967294 can, and usual is 3")]
     Cid { cid: u32 },
-    #[error("`{path}` cannot be listened on")]
-    Listen { path: PathBuf, source: io::Error },
-    #[error("`{path}` is the socket of a program that listens on it")]
-    InUse { path: PathBuf },
+    #[error(transparent)]
+    Listen(#[from] ListenError),
 }
 
 impl Vsock {
@@ -88,24 +87,6 @@ impl Vsock {
         let listener = listen(path)?;
         Ok(Self { cid, listener, connect: Box::new(connect) })
     }
-}
-
-/// Listens on a Unix socket. One that nobody listens on any more is replaced.
-fn listen(path: &Path) -> Result<UnixListener, VsockError> {
-    let cannot = |source| VsockError::Listen { path: path.to_owned(), source };
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            match UnixStream::connect(path) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                Err(error) => return Err(cannot(error)),
-                Ok(_) => return Err(VsockError::InUse { path: path.to_owned() }),
-            }
-            std::fs::remove_file(path).and_then(|()| UnixListener::bind(path)).map_err(cannot)?
-        }
-        bound => bound.map_err(cannot)?,
-    };
-    listener.set_nonblocking(true).map_err(cannot)?;
-    Ok(listener)
 }
 
 /// Connects to the Unix socket for `port` beside `path`, which is `PATH_PORT`. It does not wait for a program that is slow to accept.
@@ -134,6 +115,8 @@ pub(super) struct Sockets {
     next_port: u32,
     /// What a stream is read into.
     data: Box<[u8; PACKET]>,
+    /// The driver has set up the queues of packets. Without them nobody takes what the host has.
+    has_queues: bool,
 }
 
 impl Device for Sockets {
@@ -160,6 +143,9 @@ impl Device for Sockets {
     }
 
     fn sources(&self) -> Vec<(BorrowedFd<'_>, Interest)> {
+        if !self.has_queues {
+            return Vec::new();
+        }
         let listener = self.has_room().then_some((self.vsock.listener.as_fd(), Interest::Read));
         let greetings = self.greetings.iter().map(|greeting| (greeting.stream().as_fd(), Interest::Read));
         let streams = self.connections.values().filter_map(Connection::source);
@@ -177,6 +163,7 @@ impl Device for Sockets {
     }
 
     fn process(&mut self, rings: &mut [Option<Ring>], _: &Line, look: bool) -> Result<bool, Broken> {
+        self.has_queues = matches!(rings, [Some(_), Some(_), ..]);
         let [Some(rx), Some(tx), ..] = rings else { return Ok(false) };
         let mut worked = self.take_packets(tx)?;
         if look {
@@ -204,6 +191,7 @@ impl Sockets {
             last: Ports { host: 0, guest: 0 },
             next_port: FIRST_PORT,
             data: Box::new([0; PACKET]),
+            has_queues: false,
         }
     }
 

@@ -99,7 +99,7 @@ fn runs_of_frames_for_several_receivers_arrive_in_order_and_whole() {
     }
     assert_eq!((b.receive(), c.receive()), (b"here".to_vec(), b"here".to_vec()));
     let payload = |n: u32| [&n.to_be_bytes()[..], &vec![n as u8; (n as usize * 997) % 65_000]].concat();
-    let to = |n: u32| if n / 3 % 2 == 0 { 2 } else { 3 };
+    let to = |n: u32| if (n / 3).is_multiple_of(2) { 2 } else { 3 };
     let sender = std::thread::spawn(move || {
         for n in 0..2000 {
             a.send(address(to(n)), address(1), &payload(n));

@@ -15,6 +15,7 @@
 
 mod dhcp;
 mod dns;
+mod guard;
 mod link;
 mod packet;
 mod policy;
@@ -59,6 +60,7 @@ pub struct Options {
 }
 
 pub use dns::resolvers;
+pub use guard::guard;
 
 /// A port of the host's that cannot be had.
 #[derive(Debug, thiserror::Error)]

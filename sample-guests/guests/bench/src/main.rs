@@ -7,6 +7,7 @@
 extern crate alloc;
 
 mod disk;
+mod folder;
 mod memory;
 mod mmu;
 mod wake;
@@ -42,6 +43,7 @@ fn main() -> u8 {
             hypercall::block(NEVER);
         }),
         "disk" => disk::measure(samples, arguments),
+        "folder" => folder::measure(samples, arguments),
         _ if memory::measure(what, samples) || wake::measure(what, samples) => {}
         _ if mmu::measure(what, samples, arguments) => {}
         _ => {
@@ -52,6 +54,7 @@ fn main() -> u8 {
                 "       bench zero-known|zero-cleared-again|zero-used|report|claim|touch-claimed [SAMPLES]"
             );
             println!("       bench disk SAMPLES read|write SIZE DEPTH COUNT random|sequential");
+            println!("       bench folder SAMPLES read|write SIZE COUNT random|sequential");
             println!("       bench update SAMPLES BATCH [eager] [used]");
             return 2;
         }

@@ -5,10 +5,14 @@
 
 extern crate alloc;
 
+mod balloon;
+mod console;
 mod disk;
+mod hostile;
 mod net;
 mod rate;
 mod share;
+mod vsock;
 
 use alloc::vec;
 use core::str::FromStr;
@@ -30,6 +34,19 @@ fn main() -> Result<(), Error> {
             "disk" => disk::check()?,
             "disk-load" => disk::load(number(&mut arguments))?,
             "disk-read-only" => disk::read_only()?,
+            "vsock" => vsock::check()?,
+            "vsock-serve" => vsock::serve()?,
+            "vsock-load" => vsock::load(number(&mut arguments))?,
+            "vsock-slow" => vsock::slow()?,
+            "vsock-hostile" => hostile::vsock(number(&mut arguments))?,
+            "console" => console::check()?,
+            "console-load" => console::load()?,
+            "console-slow" => console::slow()?,
+            "console-hostile" => hostile::console(number(&mut arguments))?,
+            "terminal" => console::terminal()?,
+            "balloon" => balloon::check()?,
+            "balloon-report" => balloon::report()?,
+            "balloon-hostile" => hostile::balloon(number(&mut arguments))?,
             "net-echo" => net::echo()?,
             "net-send" => net::send(number(&mut arguments))?,
             "net-expect" => net::expect(number(&mut arguments))?,

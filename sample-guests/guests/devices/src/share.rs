@@ -60,7 +60,7 @@ async fn work(folder: &SharedFolder, task: u64, mut random: Rng) -> Result<(), E
                 content[at..at + bytes.len()].copy_from_slice(&bytes);
                 let mut done = 0;
                 while done < bytes.len() {
-                    done += file.write((at + done) as u64, bytes[done..].to_vec()).await?;
+                    done += file.write((at + done) as u64, bytes[done..].to_vec()).await?.0;
                 }
             }
         }

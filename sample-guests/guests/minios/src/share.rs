@@ -66,7 +66,7 @@ impl FileSystem for Share {
             return Err(Error::NotDirectory);
         }
         let entries = ask(Ok(ask(Ok(node.open_directory()))?.list(from)))?;
-        let next = entries.iter().take(PAGE_ENTRIES).last().map(|last| last.next);
+        let next = entries.iter().take(PAGE_ENTRIES).next_back().map(|last| last.next);
         let mut files = Vec::new();
         for entry in entries.iter().take(PAGE_ENTRIES) {
             let name = String::from_utf8_lossy(&entry.name);
@@ -124,7 +124,7 @@ impl OpenFile for SharedFile {
 
     fn write(&self, to: u64, bytes: &[u8]) -> Result<usize> {
         let _waits = self.share.lock();
-        ask(Ok(self.handle.write(to, bytes.to_vec())))
+        ask(Ok(self.handle.write(to, bytes.to_vec()))).map(|(written, _)| written)
     }
 }
 
@@ -151,19 +151,16 @@ fn parent<'a>(folder: &SharedFolder, path: &'a str) -> Result<(Node, &'a str)> {
 
 /// What a path leads to, links followed.
 fn walk(folder: &SharedFolder, path: &str) -> Result<(Node, Attributes)> {
-    let root = folder.root();
-    let found = ask(Ok(root.attributes()))?;
-    let mut way = vec![(root, found)];
+    let mut way: Vec<(Node, Attributes)> = Vec::new();
     let mut rest: VecDeque<String> = names(path).collect();
     let mut links = 0;
     while let Some(name) = rest.pop_front() {
         if name == ".." {
-            // Only a link says that. Above the folder's root there is nothing.
-            way.truncate((way.len() - 1).max(1));
+            way.pop(); // only a link says that, and above the folder's root there is nothing
             continue;
         }
-        let (directory, _) = way.last().ok_or(Error::NotFound)?;
-        let (node, found) = lookup(directory, &name)?;
+        let root = folder.root();
+        let (node, found) = lookup(way.last().map_or(&root, |(directory, _)| directory), &name)?;
         if found.kind != Kind::Link {
             way.push((node, found));
             continue;
@@ -176,7 +173,12 @@ fn walk(folder: &SharedFolder, path: &str) -> Result<(Node, Attributes)> {
         }
         names(target).rev().for_each(|name| rest.push_front(name));
     }
-    way.pop().ok_or(Error::NotFound)
+    if let Some(found) = way.pop() {
+        return Ok(found);
+    }
+    let root = folder.root();
+    let found = ask(Ok(root.attributes()))?;
+    Ok((root, found))
 }
 
 fn names(path: &str) -> impl DoubleEndedIterator<Item = String> {

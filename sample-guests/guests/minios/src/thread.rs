@@ -70,7 +70,9 @@ pub struct Turn {
 }
 
 /// What is done for a thread without the kernel's lock, by the vCPU that has its turn. Gives its call's result.
-pub struct Work(Box<dyn FnOnce(&Lock<Kernel>, &Turn) -> Result<u64, Error> + Send>);
+pub struct Work(Box<Unlocked>);
+
+type Unlocked = dyn FnOnce(&Lock<Kernel>, &Turn) -> Result<u64, Error> + Send;
 
 impl Work {
     /// That.

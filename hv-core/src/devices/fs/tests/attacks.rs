@@ -83,6 +83,8 @@ fn what_is_no_file_is_shown_and_not_opened() {
         assert_eq!(guest.opendir(node), Err(Errno::NOTDIR));
         let set = SetattrIn { valid: setattr::SIZE, ..SetattrIn::default() };
         assert_eq!(guest.set(node, set), Err(Errno::ACCESS));
+        let set = SetattrIn { valid: setattr::MODE, mode: 0o777, ..SetattrIn::default() };
+        assert_eq!(guest.set(node, set), Err(Errno::OPNOTSUPP));
     }
 }
 
@@ -99,6 +101,15 @@ fn no_file_runs_as_its_owner() {
         assert_eq!(guest.attributes(node).unwrap().mode & 0o7000, 0, "{name}");
         assert_eq!(guest.set(node, set).unwrap().mode & 0o7777, 0o777, "{name}");
     }
+    fs::set_permissions(guest.host("file"), fs::Permissions::from_mode(0o4755)).unwrap();
+    let node = guest.lookup(ROOT, "file").unwrap().nodeid;
+    for flags in [open::WRITE_ONLY, open::READ_WRITE, open::READ_ONLY | open::TRUNCATE] {
+        assert_eq!(guest.open(node, flags), Err(Errno::PERM));
+        assert_eq!(guest.create(ROOT, "file", flags).unwrap_err(), Errno::PERM);
+    }
+    let set = SetattrIn { valid: setattr::SIZE, ..SetattrIn::default() };
+    assert_eq!(guest.set(node, set), Err(Errno::PERM));
+    guest.open(node, open::READ_ONLY).unwrap();
 }
 
 #[test]

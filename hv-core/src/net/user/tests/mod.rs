@@ -3,6 +3,7 @@
 //! Start at [`Guest`].
 
 mod datagrams;
+mod guarded;
 mod hostile;
 mod tcp;
 
@@ -49,6 +50,11 @@ impl Guest {
         let network = UserNetwork::new(options).unwrap();
         let published = network.tcp.published().chain(network.udp.published()).collect();
         let network = std::thread::spawn(move || network.serve(&far));
+        Self::on(near, network, published)
+    }
+
+    /// One at this end of a network's link.
+    fn on(near: UnixStream, network: JoinHandle<Result<(), FrameError>>, published: Vec<SocketAddr>) -> Self {
         let mut link = Link { socket: near, reader: FrameReader::new(0), writer: FrameWriter::new(0) };
         let mut interface = Interface::new(Config::new(ADDRESS.into()), &mut link, SmolInstant::ZERO);
         interface.update_ip_addrs(|addresses| {
