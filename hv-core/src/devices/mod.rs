@@ -17,6 +17,8 @@ mod listen;
 mod net;
 mod registers;
 pub(crate) mod ring;
+#[cfg(test)]
+mod ring_model;
 mod vsock;
 mod worker;
 

@@ -101,6 +101,12 @@ impl Ring {
         self.at_once = 1;
     }
 
+    /// Whether the driver has made a chain available that was not popped.
+    pub(crate) fn has_available(&self) -> bool {
+        let index = self.queue.avail_idx(&*self.memory, Ordering::Acquire);
+        !self.taken.is_empty() || index.is_ok_and(|index| index.0 != self.queue.next_avail())
+    }
+
     /// The next chain that the driver has made available.
     ///
     /// # Errors

@@ -190,6 +190,11 @@ guest_sdk::tests! {
             ring.device.channel().wait();
             assert_eq!(ring.used_index(), ring.offered);
         }
+        const NO_INTERRUPT: u16 = 1;
+        number::<AtomicU16>(ring.available).store(NO_INTERRUPT, SeqCst);
+        ring.serve(&[Descriptor::writable(pages(1), 8)]);
+        ring.device.reset(); // behind all interrupts there are
+        assert!(!ring.device.channel().take(), "it was not asked for");
     }
 
     "DEVICE-010" fn with_event_idx_the_channel_fires_when_its_index_is_passed() {

@@ -5,6 +5,8 @@
 
 extern crate alloc;
 
+mod network;
+
 use alloc::string::{String, ToString};
 use alloc::vec;
 use guest_sdk::events::Channel;
@@ -15,6 +17,7 @@ use kv::database::Database;
 use kv::disk::Disk;
 use pv_drivers::Error;
 use pv_drivers::block::Block;
+use pv_drivers::net::Net;
 
 guest_sdk::entry!(main, memory = 32 << 20);
 
@@ -40,10 +43,10 @@ fn run() -> Result<(), String> {
         return Err("the disk is read-only".to_string());
     }
     let memory = (frames::available() * PAGE_SIZE) as usize;
-    let seed = boot::info().seed;
-    let seed = u64::from_le_bytes(core::array::from_fn(|at| seed[at]));
+    let seed = boot::info().seed.first_chunk().copied().unwrap_or_default();
+    let mut random = fastrand::Rng::with_seed(u64::from_ne_bytes(seed));
     let mut database =
-        Database::open(BlockDisk(disk), seed, memory / 2).map_err(|error| error.to_string())?;
+        Database::open(BlockDisk(disk), random.u64(..), memory / 2).map_err(|error| error.to_string())?;
     let figures = database.figures();
     println!(
         "kv: {} keys, {} KiB of {} KiB in the log",
@@ -51,7 +54,16 @@ fn run() -> Result<(), String> {
         figures.log.used >> 10,
         figures.log.room >> 10
     );
-    serve_console(&mut database).map_err(|error| error.to_string())
+    match Net::find() {
+        Ok(net) => network::serve(net, &mut database, memory / 4, random.u64(..)),
+        Err(Error::NoDevice) => serve_console(&mut database),
+        Err(error) => Err(error),
+    }
+    .map_err(|error| error.to_string())
+}
+
+fn epoch_ms() -> u64 {
+    time::since_epoch().as_millis() as u64
 }
 
 /// The disk as the log wants it.
@@ -85,7 +97,7 @@ fn serve_console(database: &mut Database<BlockDisk>) -> Result<(), Error> {
     loop {
         let came = console::read(&mut buffer);
         client.receive(&buffer[..came.unwrap_or(0)]);
-        let shutdown = client.run(database, time::since_epoch().as_millis() as u64)?;
+        let shutdown = client.run(database, epoch_ms())?;
         database.commit()?;
         console::write(client.reply.bytes());
         client.reply.sent(client.reply.bytes().len());

@@ -12,13 +12,14 @@ use alloc::vec;
 use alloc::vec::Vec;
 use smoltcp::iface::{Interface, PollIngressSingleResult, SocketHandle, SocketSet};
 use smoltcp::phy::Device;
-use smoltcp::socket::tcp;
+use smoltcp::socket::{dhcpv4, tcp};
 use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::IpCidr;
 
 /// The port of a Redis server.
 pub const PORT: u16 = 6379;
 /// Clients at a time. Others are refused by TCP.
-pub const MOST_CLIENTS: usize = 64;
+pub const MOST_CLIENTS: usize = 128;
 /// Bytes on their way to or from a client.
 const BUFFER: usize = 64 << 10;
 /// Frames that a turn takes; more wait for the next one, so that no flood of them keeps replies back.
@@ -49,6 +50,7 @@ pub enum Next {
 pub struct Server {
     sockets: SocketSet<'static>,
     clients: Vec<(SocketHandle, Connection)>,
+    dhcp: Option<SocketHandle>,
     /// Bytes that clients' commands and replies may take together.
     memory: usize,
 }
@@ -58,7 +60,18 @@ impl Server {
     pub fn new(memory: usize) -> Self {
         let mut sockets = SocketSet::new(Vec::with_capacity(MOST_CLIENTS));
         let clients = (0..MOST_CLIENTS).map(|_| (sockets.add(socket()), Connection::default())).collect();
-        Self { sockets, clients, memory }
+        Self { sockets, clients, dhcp: None, memory }
+    }
+
+    /// Has it ask the network for the interface's address.
+    pub fn with_dhcp(mut self) -> Self {
+        let mut dhcp = dhcpv4::Socket::new();
+        let mut retry = dhcp.get_retry_config();
+        // A guest has just started, and somebody waits.
+        retry.discover_timeout = Duration::from_secs(1);
+        dhcp.set_retry_config(retry);
+        self.dhcp = Some(self.sockets.add(dhcp));
+        self
     }
 
     /// Serves all clients once.
@@ -77,6 +90,7 @@ impl Server {
         let mut frames =
             (0..MOST_FRAMES).map(|_| interface.poll_ingress_single(now.monotonic, device, &mut self.sockets));
         let all_taken = frames.any(|result| result == PollIngressSingleResult::None);
+        self.take_lease(interface);
         let mut shutdown = false;
         for (handle, connection) in &mut self.clients {
             let socket = self.sockets.get_mut::<tcp::Socket<'_>>(*handle);
@@ -93,6 +107,25 @@ impl Server {
         }
         let deadline = interface.poll_at(now.monotonic, &self.sockets);
         Ok(Next::Wait(if !all_taken || self.is_more_to_do() { Some(now.monotonic) } else { deadline }))
+    }
+
+    /// Gives the interface the address that the network has given, if that has changed.
+    fn take_lease(&mut self, interface: &mut Interface) {
+        let event = self.dhcp.and_then(|dhcp| self.sockets.get_mut::<dhcpv4::Socket<'_>>(dhcp).poll());
+        let (address, router) = match event {
+            None => return,
+            Some(dhcpv4::Event::Configured(lease)) => (Some(lease.address), lease.router),
+            Some(dhcpv4::Event::Deconfigured) => (None, None),
+        };
+        interface.update_ip_addrs(|addresses| {
+            addresses.clear();
+            addresses.extend(address.map(IpCidr::Ipv4));
+        });
+        interface.routes_mut().remove_default_ipv4_route();
+        if let Some(router) = router {
+            // There is room: it is the only one.
+            let _ = interface.routes_mut().add_default_ipv4_route(router);
+        }
     }
 
     /// Whether another turn would find something to do, though nothing comes from the network.

@@ -6,22 +6,27 @@ use crate::page_cache::{Disk, DiskError};
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use guest_sdk::println;
 use pv_drivers::Error;
 use pv_drivers::block::Block;
 
 /// Mounts each disk of the VM.
 pub fn mount_all(mounts: &mut Mounts) {
-    for number in 1_u32.. {
-        let name = if number == 1 { String::from("disk") } else { format!("disk{number}") };
-        let disk = match Block::find() {
-            Ok(disk) => disk,
-            Err(Error::NoDevice) => return,
+    // All are taken before any is given back for want of a file system: it would be found again.
+    let mut disks = Vec::new();
+    loop {
+        match Block::find() {
+            Ok(disk) => disks.push(disk),
+            Err(Error::NoDevice) => break,
             Err(error) => {
-                println!("minios: {name} cannot be used: {error}");
-                continue;
+                println!("minios: a disk cannot be used: {error}");
+                break;
             }
-        };
+        }
+    }
+    for (disk, number) in disks.into_iter().zip(1..) {
+        let name = if number == 1 { String::from("disk") } else { format!("disk{number}") };
         let writable = !disk.is_read_only();
         match Fat::mount(disk, writable) {
             Ok(fat) => mounts.add(&name, Arc::new(fat)),
