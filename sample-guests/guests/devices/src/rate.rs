@@ -11,16 +11,12 @@ use pv_drivers::net::stack::{Buffers, TcpListener, TcpStream};
 const MIB: usize = 1 << 20;
 const BUFFERS: Buffers = Buffers { receive: MIB, send: MIB };
 
-/// Says how long it took to receive so many bytes since `start`.
-fn tell(what: &str, bytes: usize, frames: usize, start: Instant) {
-    let nanos = start.elapsed().as_nanos().max(1) as usize;
-    let megabits = bytes * 8000 / nanos;
-    println!(
-        "{what}: {}.{:03} Gbit/s, {} frames/s",
-        megabits / 1000,
-        megabits % 1000,
-        frames * 1_000_000 / (nanos / 1000)
-    );
+/// Says how fast so many bytes have come since `start`, in so many pieces.
+fn tell(what: &str, bytes: usize, pieces: usize, start: Instant) {
+    let nanos = start.elapsed().as_nanos().max(1) as u64;
+    let megabits = bytes as u64 * 8000 / nanos;
+    let pieces = pieces as u64 * 1_000_000_000 / nanos;
+    println!("{what}: {}.{:03} Gbit/s, in {pieces} pieces a second", megabits / 1000, megabits % 1000);
 }
 
 /// Sends frames as long as can be.
@@ -53,14 +49,15 @@ pub fn receive_tcp() -> Result<(), Error> {
     with_stack(SERVER, |stack, _| async move {
         let listener = TcpListener::bind(&stack, PORT, 1, BUFFERS).expect("a good port");
         let stream = listener.accept().await;
-        let (start, mut bytes) = (Instant::now(), 0);
+        let (start, mut bytes, mut pieces) = (Instant::now(), 0, 0);
         loop {
             match stream.read_with(|some| (some.len(), some.len())).await? {
                 0 => break,
                 some => bytes += some,
             }
+            pieces += 1;
         }
-        tell("TCP", bytes, 0, start);
+        tell("TCP", bytes, pieces, start);
         stream.finish().await
     })
 }

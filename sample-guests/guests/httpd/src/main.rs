@@ -30,10 +30,10 @@ static WWW: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/www.tar"));
 /// The port of the web.
 const PORT: u16 = 80;
 /// Connections that may wait, and that there may be.
-const BACKLOG: usize = 128;
+const BACKLOG: usize = 256;
 const CONNECTIONS: usize = 256;
-/// Requests are short, and files may be long.
-const BUFFERS: Buffers = Buffers { receive: 16 << 10, send: 64 << 10 };
+/// Requests are short, and files may be long. As many connections again may be on their way out: all take 30 MiB.
+const BUFFERS: Buffers = Buffers { receive: 8 << 10, send: 32 << 10 };
 
 /// How long a connection may be idle, a request may take to come, and a client to take some of an answer.
 const IDLE: Duration = Duration::from_secs(30);
