@@ -81,8 +81,8 @@ impl Keyboard {
         let mut buffer = [0; PIECE];
         terminal.take(all_keys);
         loop {
-            let typed = PollFd::from_borrowed_fd(stdin(), PollFlags::IN);
-            let mut waits = [typed, PollFd::new(&self.changes, PollFlags::IN)];
+            let keyboard = PollFd::from_borrowed_fd(stdin(), PollFlags::IN);
+            let mut waits = [keyboard, PollFd::new(&self.changes, PollFlags::IN)];
             let _ = poll(&mut waits, None); // whatever came of it, reading tells
             let (typed, changed) = (!waits[0].revents().is_empty(), !waits[1].revents().is_empty());
             if changed {

@@ -190,9 +190,9 @@ impl State {
 
     /// Sends a packet without data, at once or when there is room. A host that does not take them loses some.
     fn send(&mut self, ports: Ports, operation: u16, flags: u32) {
-        let header = self.header(ports, operation, flags);
         if self.pending.len() < PENDING {
-            self.pending.push_back(header);
+            self.pending.push_back(self.header(ports, operation, flags));
+            self.note_told(ports);
         }
         self.send_pending();
     }
@@ -209,11 +209,8 @@ impl State {
     }
 
     /// A packet to the host, which says how much room there is.
-    fn header(&mut self, ports: Ports, operation: u16, flags: u32) -> Header {
-        let forwarded = self.connections.get_mut(&ports).map_or(0, |connection| {
-            connection.told = connection.forwarded;
-            connection.forwarded
-        });
+    fn header(&self, ports: Ports, operation: u16, flags: u32) -> Header {
+        let forwarded = self.connections.get(&ports).map_or(0, |connection| connection.forwarded);
         Header {
             source_cid: self.cid,
             destination_cid: HOST,
@@ -225,6 +222,13 @@ impl State {
             buffer: BUFFER as u32,
             forwarded,
             ..Header::default()
+        }
+    }
+
+    /// The host will know how much room there is: a packet that says so is on its way.
+    fn note_told(&mut self, ports: Ports) {
+        if let Some(connection) = self.connections.get_mut(&ports) {
+            connection.told = connection.forwarded;
         }
     }
 
@@ -315,16 +319,18 @@ impl State {
             return Some(Err(if broken { Error::Broken } else { Error::Closed }));
         }
         let length = bytes.len().min(connection.credit()).min(PACKET);
-        if length == 0 || crowded {
+        if length == 0 {
             return connection.wakers.add(waker);
         }
         let header = Header { length: length as u32, ..self.header(ports, operation::DATA, 0) };
         let packet = [header.as_bytes(), &bytes[..length]].concat();
-        if self.tx.submit_and_forget(Box::new(Outbound(packet))).is_err() {
+        // Packets that wait for room come first.
+        if crowded || self.tx.submit_and_forget(Box::new(Outbound(packet))).is_err() {
             self.wants_room = true;
             return self.connection(ports).wakers.add(waker);
         }
         self.tx.ring();
+        self.note_told(ports);
         let connection = self.connection(ports);
         connection.sent = connection.sent.wrapping_add(length as u32);
         Some(Ok(length))
