@@ -48,7 +48,7 @@ fn channel(device: usize) -> u32 {
 
 /// The table of devices, whose pages are leaked, as boot information is.
 pub(super) fn table() -> Vec<DeviceEntry> {
-    let entry = |(number, device): (usize, &Box<dyn Device>)| {
+    let entry = |(number, device): (usize, &dyn Device)| {
         // SAFETY: a page of integers and atomics is good when it is zero.
         let page: &mut DevicePage = Box::leak(unsafe { Box::<DevicePage>::new_zeroed().assume_init() });
         DeviceEntry {
@@ -60,7 +60,7 @@ pub(super) fn table() -> Vec<DeviceEntry> {
             reserved: 0,
         }
     };
-    vm().devices.borrow().iter().enumerate().map(entry).collect()
+    vm().devices.borrow().iter().map(|device| &**device).enumerate().map(entry).collect()
 }
 
 impl Vm {
