@@ -20,8 +20,9 @@ use alloc::vec::Vec;
 use core::cell::RefCell;
 use core::future::Future;
 use core::pin::{Pin, pin};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::task::{Context, Poll, Waker};
+use core::time::Duration;
 use hv_abi::call::NEVER;
 
 /// Something that happens outside of the guest, and is told by an event channel.
@@ -56,8 +57,43 @@ pub fn wait<T>(
     }
 }
 
+/// The longest look at sources before a sleep: what it costs to be woken, and as much again for a device that was to be woken, too.
+const LOOK: Duration = Duration::from_micros(200);
+/// After looks that found nothing, one in so many waits tries again.
+const TRY_AGAIN: u32 = 64;
+
+/// How long to look before a sleep, in nanoseconds, and how many sleeps there were.
+static PATIENCE: AtomicU32 = AtomicU32::new(LOOK.as_nanos() as u32);
+static SLEEPS: AtomicU32 = AtomicU32::new(0);
+
+/// Looks at the sources for as long as a sleep would cost, if that was of use the last times: it is not where the host has no
+/// other processor for the device. Whether something has happened.
+fn look_before_sleep(sources: &[&dyn Source], deadline: Option<Instant>) -> bool {
+    let patience = match PATIENCE.load(Ordering::Relaxed) {
+        0 if !SLEEPS.fetch_add(1, Ordering::Relaxed).is_multiple_of(TRY_AGAIN) => return false,
+        0 => LOOK,
+        nanos => Duration::from_nanos(nanos.into()),
+    };
+    let end = Instant::now() + patience;
+    let end = deadline.map_or(end, |deadline| end.min(deadline));
+    let mut happened = false;
+    while !happened && Instant::now() < end {
+        core::hint::spin_loop();
+        // All of them, so that none waits for another.
+        sources.iter().for_each(|source| happened |= source.look());
+    }
+    let next = if happened { LOOK } else { patience / 4 };
+    PATIENCE.store(if next < LOOK / 16 { 0 } else { next.as_nanos() as u32 }, Ordering::Relaxed);
+    happened
+}
+
 /// Gives the CPU back until something happens at one of the sources, some other event is handled, or `deadline`.
 fn sleep(sources: &[&dyn Source], deadline: Option<Instant>) {
+    // The fake host does nothing while its guest looks.
+    let is_fake = cfg!(any(test, all(feature = "fake-host", panic = "unwind")));
+    if !is_fake && !sources.is_empty() && look_before_sleep(sources, deadline) {
+        return;
+    }
     let vcpu = smp::current();
     for source in sources {
         source.channel().ensure_bound(vcpu);

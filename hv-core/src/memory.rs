@@ -8,16 +8,18 @@
 
 use crate::presence::{Held, MemoryStats, Presence, disjoint};
 use crate::shared::memory_file;
-use crate::watched::{Watched, Writes};
+use crate::watched::{Watched, Writes, WritesFrom};
 use hv_abi::{GuestPhys, PAGE_SIZE};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::fs::FallocateFlags;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, VolatileMemory,
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    MemoryRegionAddress, Permissions, VolatileMemory, VolatileSlice,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -43,6 +45,8 @@ pub(crate) type MemoryMap = GuestMemoryMmap<Writes>;
 pub struct GuestMemory {
     file: Arc<std::fs::File>,
     map: MemoryMap,
+    /// All of it.
+    region: Arc<GuestRegionMmap<Writes>>,
     size: u64,
     watched: Arc<Watched>,
     presence: Arc<Presence>,
@@ -65,9 +69,10 @@ impl GuestMemory {
             .build()
             .map_err(std::io::Error::other)?;
         let region = GuestRegionMmap::new(region, GuestAddress(0)).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        let map = GuestMemoryMmap::from_regions(vec![region]).map_err(std::io::Error::other)?;
+        let region = Arc::new(region);
+        let map = GuestMemoryMmap::from_arc_regions(vec![region.clone()]).map_err(std::io::Error::other)?;
         let presence = Arc::new(Presence::new(size.div_ceil(PAGE_SIZE)));
-        Ok(Self { file, map, size, watched, presence })
+        Ok(Self { file, map, region, size, watched, presence })
     }
 
     /// Bytes of guest memory.
@@ -80,9 +85,18 @@ impl GuestMemory {
         self.file.as_fd()
     }
 
-    /// For `virtio-queue`, which reads and writes rings and buffers by it.
-    pub(crate) fn map(&self) -> &MemoryMap {
-        &self.map
+    /// Memory to be given to the host's kernel.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAddress`] if any of it is not guest memory.
+    pub(crate) fn slice(
+        &self,
+        start: GuestPhys,
+        length: usize,
+    ) -> Result<VolatileSlice<'_, WritesFrom<'_>>, BadAddress> {
+        let slice = self.region.get_slice(MemoryRegionAddress(start.0), length);
+        slice.map_err(|_| self.bad(start, length))
     }
 
     /// Frames of which somebody keeps a copy.
@@ -220,6 +234,43 @@ impl GuestMemory {
 
     fn bad(&self, start: GuestPhys, length: usize) -> BadAddress {
         BadAddress { start: start.0, length: length as u64, size: self.size }
+    }
+}
+
+/// What there is of a range of guest memory: all of it or nothing, since it is one run.
+pub(crate) struct Whole<'a>(Option<Slice<'a>>);
+
+type Slice<'a> = vm_memory::guest_memory::Result<VolatileSlice<'a, WritesFrom<'a>>>;
+
+impl<'a> Iterator for Whole<'a> {
+    type Item = Slice<'a>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.take()
+    }
+}
+
+impl std::iter::FusedIterator for Whole<'_> {}
+
+impl<'a> GuestMemorySliceIterator<'a, WritesFrom<'a>> for Whole<'a> {}
+
+/// For `virtio-queue`: without a search for the region, for there is one.
+impl vm_memory::GuestMemory for GuestMemory {
+    type PhysicalMemory = MemoryMap;
+    type Bitmap = Writes;
+
+    fn check_range(&self, start: GuestAddress, length: usize, _: Permissions) -> bool {
+        self.contains(GuestPhys(start.0), length as u64)
+    }
+
+    fn get_slices<'a>(
+        &'a self,
+        start: GuestAddress,
+        length: usize,
+        _: Permissions,
+    ) -> vm_memory::guest_memory::Result<impl GuestMemorySliceIterator<'a, WritesFrom<'a>>> {
+        let slice = || self.region.get_slice(MemoryRegionAddress(start.0), length);
+        Ok(Whole((length > 0).then(slice)))
     }
 }
 

@@ -72,11 +72,11 @@ impl Watched {
 
 /// Notes each store that is made by `vm-memory`.
 #[derive(Clone, Debug)]
-pub(crate) struct Writes(pub Arc<Watched>);
+pub struct Writes(pub(crate) Arc<Watched>);
 
 /// The same, for memory from `start` on.
 #[derive(Clone, Debug)]
-pub(crate) struct WritesFrom<'a> {
+pub struct WritesFrom<'a> {
     watched: &'a Watched,
     start: usize,
 }

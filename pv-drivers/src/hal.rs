@@ -30,6 +30,12 @@ fn lend(bytes: usize) -> Option<(PhysAddr, NonNull<u8>)> {
     Some((phys.0, virt))
 }
 
+/// How many frames are lent.
+#[cfg(test)]
+pub(crate) fn lent() -> usize {
+    LENT.lock().len()
+}
+
 /// Gives it back; whether it was lent.
 fn take_back(phys: PhysAddr) -> Option<Frame> {
     let mut lent = LENT.lock();

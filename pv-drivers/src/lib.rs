@@ -8,8 +8,12 @@ extern crate alloc;
 
 pub mod block;
 mod buffers;
+#[cfg(test)]
+mod fake;
 pub mod fs;
 mod hal;
+#[cfg(test)]
+mod hostile;
 pub mod queue;
 mod registered;
 pub mod rng;

@@ -5,6 +5,7 @@ mod common;
 use common::*;
 use hv_core::devices::{Block, BlockError, BlockOptions};
 use hv_core::{Config, DeviceConfig, End, StartError, Vm};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -152,6 +153,50 @@ fn serve_load(options: BlockOptions) {
         assert!(start.elapsed() < PATIENCE, "{}", console.text());
     };
     assert_eq!(report.end, End::Shutdown { code: 0 }, "{}", console.text());
+}
+
+/// All memory of the one VM in this process that has so much.
+fn guest_memory(size: u64) -> Vec<u8> {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("/proc is there");
+    let starts = maps.lines().filter(|line| line.contains("memfd:hv-guest-memory")).filter_map(|line| {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
+        (end - start == size).then_some(start)
+    });
+    let starts: Vec<u64> = starts.collect();
+    assert_eq!(starts.len(), 1, "{maps}");
+    let mut bytes = vec![0; size as usize];
+    let memory = std::fs::File::open("/proc/self/mem").expect("/proc is there");
+    memory.read_exact_at(&mut bytes, starts[0]).expect("it is mapped");
+    bytes
+}
+
+#[test]
+fn a_paused_vms_devices_touch_no_guest_memory() {
+    for (plain, size) in [(false, (24 << 20) + 0xd000), (true, (24 << 20) + 0xf000)] {
+        let disk = TempFile::new(&format!("paused-{plain}"), &pattern(48 * 32));
+        let options = BlockOptions { plain, ..BlockOptions::default() };
+        let (config, console) = guest(&["disk-load", "9"], vec![disk.disk(options)]);
+        let mut vm = Vm::start(Config { memory: size, ..config }).expect("the VM starts");
+        let (start, mut pauses) = (Instant::now(), 0);
+        let report = loop {
+            let paused = match vm.pause() {
+                Ok(paused) => paused,
+                Err(report) => break report,
+            };
+            let before = guest_memory(size);
+            std::thread::sleep(Duration::from_millis(1));
+            assert!(guest_memory(size) == before, "a paused VM's memory has changed");
+            pauses += 1;
+            match paused.resume().wait_timeout(Duration::from_millis(2)) {
+                Ok(report) => break report,
+                Err(running) => vm = running,
+            }
+            assert!(start.elapsed() < PATIENCE, "{}", console.text());
+        };
+        assert_eq!(report.end, End::Shutdown { code: 0 }, "{}", console.text());
+        assert!(pauses > 2, "it was over too soon");
+    }
 }
 
 #[test]

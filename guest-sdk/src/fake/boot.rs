@@ -53,7 +53,7 @@ fn build() -> BootInfo {
         command_line: leak(settings.arguments.join("\0").into_bytes()),
         ramdisk: if ramdisk_length > 0 { blob(ramdisk, ramdisk_length) } else { Blob::default() },
         memory_map: leak(map),
-        devices: Blob::default(),
+        devices: leak(super::devices::table()),
         kernel_root: GuestPhys(if settings.features.contains(Features::MMU) { root } else { 0 }),
         cpu_features: CpuFeatures::empty(),
         xstate_size: 576,

@@ -83,7 +83,8 @@ unsafe fn serve(vm: &Vm, host: &mut Host, call: Call, [a, b, c, ..]: [u64; 5]) -
         Call::EVENT_ALLOCATE => {
             exists(narrow(call, "vcpu", a))?;
             let mut channels = FIRST_DYNAMIC_CHANNEL..EVENT_CHANNELS;
-            let channel = channels.find(|channel| !host.open.contains(channel)).ok_or(Status::NO_SPACE)?;
+            let free = |channel: &u32| !host.open.contains(channel) && !vm.is_of_device(*channel);
+            let channel = channels.find(free).ok_or(Status::NO_SPACE)?;
             host.open.push(channel);
             vm.reset_channel(channel);
             Ok(channel.into())
@@ -116,6 +117,7 @@ unsafe fn serve(vm: &Vm, host: &mut Host, call: Call, [a, b, c, ..]: [u64; 5]) -
         // SAFETY: as above.
         Call::PAGES_CLAIM => unsafe { host.pages.claim(&host.lent, GuestPhys(a), b) },
         Call::BALLOON => Ok(host.pages.hold(a)),
+        Call::DEVICE_READ | Call::DEVICE_WRITE | Call::DEVICE_NOTIFY => vm.call_device(call, [a, b, c]),
         _ => Err(Status::UNKNOWN_CALL),
     }
 }

@@ -92,6 +92,7 @@ pub(crate) fn block(deadline: u64) -> Answer {
             break woken_by::DEADLINE;
         }
         match vm().next_due() {
+            _ if vm().let_devices_work() => {}
             Some(at) if at <= deadline => vm().go_to(at),
             _ if deadline == NEVER => deadlock(),
             _ => vm().go_to(deadline),

@@ -60,6 +60,7 @@
 
 mod boot;
 mod calls;
+mod devices;
 pub(crate) mod entry;
 mod lent;
 mod mmu;
@@ -79,6 +80,7 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 pub(crate) use boot::ensure;
+pub use devices::{Device, set_devices};
 pub(crate) use lent::lend;
 pub use program::set_program;
 pub(crate) use state::{Armed, Frames, Handlers, Info};

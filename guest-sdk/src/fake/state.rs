@@ -1,6 +1,7 @@
 //! A thread's VM: what the guest sees of it, and what the host remembers.
 
 use super::End;
+use super::devices::Devices;
 use super::lent::Lent;
 use super::mmu::Mmu;
 use super::pages::Pages;
@@ -27,6 +28,7 @@ pub(super) const OFFERED: Features = Features::EVENTS
     .union(Features::MULTICALL)
     .union(Features::MMU)
     .union(Features::PAGE_REPORTING)
+    .union(Features::DEVICES)
     .union(Features::CONSOLE_INPUT);
 
 /// Channels that are always open.
@@ -65,6 +67,8 @@ pub(super) struct Vm {
     pub running: Cell<bool>,
     /// Borrowed for no longer than one function of this module's: never while code of the guest runs.
     pub host: RefCell<Host>,
+    /// Borrowed while one of them works.
+    pub devices: RefCell<Devices>,
 }
 
 /// What the host knows. Its default is a VM that has just been started, with nothing set.
@@ -113,7 +117,7 @@ impl Default for Settings {
 impl Host {
     /// Panics unless a dynamic channel is open.
     pub(super) fn expect_open(&self, what: &str, channel: u32) {
-        if !self.open.contains(&channel) {
+        if !self.open.contains(&channel) && !vm().is_of_device(channel) {
             misuse!("{what} of channel {channel}, which is not open: never allocated, or closed");
         }
     }
@@ -155,6 +159,7 @@ impl Vm {
             misused: Cell::new(false),
             running: Cell::new(false),
             host: RefCell::default(),
+            devices: RefCell::default(),
         }
     }
 
@@ -256,7 +261,9 @@ impl Vm {
             misuse!("the guest has set bits {bits:#x} of `upcall`, which mean nothing");
         }
         let open = &self.host.borrow().open;
-        let closed = |channel: &u32| !FIXED_CHANNELS.contains(channel) && !open.contains(channel);
+        let closed = |channel: &u32| {
+            !FIXED_CHANNELS.contains(channel) && !open.contains(channel) && !self.is_of_device(*channel)
+        };
         let touched = |(word, bit): (usize, u64)| {
             (page.pending[word].load(SeqCst) | !page.masked[word].load(SeqCst)) & bit != 0
         };

@@ -11,7 +11,6 @@ use rustix::fd::{AsRawFd, BorrowedFd};
 use smallvec::SmallVec;
 use std::io;
 use std::sync::Arc;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A run of bytes in guest memory; it has been checked.
@@ -283,7 +282,7 @@ impl std::fmt::Debug for Places {
 impl Places {
     fn new(memory: &GuestMemory, runs: impl Iterator<Item = Segment>) -> Self {
         let place = |run: Segment| {
-            let slice = memory.map().get_slice(GuestAddress(run.start.0), run.length as usize);
+            let slice = memory.slice(run.start, run.length as usize);
             let guard = slice.expect("segments are in guest memory").ptr_guard_mut();
             libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() }
         };
@@ -316,6 +315,31 @@ impl Places {
         let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         // SAFETY: as in `write_at`; it writes guest memory, to which the monitor has no references.
         done(unsafe { libc::preadv(file.as_raw_fd(), self.0.as_ptr(), self.count(), offset) })
+    }
+
+    /// As [`read_at`](Self::read_at), of what is in the host's page cache.
+    ///
+    /// # Errors
+    ///
+    /// The host's; `WouldBlock` if the first byte is not there.
+    pub(crate) fn read_cached(&self, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
+        let offset = i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let (vectors, count) = (self.0.as_ptr(), self.count());
+        // Not the C library's `preadv2`, which is a point of cancellation: that costs a twentieth of a read of 4 KiB.
+        const OFFSET_HIGH: usize = 0; // for 32-bit machines
+        // SAFETY: as in `read_at`.
+        let read = unsafe {
+            libc::syscall(
+                libc::SYS_preadv2,
+                file.as_raw_fd(),
+                vectors,
+                count,
+                offset,
+                OFFSET_HIGH,
+                libc::RWF_NOWAIT,
+            )
+        };
+        done(read as isize)
     }
 
     /// Writes them to a stream.

@@ -13,7 +13,7 @@ mod fs;
 mod line;
 mod net;
 mod registers;
-mod ring;
+pub(crate) mod ring;
 mod vsock;
 mod worker;
 

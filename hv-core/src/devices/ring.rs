@@ -11,10 +11,12 @@ use super::chain::{Chain, Segment, Segments};
 use crate::engine::AddressSpaces;
 use crate::memory::GuestMemory;
 use hv_abi::GuestPhys;
+use std::collections::VecDeque;
+use std::num::Wrapping;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::Address;
+use std::sync::atomic::{Ordering, fence};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
+use vm_memory::{Address, Bytes, GuestAddress};
 
 /// A ring as its driver has set it up.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,11 +31,23 @@ pub(crate) struct Layout {
     pub used: u64,
 }
 
+/// Chains that are taken from the ring at once, and given back at once: each time, a cache line goes from one processor to
+/// another and back.
+const AT_ONCE: usize = 8;
+
 /// One virtqueue.
 pub(crate) struct Ring {
     queue: Queue,
     memory: Arc<GuestMemory>,
     spaces: Arc<dyn AddressSpaces>,
+    event_idx: bool,
+    /// Chains that were taken from the ring and not popped, and what is wrong with the one behind them.
+    taken: VecDeque<Chain>,
+    broken: Option<Broken>,
+    /// The used ring's index; the driver knows it up to `published`, and was told up to `told`.
+    used: Wrapping<u16>,
+    published: Wrapping<u16>,
+    told: Wrapping<u16>,
     /// Chains that were popped and not yet pushed, and all that were ever pushed.
     in_flight: u32,
     completed: u64,
@@ -53,21 +67,29 @@ impl Ring {
     ) -> Result<Self, Broken> {
         let bad = |_| Broken("a part of a ring is misaligned, or its size is no power of two");
         let mut queue = Queue::new(layout.size).map_err(bad)?;
-        queue.try_set_desc_table_address(vm_memory::GuestAddress(layout.descriptors)).map_err(bad)?;
-        queue.try_set_avail_ring_address(vm_memory::GuestAddress(layout.available)).map_err(bad)?;
-        queue.try_set_used_ring_address(vm_memory::GuestAddress(layout.used)).map_err(bad)?;
+        queue.try_set_desc_table_address(GuestAddress(layout.descriptors)).map_err(bad)?;
+        queue.try_set_avail_ring_address(GuestAddress(layout.available)).map_err(bad)?;
+        queue.try_set_used_ring_address(GuestAddress(layout.used)).map_err(bad)?;
         queue.set_event_idx(event_idx);
         queue.set_ready(true);
-        if layout.available == 0 || !queue.is_valid(memory.map()) {
+        if layout.available == 0 || !queue.is_valid(&*memory) {
             return Err(Broken("a part of a ring is not in guest memory"));
         }
-        Ok(Self { queue, memory, spaces, in_flight: 0, completed: 0 })
-    }
-
-    /// Whether the driver has made a chain available that was not popped.
-    pub(crate) fn has_available(&self) -> bool {
-        let index = self.queue.avail_idx(self.memory.map(), Ordering::Acquire);
-        index.is_ok_and(|index| index.0 != self.queue.next_avail())
+        let zero = Wrapping(0);
+        let (taken, broken) = (VecDeque::with_capacity(AT_ONCE), None);
+        Ok(Self {
+            queue,
+            memory,
+            spaces,
+            event_idx,
+            taken,
+            broken,
+            used: zero,
+            published: zero,
+            told: zero,
+            in_flight: 0,
+            completed: 0,
+        })
     }
 
     /// The next chain that the driver has made available.
@@ -76,57 +98,67 @@ impl Ring {
     ///
     /// The ring's index is more than its size ahead, or the chain is malformed.
     pub(crate) fn pop(&mut self) -> Result<Option<Chain>, Broken> {
+        if self.taken.is_empty() {
+            if let Some(broken) = self.broken {
+                return Err(broken);
+            }
+            self.take()?;
+        }
+        let Some(chain) = self.taken.pop_front() else {
+            return self.broken.map_or(Ok(None), Err);
+        };
+        self.in_flight += 1;
+        Ok(Some(chain))
+    }
+
+    /// Takes the next chains from the ring.
+    fn take(&mut self) -> Result<(), Broken> {
         let size = self.queue.size();
         let ahead = |_| Broken("the available ring's index is further ahead than the ring is long");
-        let mut iter = self.queue.iter(self.memory.map()).map_err(ahead)?;
-        let Some(descriptors) = iter.next() else { return Ok(None) };
-        let head = descriptors.head_index();
-        if head >= size {
-            return Err(Broken("the available ring names a descriptor that the table does not have"));
-        }
-        let (mut readable, mut writable) = (Segments::new(), Segments::new());
-        let mut goes_on = true;
-        for descriptor in descriptors {
-            goes_on = descriptor.has_next();
-            let segment =
-                Segment { start: GuestPhys(descriptor.addr().raw_value()), length: descriptor.len() };
-            if !self.memory.contains(segment.start, segment.length.into()) {
-                return Err(Broken("a descriptor's buffer is not in guest memory"));
-            }
-            if readable.len() + writable.len() >= usize::from(size) {
-                return Err(Broken("a chain has more descriptors than the ring"));
-            }
-            if descriptor.is_write_only() {
-                writable.push(segment);
-            } else if writable.is_empty() {
-                readable.push(segment);
-            } else {
-                return Err(Broken("a readable descriptor follows a writable one"));
+        for descriptors in self.queue.iter(&*self.memory).map_err(ahead)?.take(AT_ONCE) {
+            match chain(&self.memory, size, descriptors) {
+                Ok(chain) => self.taken.push_back(chain),
+                Err(broken) => {
+                    self.broken = Some(broken);
+                    break;
+                }
             }
         }
-        if goes_on {
-            return Err(Broken("a chain ends nowhere, loops, or is longer than 4 GiB"));
-        }
-        self.in_flight += 1;
-        Ok(Some(Chain::new(self.memory.clone(), head, readable, writable)))
+        Ok(())
     }
 
     /// Takes the last pop back: the chain will be popped again.
     pub(crate) fn put_back(&mut self, chain: Chain) {
-        drop(chain);
+        self.taken.push_front(chain);
         self.in_flight -= 1;
-        self.queue.go_to_previous_position();
     }
 
-    /// Gives a chain back to the driver, with what has been written to it.
+    /// Gives a chain back to the driver, with what has been written to it. It may see that later, but no later than when the
+    /// device has done what there is to do.
     pub(crate) fn push(&mut self, chain: Chain) {
+        let element = u64::from(chain.head()) | u64::from(chain.written()) << 32;
+        let at = used_ring::HEADER + u64::from(self.used.0 % self.queue.size()) * used_ring::ELEMENT;
+        let written = self.memory.write_obj(element, GuestAddress(self.queue.used_ring() + at));
+        written.expect("the ring is in guest memory");
+        self.used += 1;
+        self.in_flight -= 1;
+        self.completed += 1;
+        if (self.used - self.published).0 as usize >= AT_ONCE {
+            self.publish();
+        }
+    }
+
+    /// Shows the driver what was pushed.
+    pub(crate) fn publish(&mut self) {
+        if self.used == self.published {
+            return;
+        }
         if self.memory.watched().has_written() {
             self.spaces.frames_written(); // no program goes on with what was there before
         }
-        let used = self.queue.add_used(self.memory.map(), chain.head(), chain.written());
-        used.expect("the ring is in guest memory, and the head is less than its size");
-        self.in_flight -= 1;
-        self.completed += 1;
+        let at = GuestAddress(self.queue.used_ring() + used_ring::INDEX);
+        self.memory.store(self.used.0, at, Ordering::Release).expect("the ring is in guest memory");
+        self.published = self.used;
     }
 
     /// Chains that the device has popped and not pushed.
@@ -139,18 +171,78 @@ impl Ring {
         std::mem::take(&mut self.completed)
     }
 
-    /// Whether the driver wants to be told of what was pushed since this was last asked.
-    pub(super) fn wants_interrupt(&mut self) -> bool {
-        self.queue.needs_notification(self.memory.map()).expect("the ring is in guest memory")
+    /// Whether the driver wants to be told of what was published since this was last asked (Virtual I/O Device 1.3, section
+    /// 2.7.7.2).
+    pub(crate) fn wants_interrupt(&mut self) -> bool {
+        let (new, old) = (self.published, std::mem::replace(&mut self.told, self.published));
+        // The index is stored before the driver's wish is looked at; it does so the other way round.
+        fence(Ordering::SeqCst);
+        let available = self.queue.avail_ring();
+        let load = |at| {
+            let value: u16 = self
+                .memory
+                .load(GuestAddress(available + at), Ordering::Relaxed)
+                .expect("the ring is in guest memory");
+            Wrapping(value)
+        };
+        if !self.event_idx {
+            const NO_INTERRUPT: u16 = 1;
+            return load(0).0 & NO_INTERRUPT == 0;
+        }
+        let event = load(4 + 2 * u64::from(self.queue.size()));
+        new - event - Wrapping(1) < new - old
     }
 
     /// Asks for a doorbell for the next chain. Whether there is one already, for which none may come.
-    pub(super) fn ask_for_doorbell(&mut self) -> bool {
-        self.queue.enable_notification(self.memory.map()).expect("the ring is in guest memory")
+    pub(crate) fn ask_for_doorbell(&mut self) -> bool {
+        let more = self.queue.enable_notification(&*self.memory).expect("the ring is in guest memory");
+        more || !self.taken.is_empty() || self.broken.is_some()
     }
 
     /// Says that no doorbell is wanted, as far as that is not said by an index.
-    pub(super) fn want_no_doorbell(&mut self) {
-        self.queue.disable_notification(self.memory.map()).expect("the ring is in guest memory");
+    pub(crate) fn want_no_doorbell(&mut self) {
+        self.queue.disable_notification(&*self.memory).expect("the ring is in guest memory");
     }
+}
+
+/// Offsets in the used ring (Virtual I/O Device 1.3, section 2.7.8).
+mod used_ring {
+    pub(super) const INDEX: u64 = 2;
+    pub(super) const HEADER: u64 = 4;
+    pub(super) const ELEMENT: u64 = 8;
+}
+
+/// A chain, copied out of guest memory and checked.
+fn chain(
+    memory: &Arc<GuestMemory>,
+    size: u16,
+    descriptors: DescriptorChain<&GuestMemory>,
+) -> Result<Chain, Broken> {
+    let head = descriptors.head_index();
+    if head >= size {
+        return Err(Broken("the available ring names a descriptor that the table does not have"));
+    }
+    let (mut readable, mut writable) = (Segments::new(), Segments::new());
+    let mut goes_on = true;
+    for descriptor in descriptors {
+        goes_on = descriptor.has_next();
+        let segment = Segment { start: GuestPhys(descriptor.addr().raw_value()), length: descriptor.len() };
+        if !memory.contains(segment.start, segment.length.into()) {
+            return Err(Broken("a descriptor's buffer is not in guest memory"));
+        }
+        if readable.len() + writable.len() >= usize::from(size) {
+            return Err(Broken("a chain has more descriptors than the ring"));
+        }
+        if descriptor.is_write_only() {
+            writable.push(segment);
+        } else if writable.is_empty() {
+            readable.push(segment);
+        } else {
+            return Err(Broken("a readable descriptor follows a writable one"));
+        }
+    }
+    if goes_on {
+        return Err(Broken("a chain ends nowhere, loops, or is longer than 4 GiB"));
+    }
+    Ok(Chain::new(memory.clone(), head, readable, writable))
 }

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-/// The longest look for more work before a sleep: about what it costs to be woken.
-const LOOK: Duration = Duration::from_micros(50);
+/// The longest look for more work before a sleep: what it costs to be woken, and as much again for a guest that was to be woken, too.
+const LOOK: Duration = Duration::from_micros(200);
 /// While it looks at rings, it looks at the host's descriptors as often as this.
 const LOOK_AT_SOURCES: Duration = Duration::from_micros(2);
 
@@ -204,6 +204,7 @@ impl Worker {
     fn tell(&self, rings: &mut [Option<Ring>]) {
         let mut wanted = false;
         for ring in rings.iter_mut().flatten() {
+            ring.publish();
             let completed = ring.take_completed();
             if completed > 0 {
                 self.line.requests.fetch_add(completed, Relaxed);

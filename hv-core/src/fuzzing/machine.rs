@@ -94,7 +94,7 @@ impl Notify for Notified {
 }
 
 /// No program ever runs, so nothing is kept of its page tables, and no context is held.
-struct NoSpaces;
+pub(super) struct NoSpaces;
 
 impl AddressSpaces for NoSpaces {
     fn yield_to(&self, _: u32) {}

@@ -14,12 +14,14 @@ mod model;
 mod model_mmu;
 mod model_pages;
 mod multicall;
+mod ring;
 mod symbols;
 
 pub use boot::boot;
 pub use calls::calls;
 pub use image::image;
 pub use multicall::multicall;
+pub use ring::ring;
 pub use symbols::symbols;
 
 #[cfg(test)]
@@ -105,6 +107,11 @@ mod tests {
     #[test]
     fn multicall() {
         replay("multicall", super::multicall);
+    }
+
+    #[test]
+    fn ring() {
+        replay("ring", super::ring);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Where attacks are made: one at a time, beside a VM that must not notice, with a look around before and after.
 
 use crate::common::{self, Console, PATIENCE, exists};
-use hv_core::{Breakpoints, End, Report, Vm};
+use crate::host_devices::HostDevices;
+use hv_core::{Breakpoints, DeviceConfig, End, Report, Vm};
 use std::fs;
 use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -16,6 +17,8 @@ pub(crate) struct Attack {
     /// Bytes of guest memory.
     pub(crate) memory: u64,
     pub(crate) vcpus: u32,
+    /// It has a device of each kind.
+    pub(crate) devices: bool,
 }
 
 impl Attack {
@@ -28,27 +31,41 @@ impl Attack {
             breakpoints: Breakpoints::Continue,
             memory: 64 << 20,
             vcpus: 1,
+            devices: false,
         }
     }
 
     pub(crate) fn start(&self) -> (Vm, Console) {
+        self.start_as(Vec::new())
+    }
+
+    pub(crate) fn start_with_devices(&self) -> (Vm, Console, HostDevices) {
+        let (host, devices) = HostDevices::new();
+        let (vm, console) = self.start_as(devices);
+        (vm, console, host)
+    }
+
+    fn start_as(&self, devices: Vec<DeviceConfig>) -> (Vm, Console) {
         let arguments: Vec<_> = self.arguments.iter().map(String::as_str).collect();
         let (mut config, console) = common::config("attack", &arguments);
         config.breakpoints = self.breakpoints;
         config.memory = self.memory;
         config.vcpus = self.vcpus;
+        config.devices = devices;
         (Vm::start(config).expect("the VM starts"), console)
     }
 
     /// Lets it run until it ends or its time is over.
     fn run(&self) -> Report {
-        let (vm, _) = self.start();
+        let (host, devices) = self.devices.then(HostDevices::new).unzip();
+        let (vm, _) = self.start_as(devices.unwrap_or_default());
         let processes = vm.processes();
         let report = match vm.wait_timeout(self.limit) {
             Ok(report) => report,
             Err(vm) => vm.stop(),
         };
         assert!(processes.iter().all(|pid| !exists(*pid)), "{self:?} left {processes:?}");
+        drop(host);
         report
     }
 }

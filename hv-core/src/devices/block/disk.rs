@@ -2,7 +2,7 @@
 //!
 //! Start at [`Disk::begin`].
 
-use super::uring::{Operation, UnderWay};
+use super::uring::{Operation, UnderWay, Uring};
 use super::{Block, QUEUE, SECTOR};
 use crate::devices::chain::{Chain, Places, TooShort};
 use crate::devices::line::Line;
@@ -19,8 +19,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 const MOST_SECTORS: u32 = 1 << 21;
 /// The most ranges of one.
 const MOST_RANGES: usize = 64;
-/// Requests that are served in one go.
+/// Requests that are served in one go, and bytes after which no more are begun: whoever wants the device to stop waits for those.
 const BATCH: usize = 64;
+const BATCH_BYTES: usize = 16 << 20;
+/// The most that is copied at once for direct I/O.
+const COPY: usize = 256 << 10;
 
 /// Feature bits.
 mod feature {
@@ -121,33 +124,30 @@ impl Device for Disk {
         under_way.map(|uring| (uring.descriptor(), Interest::Read)).into_iter().collect()
     }
 
+    fn waits_for(&self, _: usize) -> bool {
+        self.has_room()
+    }
+
     fn process(&mut self, rings: &mut [Option<Ring>], _: &Line, _: bool) -> Result<bool, Broken> {
         let Some(ring) = &mut rings[0] else { return Ok(false) };
         let finished = self.finish_done(ring)?;
-        let mut begun = 0;
+        let (mut begun, mut bytes) = (0, 0);
         while begun < BATCH
-            && self.block.uring.as_ref().is_none_or(|uring| uring.has_room())
+            && bytes < BATCH_BYTES
+            && self.has_room()
             && let Some(mut chain) = ring.pop()?
         {
             begun += 1;
+            bytes += chain.readable() + chain.writable();
             match self.begin(&mut chain).map_err(short)? {
                 Begun::Done(outcome) => answer(ring, chain, outcome)?,
-                Begun::Operation(operation) => match &mut self.block.uring {
-                    Some(uring) if !self.block.options.direct || is_aligned(&chain, operation) => {
-                        uring.start(chain, operation);
-                    }
-                    _ => {
-                        let outcome = self.run(&mut chain, operation);
-                        answer(ring, chain, outcome)?;
-                    }
-                },
+                Begun::Operation(operation) => self.go_on(ring, chain, operation)?,
             }
         }
         if let Some(uring) = &mut self.block.uring {
             uring.submit();
         }
-        // What was in the host's page cache is done.
-        Ok(self.finish_done(ring)? || finished || begun > 0)
+        Ok(finished || begun > 0)
     }
 
     fn quiesce(&mut self, rings: &mut [Option<Ring>]) {
@@ -167,6 +167,11 @@ impl Device for Disk {
 impl Disk {
     pub(crate) fn new(block: Block) -> Self {
         Self { block }
+    }
+
+    /// Whether another request can be begun.
+    fn has_room(&self) -> bool {
+        self.block.uring.as_ref().is_none_or(Uring::has_room)
     }
 
     /// Looks at what a chain asks for, and does what takes no time. Its last byte is for the status.
@@ -205,6 +210,35 @@ impl Disk {
             Begun::Operation(operation(header.sector * SECTOR))
         } else {
             Begun::Done(Outcome::IoError)
+        }
+    }
+
+    /// Does an operation at once, if it takes no longer than to have it under way; has it under way otherwise.
+    fn go_on(&mut self, ring: &mut Ring, mut chain: Chain, mut operation: Operation) -> Result<(), Broken> {
+        let direct = self.block.options.direct;
+        if let Operation::Read { offset, bytes } = operation
+            && !direct
+        {
+            let cached =
+                chain.write_from(bytes, |places| places.read_cached(self.block.file.as_fd(), offset));
+            let read = cached.unwrap_or(0); // none of it is in the page cache
+            operation = Operation::Read { offset: offset + read as u64, bytes: bytes - read };
+        }
+        let at_once = match operation {
+            Operation::Read { bytes, .. } => bytes == 0,
+            // A copy to the page cache.
+            Operation::Write { .. } => !direct,
+            Operation::Sync => false,
+        };
+        match &mut self.block.uring {
+            Some(uring) if !at_once && (!direct || is_aligned(&chain, operation)) => {
+                uring.start(chain, operation);
+                Ok(())
+            }
+            _ => {
+                let outcome = self.run(&mut chain, operation);
+                answer(ring, chain, outcome)
+            }
         }
     }
 
@@ -260,10 +294,11 @@ impl Disk {
     fn read(&self, chain: &mut Chain, offset: u64, bytes: usize) -> io::Result<usize> {
         let file = self.block.file.as_fd();
         if self.needs_copy(&chain.places_to_fill(bytes)) {
-            let mut copy = Aligned::new(bytes);
-            let read = rustix::io::pread(file, copy.bytes(), offset)?;
-            chain.write(&copy.bytes()[..read]).map_err(|TooShort| io::ErrorKind::InvalidInput)?;
-            return Ok(read);
+            return by_copies(bytes, |copy, done| {
+                let read = rustix::io::pread(file, &mut *copy, offset + done)?;
+                chain.write(&copy[..read]).map_err(|TooShort| io::ErrorKind::InvalidInput)?;
+                Ok(read)
+            });
         }
         let mut done = 0;
         while done < bytes {
@@ -280,9 +315,10 @@ impl Disk {
     fn write(&self, chain: &mut Chain, offset: u64, bytes: usize) -> io::Result<usize> {
         let file = self.block.file.as_fd();
         if self.needs_copy(&chain.places_to_take(bytes)) {
-            let mut copy = Aligned::new(bytes);
-            chain.read(copy.bytes()).map_err(|TooShort| io::ErrorKind::InvalidInput)?;
-            return Ok(rustix::io::pwrite(file, copy.bytes(), offset)?);
+            return by_copies(bytes, |copy, done| {
+                chain.read(copy).map_err(|TooShort| io::ErrorKind::InvalidInput)?;
+                Ok(rustix::io::pwrite(file, copy, offset + done)?)
+            });
         }
         let mut done = 0;
         while done < bytes {
@@ -408,6 +444,22 @@ impl Aligned {
     fn bytes(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.length]
     }
+}
+
+/// Moves so many bytes by way of memory that direct I/O takes, and whose size is not the guest's to choose. `step` gets it, and
+/// how many bytes are done, and says how many it moved; a step that falls short is the last.
+fn by_copies(bytes: usize, mut step: impl FnMut(&mut [u8], u64) -> io::Result<usize>) -> io::Result<usize> {
+    let mut copy = Aligned::new(bytes.min(COPY));
+    let mut done = 0;
+    while done < bytes {
+        let part = (bytes - done).min(COPY);
+        let moved = step(&mut copy.bytes()[..part], done as u64)?;
+        done += moved;
+        if moved < part {
+            break;
+        }
+    }
+    Ok(done)
 }
 
 /// A transfer that is short is an error: the file has become shorter, or the disk is full.

@@ -17,6 +17,9 @@ use rustix::fd::{AsRawFd, BorrowedFd};
 use std::fs::File;
 use std::io;
 
+/// No request is started while the host has so many bytes to move: whoever wants the device to stop waits for all of them.
+const MOST_BYTES: usize = 64 << 20;
+
 /// What is asked of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
@@ -38,6 +41,13 @@ pub(super) struct UnderWay {
 }
 
 impl UnderWay {
+    fn bytes(&self) -> usize {
+        match self.operation {
+            Operation::Read { bytes, .. } | Operation::Write { bytes, .. } => bytes,
+            Operation::Sync => 0,
+        }
+    }
+
     fn entry(&self) -> Entry {
         let vectors = self.places.vectors();
         let (first, count) = (vectors.as_ptr(), vectors.len() as u32);
@@ -57,6 +67,8 @@ pub(super) struct Uring {
     free: Vec<u16>,
     /// Pushed, and not submitted.
     pushed: usize,
+    /// Bytes of all requests under way.
+    bytes: usize,
 }
 
 /// Only registered files, of which there is one.
@@ -87,12 +99,12 @@ impl Uring {
             tracing::debug!(%error, "no io_uring: disks are served by plain system calls");
         });
         let requests = (0..QUEUE).map(|_| None).collect();
-        Some(Self { ring: ring.ok()?, requests, free: (0..QUEUE).collect(), pushed: 0 })
+        Some(Self { ring: ring.ok()?, requests, free: (0..QUEUE).collect(), pushed: 0, bytes: 0 })
     }
 
     /// Whether one more request can be started.
     pub(super) fn has_room(&self) -> bool {
-        !self.free.is_empty()
+        !self.free.is_empty() && self.bytes < MOST_BYTES
     }
 
     /// Whether the host has any.
@@ -113,6 +125,7 @@ impl Uring {
             Operation::Sync => Places::default(),
         };
         let request = self.requests[usize::from(number)].insert(UnderWay { chain, operation, places });
+        self.bytes += request.bytes();
         let entry = request.entry().user_data(number.into()).flags(Flags::FIXED_FILE);
         // SAFETY: what the entry refers to must be valid until the request is done. The vectors are in `requests` until then,
         // which does not grow, so that nothing in it moves; what they point to is guest memory, which the chain beside them keeps
@@ -150,6 +163,7 @@ impl Uring {
         let number = entry.user_data() as u16; // as `start` gave it
         let request = self.requests[usize::from(number)].take().expect("the host answers once");
         self.free.push(number);
+        self.bytes -= request.bytes();
         let result =
             usize::try_from(entry.result()).map_err(|_| io::Error::from_raw_os_error(-entry.result()));
         Some((request, result))

@@ -134,6 +134,8 @@ pub(super) struct Sockets {
     next_port: u32,
     /// What a stream is read into.
     data: Box<[u8; PACKET]>,
+    /// The driver has set up the queues of packets. Without them nobody takes what the host has.
+    has_queues: bool,
 }
 
 impl Device for Sockets {
@@ -160,6 +162,9 @@ impl Device for Sockets {
     }
 
     fn sources(&self) -> Vec<(BorrowedFd<'_>, Interest)> {
+        if !self.has_queues {
+            return Vec::new();
+        }
         let listener = self.has_room().then_some((self.vsock.listener.as_fd(), Interest::Read));
         let greetings = self.greetings.iter().map(|greeting| (greeting.stream().as_fd(), Interest::Read));
         let streams = self.connections.values().filter_map(Connection::source);
@@ -177,6 +182,7 @@ impl Device for Sockets {
     }
 
     fn process(&mut self, rings: &mut [Option<Ring>], _: &Line, look: bool) -> Result<bool, Broken> {
+        self.has_queues = matches!(rings, [Some(_), Some(_), ..]);
         let [Some(rx), Some(tx), ..] = rings else { return Ok(false) };
         let mut worked = self.take_packets(tx)?;
         if look {
@@ -204,6 +210,7 @@ impl Sockets {
             last: Ports { host: 0, guest: 0 },
             next_port: FIRST_PORT,
             data: Box::new([0; PACKET]),
+            has_queues: false,
         }
     }
 

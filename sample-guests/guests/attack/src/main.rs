@@ -14,6 +14,7 @@ mod hide;
 mod jump;
 mod neighbour;
 mod pages;
+mod rings;
 mod state;
 mod system_calls;
 mod tables;
@@ -50,6 +51,19 @@ const WAYS: &[Way] = &[
         "SEED",
         "vCPUs that write to each other's pages, start, stop and send, while one makes calls",
         vcpus::storm,
+    ),
+    ("rings", "SEED COUNT", "devices: rings, registers and resets of any kind, by all vCPUs", rings::attack),
+    (
+        "flood",
+        "HOW",
+        "devices: doorbells, configurations, acknowledgements or resets without end",
+        rings::flood,
+    ),
+    (
+        "settle",
+        "HOW",
+        "devices that have nothing to do: broken, stopped, reset or ready; then sleeps",
+        rings::settle,
     ),
     ("free", "SEED COUNT", "reports pages as free that are in use", free::report),
     ("checksum", "", "computes one checksum over and over, beside the others", neighbour::checksum),
