@@ -57,7 +57,7 @@ fn what_cannot_be_shared_is_refused_with_the_reason() {
         ("/nowhere/at/all", "No such file"),
         ("/etc/passwd", "Not a directory"),
         ("/proc/self", "in /proc"),
-        ("/tmp:a tag of more than thirty-six bytes", "36 bytes"),
+        ("/tmp:a tag that is longer than the thirty-six bytes of one", "36 bytes"),
         (":rw", "expected a folder"),
     ] {
         let output = minios(&["--share", option], "");
