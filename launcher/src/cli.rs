@@ -36,6 +36,7 @@ pub(crate) struct Cli {
 
 /// What `hv` can do.
 #[derive(Debug, Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
 pub(crate) enum Command {
     /// Boot a guest and wait for its end
     Run(RunOptions),

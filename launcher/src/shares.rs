@@ -75,7 +75,7 @@ pub(crate) fn open(options: &[ShareOption]) -> Result<Vec<DeviceConfig>, Failure
 /// The folders among a VM's devices.
 pub(crate) fn among(devices: &[DeviceConfig]) -> Vec<(BorrowedFd<'_>, Access)> {
     let folder = |device| match device {
-        &DeviceConfig::FileSystem(ref folder) => Some((folder.directory(), folder.access())),
+        DeviceConfig::FileSystem(folder) => Some((folder.directory(), folder.access())),
         _ => None,
     };
     devices.iter().filter_map(folder).collect()

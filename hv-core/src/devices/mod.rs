@@ -121,6 +121,7 @@ pub(crate) trait Device: Send {
 }
 
 /// A device that a VM is to have.
+#[expect(clippy::large_enum_variant, reason = "a VM has a few, and each is looked at once")]
 pub enum DeviceConfig {
     /// An entropy source, from the host's generator.
     Entropy,
@@ -196,15 +197,16 @@ impl Plan {
 
     /// The table, which is at P `start`, before the pages.
     pub(crate) fn table(&self, start: u64) -> Vec<DeviceEntry> {
-        let entry = |(number, device): (u32, &Box<dyn Device>)| DeviceEntry {
+        let devices = (0_u32..).zip(&self.0);
+        let entries = devices.map(|(number, device)| DeviceEntry {
             device: number,
             kind: device.kind(),
             channel: FIRST_DYNAMIC_CHANNEL + number,
             queues: device.queues().len() as u32,
             page: GuestPhys(start + (u64::from(number) + 1) * PAGE_SIZE),
             reserved: 0,
-        };
-        (0..).zip(&self.0).map(entry).collect()
+        });
+        entries.collect()
     }
 }
 

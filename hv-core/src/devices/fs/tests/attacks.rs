@@ -71,7 +71,7 @@ fn links_are_not_followed_whatever_is_done_to_them() {
 #[test]
 fn what_is_no_file_is_shown_and_not_opened() {
     let mut guest = Guest::new(Access::ReadWrite);
-    rustix::fs::mknodat(CWD, &guest.host("fifo"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+    rustix::fs::mknodat(CWD, guest.host("fifo"), FileType::Fifo, Mode::RWXU, 0).unwrap();
     let _listener = UnixListener::bind(guest.host("socket")).unwrap();
     for name in ["fifo", "socket"] {
         let node = guest.lookup(ROOT, name).unwrap().nodeid;
@@ -253,7 +253,7 @@ fn requests_of_any_length_and_content_get_an_answer() {
         let mut bytes: Vec<u8> =
             (0..random.usize(0..200)).map(|_| *random.choice(b"\0\x01\x02ab./\xff").unwrap()).collect();
         let small = |random: &mut fastrand::Rng| random.u64(0..4);
-        for field in bytes.as_mut_slice().chunks_exact_mut(8) {
+        for field in bytes.as_mut_slice().as_chunks_mut::<8>().0 {
             if random.bool() {
                 field.copy_from_slice(&small(&mut random).to_le_bytes());
             }

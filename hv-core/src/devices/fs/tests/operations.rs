@@ -207,6 +207,6 @@ fn the_protocols_version_is_agreed_on() {
 fn the_host_tells_how_much_room_there_is() {
     let mut guest = Guest::new(Access::ReadOnly);
     let told: StatfsOut = guest.ask(opcode::STATFS, ROOT, &(), b"").unwrap();
-    let host = rustix::fs::statvfs(&guest.host("")).unwrap();
+    let host = rustix::fs::statvfs(guest.host("")).unwrap();
     assert_eq!((told.blocks, told.frsize, told.namelen), (host.f_blocks, host.f_frsize as u32, 255));
 }
