@@ -37,7 +37,7 @@ pub fn check() -> Result<(), Error> {
     let mut stream = vsock.connect_blocking(ECHO)?;
     assert!(stream.write_ready()? && !stream.read_ready()?);
     Write::write_all(&mut stream, b"hello, ")?;
-    write!(stream, "{}", "host").expect("it takes text");
+    write!(stream, "host").expect("it takes text");
     stream.finish();
     assert_eq!(stream.write_blocking(b"more"), Err(Error::Closed));
     assert_eq!(read_to_end(&stream)?, b"hello, host");
