@@ -140,7 +140,7 @@ impl Stack {
         Self(Rc::new(RefCell::new(inner)))
     }
 
-    /// Runs the stack, for as long as its device works.
+    /// Runs the stack, for as long as its device works. From here on connections are refused where nobody listens.
     pub async fn run(self) {
         let mut alarm = Alarm::new();
         core::future::poll_fn(|context| {

@@ -125,7 +125,7 @@ impl TcpStream {
             self.with(|socket, inner| {
                 if socket.can_recv() {
                     inner.used = true; // its window has grown
-                    let taken = socket.recv(|bytes| take(bytes));
+                    let taken = socket.recv(&mut take);
                     return Poll::Ready(taken.map_err(|_| TcpError::Closed));
                 }
                 if ends(socket.state()) {
@@ -167,7 +167,7 @@ impl TcpStream {
             self.with(|socket, inner| {
                 if socket.can_send() {
                     inner.used = true;
-                    return Poll::Ready(socket.send(|room| fill(room)).map_err(|_| TcpError::Closed));
+                    return Poll::Ready(socket.send(&mut fill).map_err(|_| TcpError::Closed));
                 }
                 if !socket.may_send() {
                     return Poll::Ready(Err(TcpError::Closed));

@@ -97,9 +97,11 @@ pub fn with_stack<F: Future<Output = Result<(), TcpError>> + 'static>(
 ) -> Result<(), Error> {
     let stack = Stack::new(Net::find()?, fixed(address));
     let executor = Executor::new();
-    executor.spawner().spawn(stack.clone().run());
+    let spawner = executor.spawner();
     let trial = trial(stack.clone(), executor.spawner());
     let result = executor.run_until(async move {
+        // It begins when the trial waits: who listens does so before anything is taken from the network.
+        spawner.spawn(stack.clone().run());
         let result = trial.await;
         stack.flush().await; // the other end waits for the last acknowledgement
         result

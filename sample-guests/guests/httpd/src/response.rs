@@ -149,7 +149,7 @@ mod tests {
     fn names_cannot_break_out_of_a_listing_or_a_head() {
         let name = String::from("<a href=\"x\">&\r\nX: y");
         let entries = [Entry { name: name.clone(), is_directory: false }];
-        let page = listing(&[name.clone()], &entries);
+        let page = listing(core::slice::from_ref(&name), &entries);
         assert!(
             !page.contains("<a href=\"x") && page.contains("&lt;a href=&quot;x&quot;&gt;&amp;"),
             "{page}"
