@@ -275,11 +275,6 @@ impl Card {
         }
     }
 
-    fn has_received(&self) -> bool {
-        let mut receive = self.receive.lock();
-        receive.has_done() || receive.look()
-    }
-
     fn outgoing(&self) -> Option<Outgoing<'_>> {
         let transmit = &mut *self.transmit.lock();
         let frame = transmit.free.pop().or_else(|| {
