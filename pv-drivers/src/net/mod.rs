@@ -275,6 +275,11 @@ impl Card {
         }
     }
 
+    fn has_received(&self) -> bool {
+        let mut receive = self.receive.lock();
+        receive.has_done() || receive.look()
+    }
+
     fn outgoing(&self) -> Option<Outgoing<'_>> {
         let transmit = &mut *self.transmit.lock();
         let frame = transmit.free.pop().or_else(|| {
