@@ -95,7 +95,7 @@ impl Transport {
     /// [`Error::Unsupported`] if it is shorter.
     pub fn config<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T, Error> {
         use virtio_drivers::transport::Transport as _;
-        Ok(self.read_consistent(|| self.read_config_space(offset)).map_err(|_| Error::Unsupported)?)
+        self.read_consistent(|| self.read_config_space(offset)).map_err(|_| Error::Unsupported)
     }
 
     fn read(&self, offset: u64) -> u32 {

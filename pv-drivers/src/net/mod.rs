@@ -69,6 +69,7 @@ impl Buffers for Frame {
 struct Transmit {
     queue: Queue<Frame, SIZE>,
     /// Buffers that are not in use, and how many may still be made.
+    #[expect(clippy::vec_box, reason = "the queue takes them in their boxes")]
     free: Vec<Box<Frame>>,
     to_make: usize,
 }

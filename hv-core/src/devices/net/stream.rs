@@ -59,6 +59,7 @@ struct Incoming {
 }
 
 /// The frame that is coming.
+#[expect(clippy::large_enum_variant, reason = "a card has one, and it is moved rarely")]
 enum Begun {
     No,
     /// So many bytes of it are yet to come.

@@ -167,7 +167,7 @@ impl TcpStream {
             self.with(|socket, inner| {
                 if socket.can_send() {
                     inner.used = true;
-                    return Poll::Ready(socket.send(|room| fill(room)).map_err(|_| TcpError::Closed));
+                    return Poll::Ready(socket.send(&mut fill).map_err(|_| TcpError::Closed));
                 }
                 if !socket.may_send() {
                     return Poll::Ready(Err(TcpError::Closed));
