@@ -73,8 +73,8 @@ pub(crate) fn open(options: &[ShareOption]) -> Result<Vec<DeviceConfig>, Failure
 }
 
 /// The folders among a VM's devices.
-pub(crate) fn among(devices: &[DeviceConfig]) -> Vec<(BorrowedFd<'_>, Access)> {
-    let folder = |device| match device {
+pub(crate) fn among<'a>(devices: &'a [DeviceConfig]) -> Vec<(BorrowedFd<'a>, Access)> {
+    let folder = |device: &'a DeviceConfig| match device {
         DeviceConfig::FileSystem(folder) => Some((folder.directory(), folder.access())),
         _ => None,
     };

@@ -275,6 +275,7 @@ impl Card {
         }
     }
 
+    #[cfg(feature = "smoltcp")]
     fn has_received(&self) -> bool {
         let mut receive = self.receive.lock();
         receive.has_done() || receive.look()

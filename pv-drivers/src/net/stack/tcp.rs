@@ -125,7 +125,7 @@ impl TcpStream {
             self.with(|socket, inner| {
                 if socket.can_recv() {
                     inner.used = true; // its window has grown
-                    let taken = socket.recv(&mut take);
+                    let taken = socket.recv(|bytes| take(bytes));
                     return Poll::Ready(taken.map_err(|_| TcpError::Closed));
                 }
                 if ends(socket.state()) {
