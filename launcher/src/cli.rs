@@ -399,7 +399,7 @@ pub(crate) enum Suite {
     Process,
     /// Many idle VMs: their start, memory, host CPU, and stop
     Density,
-    /// Devices: disks beside their files
+    /// Devices: disks and shared folders beside their files, networks, kv beside redis-server
     Device,
 }
 

@@ -2,7 +2,7 @@
 
 use crate::bench::host_disk::{self, Access};
 use crate::bench::phases::Progress;
-use crate::bench::{Figure, Phase, guest};
+use crate::bench::{Figure, Phase, guest, network, store};
 use hv_core::DeviceConfig;
 use hv_core::devices::{Access as Rights, Block, BlockOptions, DeviceStats, SharedFolder};
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ const CACHES: [bool; 2] = [false, true];
 const FOLDER_SHAPES: [(usize, bool, usize); 2] = [(4 << 10, true, 2000), (1 << 20, false, 256)];
 
 pub(super) fn steps() -> u32 {
-    (SHAPES.len() * 2 * CACHES.len() + FOLDER_SHAPES.len() * 2) as u32
+    (SHAPES.len() * 2 * CACHES.len() + FOLDER_SHAPES.len() * 2) as u32 + network::STEPS + store::STEPS
 }
 
 pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec<Figure> {
@@ -47,6 +47,10 @@ pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec
             figures.extend(folder(phase, if quick { 3 } else { 11 }, &file, access));
         }
     }
+    progress.next("networks");
+    figures.extend(network::measure(phase, quick, file.directory()));
+    progress.next("kv and redis-server");
+    figures.extend(store::measure(phase, quick, file.directory()));
     figures
 }
 

@@ -18,8 +18,10 @@ mod host_memory;
 mod host_signal;
 mod idle;
 mod mmu;
+mod network;
 mod phases;
 mod programs;
+mod store;
 pub(crate) mod table;
 
 use crate::cli::{BenchOptions, Suite};
