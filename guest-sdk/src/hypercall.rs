@@ -500,7 +500,7 @@ mod tests {
             (Status::SUCCESS, text.len() as u64),
             (Status::NOT_IN_MULTICALL, 0),
             (Status::NOT_IN_MULTICALL, 0),
-            (Status::UNKNOWN_CALL, 0),
+            (Status::NOT_FOUND, 0),
             (Status::UNKNOWN_CALL, 0),
             (ODD, 0),
             (Status::SUCCESS, 16),

@@ -21,7 +21,13 @@ fn an_image_cut_short_anywhere_is_refused() {
     let whole = sample_guests::find("hello").unwrap().image;
     // Loaded parts and headers come first in the file, debug information after them.
     let segments = Image::parse(whole).expect("it is whole").segments;
-    let loaded = segments.iter().map(|segment| segment.data.end).max().expect("it has segments");
+    let loaded = segments
+        .iter()
+        .map(|segment| &segment.data)
+        .filter(|data| !data.is_empty())
+        .map(|data| data.end)
+        .max()
+        .expect("it has segments");
     for length in (0..loaded).step_by(61) {
         let Err(error) = Image::parse(whole[..length].to_vec()) else { panic!("{length} bytes are taken") };
         let expected = match length {
