@@ -4,8 +4,13 @@ use crate::bench::host_disk::{self, Access};
 use crate::bench::phases::Progress;
 use crate::bench::{Figure, Phase, guest, network, store};
 use hv_core::DeviceConfig;
-use hv_core::devices::{Access as Rights, Block, BlockOptions, DeviceStats, SharedFolder};
+use hv_core::devices::{
+    Access as Rights, Block, BlockOptions, Console, DeviceStats, Port, SharedFolder, Window,
+};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Requests: bytes, whether anywhere, how many at once, and how many of them in a batch.
 const SHAPES: [(usize, bool, usize, usize); 4] = [
@@ -21,8 +26,13 @@ const CACHES: [bool; 2] = [false, true];
 /// Of files in a shared folder, as above.
 const FOLDER_SHAPES: [(usize, bool, usize); 2] = [(4 << 10, true, 2000), (1 << 20, false, 256)];
 
+const CONSOLE_STEPS: u32 = 1;
+
 pub(super) fn steps() -> u32 {
-    (SHAPES.len() * 2 * CACHES.len() + FOLDER_SHAPES.len() * 2) as u32 + network::STEPS + store::STEPS
+    (SHAPES.len() * 2 * CACHES.len() + FOLDER_SHAPES.len() * 2) as u32
+        + CONSOLE_STEPS
+        + network::STEPS
+        + store::STEPS
 }
 
 pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec<Figure> {
@@ -47,6 +57,8 @@ pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec
             figures.extend(folder(phase, if quick { 3 } else { 11 }, &file, access));
         }
     }
+    progress.next("console");
+    figures.extend(console(phase, if quick { 3 } else { 11 }));
     progress.next("networks");
     figures.extend(network::measure(phase, quick, file.directory()));
     progress.next("kv and redis-server");
@@ -132,6 +144,29 @@ fn folder(phase: Phase, samples: usize, file: &DiskFile, access: Access) -> [Fig
     let us = ps.into_iter().map(|ps| ps / 1e6).collect();
     let guest = Figure::new(&format!("{access}, in a shared folder"), "us", phase, us).against(&host);
     [host, guest]
+}
+
+/// What a guest writes to its terminal, beside what goes through a pair of sockets on the host; somebody reads at the other end.
+fn console(phase: Phase, samples: usize) -> [Figure; 2] {
+    const MEBIBYTES: usize = 32;
+    let drained = || {
+        let (near, mut far) = UnixStream::pair().expect("a pair of sockets");
+        std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
+        near
+    };
+    let mut near = drained();
+    let bytes = vec![b'x'; 1 << 20];
+    let batch = |_| {
+        let start = Instant::now();
+        (0..MEBIBYTES).for_each(|_| near.write_all(&bytes).expect("the other end reads"));
+        start.elapsed().as_secs_f64() * 1e6 / MEBIBYTES as f64
+    };
+    let host = Figure::new("a MiB through a pair of sockets", "us", phase, (0..samples).map(batch).collect());
+    let ports = vec![Port::streams("", None, drained().into())];
+    let device = DeviceConfig::Console(Console::new(ports, Window::new().expect("a descriptor")));
+    let (ps, _) = guest::with_devices(vec![device], &["console", &samples.to_string()]);
+    let us = ps.into_iter().map(|ps| ps / 1e6).collect();
+    [host.clone(), Figure::new("a MiB to a console's port", "us", phase, us).against(&host)]
 }
 
 fn events(phase: Phase, access: Access, stats: &DeviceStats) -> [Figure; 2] {

@@ -6,6 +6,7 @@
 
 extern crate alloc;
 
+mod console;
 mod disk;
 mod folder;
 mod memory;
@@ -42,6 +43,7 @@ fn main() -> u8 {
         "blocked" => from_host(samples, || {
             hypercall::block(NEVER);
         }),
+        "console" => console::measure(samples),
         "disk" => disk::measure(samples, arguments),
         "folder" => folder::measure(samples, arguments),
         _ if memory::measure(what, samples) || wake::measure(what, samples) => {}
@@ -53,6 +55,7 @@ fn main() -> u8 {
             println!(
                 "       bench zero-known|zero-cleared-again|zero-used|report|claim|touch-claimed [SAMPLES]"
             );
+            println!("       bench console [SAMPLES]");
             println!("       bench disk SAMPLES read|write SIZE DEPTH COUNT random|sequential");
             println!("       bench folder SAMPLES read|write SIZE COUNT random|sequential");
             println!("       bench update SAMPLES BATCH [eager] [used]");
