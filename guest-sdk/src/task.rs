@@ -53,7 +53,7 @@ pub fn wait<T>(
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return None;
         }
-        sleep(&[source], deadline);
+        sleep(&[source], deadline, &|| false);
     }
 }
 
@@ -67,8 +67,8 @@ static PATIENCE: AtomicU32 = AtomicU32::new(LOOK.as_nanos() as u32);
 static SLEEPS: AtomicU32 = AtomicU32::new(0);
 
 /// Looks at the sources for as long as a sleep would cost, if that was of use the last times: it is not where the host has no
-/// other processor for the device. Whether something has happened.
-fn look_before_sleep(sources: &[&dyn Source], deadline: Option<Instant>) -> bool {
+/// other processor for the device. Whether something has happened, or somebody was `woken` by another event's handler.
+fn look_before_sleep(sources: &[&dyn Source], deadline: Option<Instant>, woken: &dyn Fn() -> bool) -> bool {
     let patience = match PATIENCE.load(Ordering::Relaxed) {
         0 if !SLEEPS.fetch_add(1, Ordering::Relaxed).is_multiple_of(TRY_AGAIN) => return false,
         0 => LOOK,
@@ -81,17 +81,19 @@ fn look_before_sleep(sources: &[&dyn Source], deadline: Option<Instant>) -> bool
         core::hint::spin_loop();
         // All of them, so that none waits for another.
         sources.iter().for_each(|source| happened |= source.look());
+        happened |= woken();
     }
     let next = if happened { LOOK } else { patience / 4 };
     PATIENCE.store(if next < LOOK / 16 { 0 } else { next.as_nanos() as u32 }, Ordering::Relaxed);
     happened
 }
 
-/// Gives the CPU back until something happens at one of the sources, some other event is handled, or `deadline`.
-fn sleep(sources: &[&dyn Source], deadline: Option<Instant>) {
+/// Gives the CPU back until something happens at one of the sources, some other event is handled, or `deadline`; not at all if
+/// the handler of some other event has `woken` somebody before.
+fn sleep(sources: &[&dyn Source], deadline: Option<Instant>, woken: &dyn Fn() -> bool) {
     // The fake host does nothing while its guest looks.
     let is_fake = cfg!(any(test, all(feature = "fake-host", panic = "unwind")));
-    if !is_fake && !sources.is_empty() && look_before_sleep(sources, deadline) {
+    if !is_fake && !sources.is_empty() && look_before_sleep(sources, deadline, woken) {
         return;
     }
     let vcpu = smp::current();
@@ -101,7 +103,7 @@ fn sleep(sources: &[&dyn Source], deadline: Option<Instant>) {
     }
     // Masked, so that nothing is taken between the look and the sleep.
     let was_masked = Masked::set();
-    let mut happened = false;
+    let mut happened = woken();
     for source in sources {
         happened |= source.arm();
     }
@@ -118,24 +120,45 @@ fn sleep(sources: &[&dyn Source], deadline: Option<Instant>) {
 }
 
 /// What the futures of a guest wait for.
-static SOURCES: Lock<Vec<Arc<dyn Source>>> = Lock::new(Vec::new());
-/// Who waits for which moment; a number tells those of one moment apart.
-static SLEEPERS: Lock<BTreeMap<(Instant, u64), Waker>> = Lock::new(BTreeMap::new());
+struct Waits {
+    sources: Lock<Vec<Arc<dyn Source>>>,
+    /// Who waits for which moment; a number tells those of one moment apart.
+    sleepers: Lock<BTreeMap<(Instant, u64), Waker>>,
+}
+
+impl Waits {
+    const fn new() -> Self {
+        Self { sources: Lock::new(Vec::new()), sleepers: Lock::new(BTreeMap::new()) }
+    }
+}
+
+#[cfg(not(any(test, all(feature = "fake-host", panic = "unwind"))))]
+fn waits() -> &'static Waits {
+    static WAITS: Waits = Waits::new();
+    &WAITS
+}
+
+/// Those of the thread's fake VM. They are leaked, as it is.
+#[cfg(any(test, all(feature = "fake-host", panic = "unwind")))]
+fn waits() -> &'static Waits {
+    std::thread_local!(static WAITS: &'static Waits = Box::leak(Box::new(Waits::new())));
+    WAITS.with(|waits| *waits)
+}
 
 /// Has executors, and [`block_on`], look at a source from now on. Those of a guest's sources that futures wait for are waited for
 /// on one vCPU.
 pub fn register(source: Arc<dyn Source>) {
-    SOURCES.lock().push(source);
+    waits().sources.lock().push(source);
 }
 
 /// Looks at no source any more that `is_it` says it is.
 pub fn unregister(source: &Arc<dyn Source>) {
-    SOURCES.lock().retain(|registered| !Arc::ptr_eq(registered, source));
+    waits().sources.lock().retain(|registered| !Arc::ptr_eq(registered, source));
 }
 
 /// Wakes what can go on; sleeps first if there is nothing, `may_sleep`, and nobody was `woken`.
 fn turn(may_sleep: bool, woken: &dyn Fn() -> bool) {
-    let sources = SOURCES.lock().clone();
+    let sources = waits().sources.lock().clone();
     let mut happened = false;
     for source in &sources {
         happened |= source.look();
@@ -143,7 +166,7 @@ fn turn(may_sleep: bool, woken: &dyn Fn() -> bool) {
     let next = wake_sleepers();
     if may_sleep && !happened && !woken() {
         let sources: Vec<&dyn Source> = sources.iter().map(|source| &**source).collect();
-        sleep(&sources, next);
+        sleep(&sources, next, woken);
         sources.iter().for_each(|source| _ = source.look());
         wake_sleepers();
     }
@@ -153,7 +176,7 @@ fn turn(may_sleep: bool, woken: &dyn Fn() -> bool) {
 fn wake_sleepers() -> Option<Instant> {
     let mut due = Vec::new();
     let next = {
-        let mut sleepers = SLEEPERS.lock();
+        let mut sleepers = waits().sleepers.lock();
         if sleepers.is_empty() {
             return None;
         }
@@ -182,7 +205,7 @@ impl Alarm {
     /// Wakes `waker` at `deadline`, and not when it was to wake before.
     pub fn set(&mut self, deadline: Option<Instant>, waker: &Waker) {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let mut sleepers = SLEEPERS.lock();
+        let mut sleepers = waits().sleepers.lock();
         if let Some(key) = self.0 {
             if Some(key.0) == deadline
                 && let Some(set) = sleepers.get_mut(&key)
@@ -202,7 +225,7 @@ impl Alarm {
 impl Drop for Alarm {
     fn drop(&mut self) {
         if let Some(key) = self.0 {
-            SLEEPERS.lock().remove(&key);
+            waits().sleepers.lock().remove(&key);
         }
     }
 }
@@ -432,6 +455,38 @@ mod tests {
         }
         assert_eq!(events.armed.load(Ordering::Relaxed), 0);
         unregister(&(events as Arc<dyn Source>));
+    }
+
+    /// Nothing happens here, but something else does in the last moment before a sleep.
+    struct Meanwhile {
+        own: Channel,
+        other: Channel,
+    }
+
+    impl Source for Meanwhile {
+        fn channel(&self) -> Channel {
+            fake::raise(self.other);
+            self.own
+        }
+
+        fn look(&self) -> bool {
+            false
+        }
+
+        fn arm(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn who_is_woken_by_a_handler_just_before_a_sleep_is_not_slept_over() {
+        static WOKEN: AtomicBool = AtomicBool::new(false);
+        let [own, other] = [(); 2].map(|()| Channel::allocate().unwrap());
+        other.on_event(|_| WOKEN.store(true, Ordering::Relaxed));
+        other.unmask();
+        let late = Instant::now() + Duration::from_secs(1);
+        sleep(&[&Meanwhile { own, other }], Some(late), &|| WOKEN.load(Ordering::Relaxed));
+        assert_eq!(Instant::now(), Instant::START, "it did not sleep");
     }
 
     #[test]
