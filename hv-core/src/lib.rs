@@ -29,6 +29,7 @@ mod symbols;
 mod user;
 mod vcpu;
 mod vcpus;
+pub mod view;
 pub mod vm;
 mod watched;
 
