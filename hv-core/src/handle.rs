@@ -8,6 +8,7 @@
 use crate::devices::DeviceStats;
 use crate::engine::{Control, Counters};
 use crate::presence::MemoryStats;
+use crate::profile::{ProfileError, Profiler};
 use crate::vm::Shared;
 use crossbeam_channel::{Sender, bounded};
 use serde::Serialize;
@@ -93,6 +94,15 @@ impl VmHandle {
         let (answer, answered) = bounded(1);
         self.requests.send(Request { wanted, answer }).map_err(|_| RequestError::Ended)?;
         answered.recv().unwrap_or(Err(RequestError::Ended))
+    }
+
+    /// Samples its stacks, from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ProfileError`]: it has ended, or is being profiled.
+    pub fn profile(&self) -> Result<Profiler, ProfileError> {
+        Profiler::new(self.shared.clone(), self.control.clone())
     }
 
     /// What there is to see at the moment.

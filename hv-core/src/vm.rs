@@ -14,6 +14,7 @@ use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
+use crate::coredump::CoreDump;
 use crate::cpu_share::{Gate, Keeper, Measured};
 use crate::devices::{Devices, Plan};
 use crate::engine::process::ProcessEngine;
@@ -25,6 +26,7 @@ use crate::ledger::Ledger;
 use crate::memory::GuestMemory;
 use crate::mmu::Roots;
 use crate::presence::MemoryStats;
+use crate::profile::Sampler;
 use crate::report::{End, Report};
 use crate::vcpu::Order;
 use crate::vcpus::{NotStarted, Vcpus};
@@ -78,6 +80,10 @@ pub(crate) struct Shared {
     pub devices: Option<Devices>,
     /// A vCPU has ended the VM.
     pub ended: AtomicBool,
+    /// If it crashes, it is to be seen where the other vCPUs are.
+    pub leaves_core: bool,
+    /// Who wants to know where its vCPUs are.
+    pub sampler: Sampler,
     console: Mutex<Option<Box<dyn Write + Send>>>,
 }
 
@@ -107,6 +113,8 @@ impl Shared {
             vcpus: None,
             devices: None,
             ended: AtomicBool::new(false),
+            leaves_core: false,
+            sampler: Sampler::new(pages.vcpus()),
             console: Mutex::new(Some(console)),
             pages,
         }
@@ -173,6 +181,7 @@ pub struct Vm {
     gate: Arc<Gate>,
     keeper: Option<Keeper>,
     image: Image,
+    command_line: String,
     messages: Receiver<Message>,
     stop_requests: (Sender<()>, Receiver<()>),
     requests: (Sender<Request>, Receiver<Request>),
@@ -275,6 +284,7 @@ impl Vm {
         );
         shared.console_input = ConsoleInput::new(shared.events.clone(), config.console_input);
         shared.mappings = mappings;
+        shared.leaves_core = config.core;
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
         let devices = Devices::new(plan, &loaded.devices, &shared.memory, &shared.events, control.clone());
         shared.devices = Some(devices.map_err(host("a device"))?);
@@ -297,6 +307,7 @@ impl Vm {
             gate,
             keeper: None,
             image: config.image,
+            command_line: config.command_line.join(" "),
             messages,
             stop_requests: bounded(1),
             requests: unbounded(),
@@ -436,8 +447,21 @@ impl Vm {
         self.keeper.take().map(Keeper::finish)
     }
 
+    /// A core of the vCPUs that stand, with one of them first.
+    fn core(&self, first: (u32, Registers), end: Option<&End>) -> CoreDump {
+        let others = self.standing.iter().map(|(vcpu, standing)| (*vcpu, standing.registers));
+        let threads = std::iter::once(first).chain(others.filter(|(vcpu, _)| *vcpu != first.0));
+        let view = self.shared.view(AddressSpace::Kernel);
+        CoreDump::new(&self.shared.memory, &view, threads, end, &self.command_line)
+    }
+
     /// Ends everything and writes the report.
     fn finish(&mut self, message: Option<Message>) -> Report {
+        let wants_core = self.shared.leaves_core
+            && matches!(&message, Some(Message::Ended { end, .. }) if end.is_failure());
+        if let Some(Message::Ended { vcpu, registers, .. }) = message.as_ref().filter(|_| wants_core) {
+            self.stop_others(*vcpu, *registers);
+        }
         let cpu = self.end_threads();
         let counters = self.shared.counters(&*self.control).into_iter().sum();
         let (vcpu, end, registers) = match message {
@@ -455,14 +479,15 @@ impl Vm {
         let backtrace = match end {
             End::Shutdown { .. } => Vec::new(),
             _ => {
-                let addresses = backtrace::walk(&view, &registers, MOST_FRAMES);
-                backtrace::symbolise(&self.image.bytes, &addresses)
+                let stack = backtrace::walk(&view, &registers, MOST_FRAMES);
+                backtrace::symbolise(&self.image.bytes, &stack.addresses)
             }
         };
         self.control.wait_until_gone();
         tracing::debug!(%end, "ended");
+        let core = wants_core.then(|| self.core((vcpu, registers), Some(&end)));
         let devices = self.shared.devices().stats();
-        Report { end, vcpu, registers, backtrace, counters, cpu, devices }
+        Report { end, vcpu, registers, backtrace, counters, cpu, devices, core }
     }
 }
 
