@@ -26,6 +26,7 @@ mod presence;
 pub mod report;
 mod shared;
 mod symbols;
+pub mod trace;
 mod user;
 mod vcpu;
 mod vcpus;
@@ -66,4 +67,5 @@ pub fn offered_features() -> Features {
         | Features::PAGE_REPORTING
         | Features::DEVICES
         | Features::CONSOLE_INPUT
+        | Features::TRACE
 }

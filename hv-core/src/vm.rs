@@ -26,6 +26,7 @@ use crate::memory::GuestMemory;
 use crate::mmu::Roots;
 use crate::presence::MemoryStats;
 use crate::report::{End, Report};
+use crate::trace::{Session, Tracer};
 use crate::vcpu::Order;
 use crate::vcpus::{NotStarted, Vcpus};
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
@@ -73,6 +74,8 @@ pub(crate) struct Shared {
     pub vcpus: Option<Vcpus>,
     /// Its devices; `None` in a VM without an engine.
     pub devices: Option<Devices>,
+    /// What it has for being watched.
+    pub tracer: Arc<Tracer>,
     /// A vCPU has ended the VM.
     pub ended: AtomicBool,
     console: Mutex<Option<Box<dyn Write + Send>>>,
@@ -102,6 +105,7 @@ impl Shared {
             paused: AtomicBool::new(false),
             vcpus: None,
             devices: None,
+            tracer: Arc::new(Tracer::new(pages.vcpus())),
             ended: AtomicBool::new(false),
             console: Mutex::new(Some(console)),
             pages,
@@ -167,6 +171,7 @@ pub struct Vm {
     requests: (Sender<Request>, Receiver<Request>),
     /// The vCPUs that have stopped for the host, and wait for an order.
     standing: BTreeMap<u32, Standing>,
+    trace: Option<Session>,
 }
 
 /// Ends a VM from another thread than the one that waits for it.
@@ -270,6 +275,7 @@ impl Vm {
         let clock = GuestClock::start(shared.pages.clock());
         shared.vcpus = Some(Vcpus::new(config.vcpus, control.clone(), clock, messages_in));
         let shared = Arc::new(shared);
+        let trace = if config.trace { Session::begin(&shared) } else { None };
         match shared.vcpus().start(&shared, 0, config.image.entry, loaded.info) {
             Ok(()) => {}
             Err(NotStarted::Engine(error)) => return Err(error.into()),
@@ -290,6 +296,7 @@ impl Vm {
             stop_requests: bounded(1),
             requests: unbounded(),
             standing: BTreeMap::new(),
+            trace,
         };
         vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared)
             .map_err(host("the thread that keeps its share of the processors"))?;
@@ -389,6 +396,11 @@ impl Vm {
         if channel < hv_abi::vcpu::EVENT_CHANNELS {
             self.shared.events.raise(0, channel);
         }
+    }
+
+    /// The trace from the first instruction on, if [`Config::trace`] asked for it, and it has not been taken yet.
+    pub fn take_trace(&mut self) -> Option<Session> {
+        self.trace.take()
     }
 
     /// Where to type for the guest, if [`Config::console_input`] says that somebody will.
