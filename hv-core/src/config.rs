@@ -54,6 +54,8 @@ pub struct Config {
     pub rewrite: bool,
     /// How much processor time it gets. Default: what the host's scheduler gives it.
     pub cpu: CpuShare,
+    /// Whether somebody watches from the first instruction on, by [`Vm::take_trace`](crate::Vm::take_trace). Default: no.
+    pub trace: bool,
     /// Its devices, at most 32; an image that does not know of devices can have none. Default: none.
     pub devices: Vec<DeviceConfig>,
 }
@@ -75,6 +77,7 @@ impl Config {
             check_tables: false,
             rewrite: true,
             cpu: CpuShare::default(),
+            trace: false,
             devices: Vec::new(),
         }
     }

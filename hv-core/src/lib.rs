@@ -28,6 +28,7 @@ pub mod profile;
 pub mod report;
 mod shared;
 mod symbols;
+pub mod trace;
 mod user;
 mod vcpu;
 mod vcpus;
@@ -70,4 +71,5 @@ pub fn offered_features() -> Features {
         | Features::PAGE_REPORTING
         | Features::DEVICES
         | Features::CONSOLE_INPUT
+        | Features::TRACE
 }

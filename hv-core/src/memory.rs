@@ -254,6 +254,16 @@ impl GuestMemory {
         Ok(old)
     }
 
+    /// Loads a 32-bit word, before all that this thread loads afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAddress`] if it is not in guest memory, or misaligned.
+    pub(crate) fn load_word(&self, at: GuestPhys) -> Result<u32, BadAddress> {
+        let address = self.check(at, 4, 4)?;
+        self.map.load(address, Ordering::Acquire).map_err(|_| self.bad(at, 4))
+    }
+
     /// Stores a 32-bit word, after all that this thread has stored so far.
     ///
     /// # Errors

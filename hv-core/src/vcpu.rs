@@ -72,13 +72,19 @@ impl VcpuThread {
         let vm = self.vm.clone();
         let mut calls = Calls { vm: &vm, vcpu: self.vcpu, timer: None, then: None };
         let mut next = self.next(calls.timer);
+        let trace = vm.tracer.vcpu(self.vcpu);
         loop {
             if calls.timer != next.timer {
                 next = self.next(calls.timer);
             }
             let exit = self.runner.run(next.monotonic);
             let slept_to_the_end = matches!(exit, Exit::Deadline);
-            match self.handle(exit, &mut calls) {
+            let begun = trace.begin(&exit);
+            let then = self.handle(exit, &mut calls);
+            if let Some(begun) = begun {
+                trace.end(begun);
+            }
+            match then {
                 Then::Run => {}
                 Then::End(end, registers) => return self.end(end, registers),
                 Then::Stop => {

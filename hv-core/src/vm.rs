@@ -28,6 +28,7 @@ use crate::mmu::Roots;
 use crate::presence::MemoryStats;
 use crate::profile::Sampler;
 use crate::report::{End, Report};
+use crate::trace::{Session, Tracer};
 use crate::vcpu::Order;
 use crate::vcpus::{NotStarted, Vcpus};
 use crate::view::{AddressSpace, View};
@@ -78,6 +79,8 @@ pub(crate) struct Shared {
     pub vcpus: Option<Vcpus>,
     /// Its devices; `None` in a VM without an engine.
     pub devices: Option<Devices>,
+    /// What it has for being watched.
+    pub tracer: Arc<Tracer>,
     /// A vCPU has ended the VM.
     pub ended: AtomicBool,
     /// If it crashes, it is to be seen where the other vCPUs are.
@@ -112,6 +115,7 @@ impl Shared {
             paused: AtomicBool::new(false),
             vcpus: None,
             devices: None,
+            tracer: Arc::new(Tracer::new(pages.vcpus())),
             ended: AtomicBool::new(false),
             leaves_core: false,
             sampler: Sampler::new(pages.vcpus()),
@@ -187,6 +191,7 @@ pub struct Vm {
     requests: (Sender<Request>, Receiver<Request>),
     /// The vCPUs that have stopped for the host, and wait for an order.
     standing: BTreeMap<u32, Standing>,
+    trace: Option<Session>,
 }
 
 /// Ends a VM from another thread than the one that waits for it.
@@ -292,6 +297,7 @@ impl Vm {
         let clock = GuestClock::start(shared.pages.clock());
         shared.vcpus = Some(Vcpus::new(config.vcpus, control.clone(), clock, messages_in));
         let shared = Arc::new(shared);
+        let trace = if config.trace { Session::begin(&shared) } else { None };
         match shared.vcpus().start(&shared, 0, config.image.entry, loaded.info) {
             Ok(()) => {}
             Err(NotStarted::Engine(error)) => return Err(error.into()),
@@ -312,6 +318,7 @@ impl Vm {
             stop_requests: bounded(1),
             requests: unbounded(),
             standing: BTreeMap::new(),
+            trace,
         };
         vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared)
             .map_err(host("the thread that keeps its share of the processors"))?;
@@ -411,6 +418,11 @@ impl Vm {
         if channel < hv_abi::vcpu::EVENT_CHANNELS {
             self.shared.events.raise(0, channel);
         }
+    }
+
+    /// The trace from the first instruction on, if [`Config::trace`] asked for it, and it has not been taken yet.
+    pub fn take_trace(&mut self) -> Option<Session> {
+        self.trace.take()
     }
 
     /// Where to type for the guest, if [`Config::console_input`] says that somebody will.
