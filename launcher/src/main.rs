@@ -7,6 +7,7 @@ mod bench;
 mod cli;
 mod console;
 mod control;
+mod core_file;
 mod cpu_time;
 mod demo;
 mod devices;
@@ -21,6 +22,7 @@ mod net;
 mod new;
 mod output;
 mod ports;
+mod profile;
 mod report;
 mod run;
 mod shares;
@@ -51,6 +53,7 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::Stop(options) => control::commands::stop(options),
         Command::Stats(options) => control::commands::stats(options),
         Command::Trace(options) => trace::watch(options),
+        Command::Profile(options) => profile::watch(options),
         Command::Balloon(options) => control::commands::balloon(options),
         Command::Images(options) => images::list(options),
         Command::Test(options) => test::run(options),
