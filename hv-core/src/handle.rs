@@ -8,6 +8,8 @@
 use crate::devices::DeviceStats;
 use crate::engine::{Control, Counters};
 use crate::presence::MemoryStats;
+use crate::profile::{ProfileError, Profiler};
+use crate::trace::Session;
 use crate::vm::Shared;
 use crossbeam_channel::{Sender, bounded};
 use serde::Serialize;
@@ -26,6 +28,19 @@ pub enum RequestError {
         "the VM came to no stopping point in time, and runs on: its console may not be read, or its guest hides"
     )]
     Unanswered,
+}
+
+/// Why a VM cannot be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TraceError {
+    /// There is no VM any more.
+    #[error("the VM has ended")]
+    Ended,
+    /// A trace is one person's at a time: two would take events away from each other.
+    #[error(
+        "the VM is being traced already, and by one at a time: wait for the end of that trace, or end it"
+    )]
+    Taken,
 }
 
 /// What is asked of the thread that waits for a VM.
@@ -93,6 +108,25 @@ impl VmHandle {
         let (answer, answered) = bounded(1);
         self.requests.send(Request { wanted, answer }).map_err(|_| RequestError::Ended)?;
         answered.recv().unwrap_or(Err(RequestError::Ended))
+    }
+
+    /// Samples its stacks, from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ProfileError`]: it has ended, or is being profiled.
+    pub fn profile(&self) -> Result<Profiler, ProfileError> {
+        Profiler::new(self.shared.clone(), self.control.clone())
+    }
+
+    /// Watches each crossing from now on, until the session is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`TraceError`].
+    pub fn trace(&self) -> Result<Session, TraceError> {
+        let shared = self.shared.upgrade().ok_or(TraceError::Ended)?;
+        Session::begin(&shared).ok_or(TraceError::Taken)
     }
 
     /// What there is to see at the moment.

@@ -9,6 +9,7 @@ use crate::engine::{Control, EnterError, Exit, Fault, Registers, Trap, UserExit,
 use crate::ledger::Ledger;
 use crate::report::End;
 use crate::user;
+use crate::view::AddressSpace;
 use crate::vm::{Message, Shared};
 use crossbeam_channel::{Receiver, Sender};
 use hv_abi::call::{NEVER, woken_by};
@@ -71,13 +72,19 @@ impl VcpuThread {
         let vm = self.vm.clone();
         let mut calls = Calls { vm: &vm, vcpu: self.vcpu, timer: None, then: None };
         let mut next = self.next(calls.timer);
+        let trace = vm.tracer.vcpu(self.vcpu);
         loop {
             if calls.timer != next.timer {
                 next = self.next(calls.timer);
             }
             let exit = self.runner.run(next.monotonic);
             let slept_to_the_end = matches!(exit, Exit::Deadline);
-            match self.handle(exit, &mut calls) {
+            let begun = trace.begin(&exit);
+            let then = self.handle(exit, &mut calls);
+            if let Some(begun) = begun {
+                trace.end(begun);
+            }
+            match then {
                 Then::Run => {}
                 Then::End(end, registers) => return self.end(end, registers),
                 Then::Stop => {
@@ -99,8 +106,11 @@ impl VcpuThread {
     /// Ends the VM, if no other vCPU has.
     fn end(&self, end: End, registers: Registers) {
         if !self.vm.ended.swap(true, SeqCst) {
-            // Nothing of the guest runs on, whoever may be looking at the report, or not yet.
-            self.control.kill();
+            // Nothing of the guest runs on, whoever may be looking at the report, or not yet; but for a core, the other vCPUs
+            // come to stopping points first.
+            if !(self.vm.leaves_core && end.is_failure()) {
+                self.control.kill();
+            }
             // The VM may be gone already; then nobody asks.
             let _ = self.messages.send(Message::Ended { vcpu: self.vcpu, end, registers });
         }
@@ -125,18 +135,24 @@ impl VcpuThread {
             Exit::Hypercall { number, arguments } => return self.hypercall(number, arguments, calls),
             Exit::Trap(Trap { fault, registers }) => return self.trap(fault, registers),
             Exit::Stopped(registers) => {
+                self.sample(AddressSpace::Kernel, &registers);
                 if let Some(end) = self.stopped(registers) {
                     return end;
                 }
                 self.runner.resume();
             }
             Exit::StoppedInBlock => {
+                self.sample(AddressSpace::Kernel, &self.runner.registers_in_call());
                 let end = self.stopped(self.runner.registers_in_call());
                 self.runner.answer(Status::SUCCESS, woken_by::EVENT);
                 return end.unwrap_or(Then::Run);
             }
             Exit::EnterUser { root, context } => return self.enter_user(root, context),
             Exit::User(exit) => return self.user_exit(&exit),
+            Exit::Sampled { root, registers } => {
+                self.sample(AddressSpace::User { root }, &registers);
+                self.runner.resume();
+            }
             Exit::Deadline => {} // the time is looked at after every exit
             Exit::Died(reason) => return Then::End(End::Died { reason }, Registers::default()),
         }
@@ -190,8 +206,19 @@ impl VcpuThread {
         }
     }
 
+    /// Says where the vCPU is, if somebody wants to know.
+    fn sample(&self, space: AddressSpace, registers: &Registers) {
+        if self.vm.sampler.take(self.vcpu) {
+            self.control.cancel_stop(self.vcpu); // a stop that was asked for meanwhile is asked for again
+            self.vm.sampler.give(&self.vm, self.vcpu, space, registers);
+        }
+    }
+
     /// A call is answered, and not yet returned from: a stopping point.
     fn stop_after_call(&mut self) -> Option<Then> {
+        if self.vm.sampler.is_wanted(self.vcpu) {
+            self.sample(AddressSpace::Kernel, &self.runner.registers_in_call());
+        }
         let wanted = self.vm.stopping[self.vcpu as usize].load(SeqCst);
         if wanted { self.stopped(self.runner.registers_in_call()) } else { None }
     }

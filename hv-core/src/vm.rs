@@ -9,11 +9,12 @@ mod stopping;
 
 pub use stopping::Paused;
 
-use crate::backtrace::{self, View};
+use crate::backtrace::{self, MOST_FRAMES};
 use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
+use crate::coredump::CoreDump;
 use crate::cpu_share::{Gate, Keeper, Measured};
 use crate::devices::{Devices, Plan};
 use crate::engine::process::ProcessEngine;
@@ -25,9 +26,12 @@ use crate::ledger::Ledger;
 use crate::memory::GuestMemory;
 use crate::mmu::Roots;
 use crate::presence::MemoryStats;
+use crate::profile::Sampler;
 use crate::report::{End, Report};
+use crate::trace::{Session, Tracer};
 use crate::vcpu::Order;
 use crate::vcpus::{NotStarted, Vcpus};
+use crate::view::{AddressSpace, View};
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
 use hv_abi::vcpu::BALLOON_CHANNEL;
 use hv_abi::{Features, PAGE_SIZE};
@@ -59,6 +63,8 @@ pub(crate) struct Shared {
     pub events: Arc<Events>,
     pub console_input: ConsoleInput,
     pub roots: Roots,
+    /// The guest kernel's image and direct map.
+    pub mappings: Vec<Mapping>,
     /// What live page tables should hold, if somebody wants to know.
     pub ledger: Option<Ledger>,
     /// What the engine keeps of page tables and user programs.
@@ -73,8 +79,14 @@ pub(crate) struct Shared {
     pub vcpus: Option<Vcpus>,
     /// Its devices; `None` in a VM without an engine.
     pub devices: Option<Devices>,
+    /// What it has for being watched.
+    pub tracer: Arc<Tracer>,
     /// A vCPU has ended the VM.
     pub ended: AtomicBool,
+    /// If it crashes, it is to be seen where the other vCPUs are.
+    pub leaves_core: bool,
+    /// Who wants to know where its vCPUs are.
+    pub sampler: Sampler,
     console: Mutex<Option<Box<dyn Write + Send>>>,
 }
 
@@ -94,6 +106,7 @@ impl Shared {
             console_input: ConsoleInput::new(events.clone(), false),
             events,
             roots: Roots::new(boot::kernel_root(features)),
+            mappings: Vec::new(),
             ledger: None,
             spaces,
             features,
@@ -102,7 +115,10 @@ impl Shared {
             paused: AtomicBool::new(false),
             vcpus: None,
             devices: None,
+            tracer: Arc::new(Tracer::new(pages.vcpus())),
             ended: AtomicBool::new(false),
+            leaves_core: false,
+            sampler: Sampler::new(pages.vcpus()),
             console: Mutex::new(Some(console)),
             pages,
         }
@@ -117,6 +133,14 @@ impl Shared {
         }
         let has_device = self.devices.as_ref().is_some_and(Devices::retarget_balloon);
         follows || has_device
+    }
+
+    /// One of its address spaces.
+    pub(crate) fn view(&self, space: AddressSpace) -> View<'_> {
+        match space {
+            AddressSpace::Kernel => View::kernel(&self.memory, &self.mappings, self.roots.kernel()),
+            AddressSpace::User { root } => View::user(&self.memory, root),
+        }
     }
 
     /// Its vCPUs.
@@ -161,12 +185,13 @@ pub struct Vm {
     gate: Arc<Gate>,
     keeper: Option<Keeper>,
     image: Image,
-    mappings: Vec<Mapping>,
+    command_line: String,
     messages: Receiver<Message>,
     stop_requests: (Sender<()>, Receiver<()>),
     requests: (Sender<Request>, Receiver<Request>),
     /// The vCPUs that have stopped for the host, and wait for an order.
     standing: BTreeMap<u32, Standing>,
+    trace: Option<Session>,
 }
 
 /// Ends a VM from another thread than the one that waits for it.
@@ -263,6 +288,8 @@ impl Vm {
             config.console,
         );
         shared.console_input = ConsoleInput::new(shared.events.clone(), config.console_input);
+        shared.mappings = mappings;
+        shared.leaves_core = config.core;
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
         let devices = Devices::new(plan, &loaded.devices, &shared.memory, &shared.events, control.clone());
         shared.devices = Some(devices.map_err(host("a device"))?);
@@ -270,6 +297,7 @@ impl Vm {
         let clock = GuestClock::start(shared.pages.clock());
         shared.vcpus = Some(Vcpus::new(config.vcpus, control.clone(), clock, messages_in));
         let shared = Arc::new(shared);
+        let trace = if config.trace { Session::begin(&shared) } else { None };
         match shared.vcpus().start(&shared, 0, config.image.entry, loaded.info) {
             Ok(()) => {}
             Err(NotStarted::Engine(error)) => return Err(error.into()),
@@ -285,11 +313,12 @@ impl Vm {
             gate,
             keeper: None,
             image: config.image,
-            mappings,
+            command_line: config.command_line.join(" "),
             messages,
             stop_requests: bounded(1),
             requests: unbounded(),
             standing: BTreeMap::new(),
+            trace,
         };
         vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared)
             .map_err(host("the thread that keeps its share of the processors"))?;
@@ -391,6 +420,11 @@ impl Vm {
         }
     }
 
+    /// The trace from the first instruction on, if [`Config::trace`] asked for it, and it has not been taken yet.
+    pub fn take_trace(&mut self) -> Option<Session> {
+        self.trace.take()
+    }
+
     /// Where to type for the guest, if [`Config::console_input`] says that somebody will.
     pub fn console_input(&self) -> ConsoleInput {
         self.shared.console_input.clone()
@@ -425,8 +459,21 @@ impl Vm {
         self.keeper.take().map(Keeper::finish)
     }
 
+    /// A core of the vCPUs that stand, with one of them first.
+    fn core(&self, first: (u32, Registers), end: Option<&End>) -> CoreDump {
+        let others = self.standing.iter().map(|(vcpu, standing)| (*vcpu, standing.registers));
+        let threads = std::iter::once(first).chain(others.filter(|(vcpu, _)| *vcpu != first.0));
+        let view = self.shared.view(AddressSpace::Kernel);
+        CoreDump::new(&self.shared.memory, &view, threads, end, &self.command_line)
+    }
+
     /// Ends everything and writes the report.
     fn finish(&mut self, message: Option<Message>) -> Report {
+        let wants_core = self.shared.leaves_core
+            && matches!(&message, Some(Message::Ended { end, .. }) if end.is_failure());
+        if let Some(Message::Ended { vcpu, registers, .. }) = message.as_ref().filter(|_| wants_core) {
+            self.stop_others(*vcpu, *registers);
+        }
         let cpu = self.end_threads();
         let counters = self.shared.counters(&*self.control).into_iter().sum();
         let (vcpu, end, registers) = match message {
@@ -434,8 +481,7 @@ impl Vm {
             Some(Message::Stopped { vcpu, registers }) => (vcpu, End::Stopped, registers),
             None => (0, End::Died { reason: "its vCPUs' threads ended".into() }, Registers::default()),
         };
-        let view =
-            View { memory: &self.shared.memory, mappings: &self.mappings, root: self.shared.roots.kernel() };
+        let view = self.shared.view(AddressSpace::Kernel);
         let end = match end {
             End::Crash { fault, hint: None } => {
                 End::Crash { fault, hint: backtrace::hint(fault, &registers, &view) }
@@ -445,14 +491,15 @@ impl Vm {
         let backtrace = match end {
             End::Shutdown { .. } => Vec::new(),
             _ => {
-                let addresses = backtrace::walk(&view, &registers);
-                backtrace::symbolise(&self.image.bytes, &addresses)
+                let stack = backtrace::walk(&view, &registers, MOST_FRAMES);
+                backtrace::symbolise(&self.image.bytes, &stack.addresses)
             }
         };
         self.control.wait_until_gone();
         tracing::debug!(%end, "ended");
+        let core = wants_core.then(|| self.core((vcpu, registers), Some(&end)));
         let devices = self.shared.devices().stats();
-        Report { end, vcpu, registers, backtrace, counters, cpu, devices }
+        Report { end, vcpu, registers, backtrace, counters, cpu, devices, core }
     }
 }
 

@@ -50,6 +50,8 @@ pub(crate) enum Command {
     Stop(StopOptions),
     /// Show what a running VM does and holds
     Stats(StatsOptions),
+    /// Record every crossing of a running VM, for a trace viewer and as a table
+    Trace(TraceOptions),
     /// Ask a guest to give up memory, or let it have it back
     Balloon(BalloonOptions),
     /// List the built-in guests
@@ -82,6 +84,7 @@ impl Command {
             Self::Run(options) => options.json,
             Self::Ps(options) => options.json,
             Self::Stats(options) => options.json,
+            Self::Trace(options) => options.json,
             Self::Images(options) => options.json,
             Self::Doctor(options) => options.json,
             Self::Bench(options) => options.json,
@@ -142,6 +145,9 @@ pub(crate) struct RunOptions {
     pub(crate) cpu_weight: Option<u32>,
     #[command(flatten)]
     pub(crate) devices: DeviceOptions,
+    /// Record every crossing from the first instruction on, for a trace viewer: docs/observing.md
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Look for page tables that the guest kernel changed other than by MMU_UPDATE, and end it there: for finding its mistakes
     #[arg(long)]
     pub(crate) check_tables: bool,
@@ -249,6 +255,43 @@ pub(crate) struct StatsOptions {
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// `hv trace`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv trace shell                    until Ctrl-C, or the end of the VM; then a table, and shell.trace.json
+  hv trace shell --for 2s --output boot.json
+  hv trace shell --for 1s --summary-only
+  hv trace shell --for 1s --summary-only --json | jq '.rows[] | select(.seen_by == \"monitor\")'
+  hv run hello --trace hello.json   from the first instruction on
+
+Open the file with https://ui.perfetto.dev (it stays on your machine) or chrome://tracing.
+A guest adds marks of its own with guest_sdk::trace!(\"name\") and guest_sdk::trace_span!(\"name\").
+docs/observing.md says what is seen and what is not. A VM is traced by one at a time.")]
+pub(crate) struct TraceOptions {
+    /// The VM's name, as `hv ps` shows it, or the beginning of it
+    pub(crate) name: String,
+    /// The file to write [default: NAME.trace.json]
+    #[arg(long, short, value_name = "FILE", conflicts_with = "summary_only")]
+    output: Option<PathBuf>,
+    /// How long, such as 500ms, 10s, 2m or 1h [default: until Ctrl-C]
+    #[arg(long = "for", value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) time: Option<Duration>,
+    /// Write no file: a table is enough
+    #[arg(long)]
+    pub(crate) summary_only: bool,
+    /// Print the summary as a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl TraceOptions {
+    /// The file to write, for the VM of this name.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| format!("{name}.trace.json").into())
+    }
 }
 
 /// `hv balloon`

@@ -26,6 +26,7 @@ mod run;
 mod shares;
 mod signals;
 mod test;
+mod trace;
 mod units;
 
 use clap::Parser;
@@ -49,6 +50,7 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::Resume(options) => control::commands::resume(options),
         Command::Stop(options) => control::commands::stop(options),
         Command::Stats(options) => control::commands::stats(options),
+        Command::Trace(options) => trace::watch(options),
         Command::Balloon(options) => control::commands::balloon(options),
         Command::Images(options) => images::list(options),
         Command::Test(options) => test::run(options),

@@ -6,7 +6,7 @@
 
 use crate::cli::RunOptions;
 use crate::console::{Console, Sink};
-use crate::control::{self, Entry, Listening, Name, Served, Subject};
+use crate::control::{self, Entry, Listening, Name, Served, Streams, Subject};
 use crate::devices::Opened;
 use crate::exit_code::Cause;
 use crate::failure::Failure;
@@ -14,6 +14,7 @@ use crate::input::{self, Terminal};
 use crate::lockdown::Kept;
 use crate::output::{self, Style};
 use crate::signals::Signals;
+use crate::trace::{self, Recorder};
 use crate::{devices, images, lockdown, report, shares};
 use hv_core::cpu_share::{CpuShare, Peers};
 use hv_core::vm::Stopper;
@@ -40,11 +41,12 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let listening = listen(options)?;
     let cpu = CpuShare { cap: options.cpu_cap, weight: options.cpu_weight.map(join_peers).transpose()? };
     let Opened { devices, keyboard } = devices::open(&options.devices, &image)?;
+    let trace = options.trace.as_deref().map(trace::open).transpose()?;
     let control = listening.as_ref().map(Listening::directory);
     let landlocked = lockdown::apply(&Kept { control, shares: &shares::among(&devices) })
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
     tracing::debug!(?landlocked, "locked down");
-    let vm = Vm::start(Config {
+    let mut vm = Vm::start(Config {
         memory: options.memory,
         vcpus: options.cpus,
         engine: options.engine.into(),
@@ -55,16 +57,27 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         console_input: keyboard.is_none(),
         check_tables: options.check_tables,
         cpu,
+        trace: trace.is_some(),
         devices,
         ..Config::new(image)
     })
     .map_err(|error| Failure::cannot("the VM could not be started", error))?;
+    let recorder = trace.zip(vm.take_trace()).map(|(file, session)| file.record(session));
+    let recorder = recorder.transpose()?;
     let started = Instant::now();
     let ending = Arc::new(Ending { cause: OnceLock::new(), stopper: vm.stopper(), sink: sink.clone() });
     sink.stop_with(vm.stopper());
     let image = options.image.to_string_lossy().into_owned();
-    let subject =
-        Subject { image, started, handle: vm.handle(), memory: vm.memory_control(), ending: ending.clone() };
+    let streams = Streams::new()
+        .map_err(|error| Failure::cannot("the host does not let hv wait for commands", error))?;
+    let subject = Subject {
+        image,
+        started,
+        handle: vm.handle(),
+        memory: vm.memory_control(),
+        ending: ending.clone(),
+        streams: streams.clone(),
+    };
     let served = listening.map(|listening| control::serve(listening, subject)).transpose();
     let served =
         served.map_err(|error| Failure::cannot("the host does not let hv wait for commands", error))?;
@@ -90,6 +103,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     thread.map_err(|error| Failure::cannot("the host does not let hv wait for input", error))?;
 
     let report = vm.wait();
+    streams.finish();
+    let recorded = recorder.map_or(Ok(()), Recorder::finish);
     drop(served);
     terminal.restore();
     let stopped = ending.cause.get();
@@ -101,6 +116,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         _ => {}
     }
     output::tell(&if options.json { told.json() } else { told.text(&Style::stderr(), &sink) });
+    recorded?;
     Ok(told.exit_code())
 }
 

@@ -94,7 +94,7 @@ pub(crate) trait VcpuRunner: Send {
     /// Answers the hypercall that the last [`Exit::Hypercall`] reported. [`run`](Self::run) goes on with it.
     fn answer(&mut self, status: Status, value: u64);
 
-    /// Goes on after [`Exit::Trap`] or [`Exit::Stopped`], with what the guest was doing.
+    /// Goes on after [`Exit::Trap`], [`Exit::Stopped`] or [`Exit::Sampled`], with what the guest was doing.
     fn resume(&mut self);
 
     /// Readies the user program of the last [`Exit::EnterUser`], whose context is at P `context`:
@@ -155,8 +155,15 @@ pub(crate) trait Control: Notify + AddressSpaces {
     /// hypercall. To be repeated until it did.
     fn request_stop(&self, vcpu: u32);
 
-    /// Takes the request back.
+    /// Takes the request back, also one of a sample.
     fn cancel_stop(&self, vcpu: u32);
+
+    /// Whether a vCPU does something, as it says: it does not sleep, and is started.
+    fn computes(&self, vcpu: u32) -> bool;
+
+    /// Interrupts a vCPU, to see where it is: its guest kernel gives [`Exit::Stopped`], its program [`Exit::Sampled`], or it is
+    /// found to be in a hypercall. It may be missed.
+    fn request_sample(&self, vcpu: u32);
 
     /// Ends all guest code. It may still be ending when this returns.
     fn kill(&self);
@@ -204,6 +211,11 @@ pub(crate) enum Exit {
     },
     /// The user program that was entered has come back.
     User(UserExit),
+    /// The user program that runs was [to be seen](Control::request_sample), and goes on when it is [resumed](VcpuRunner::resume).
+    Sampled {
+        root: u64,
+        registers: Registers,
+    },
     Deadline,
     /// Guest code is gone: the reason.
     Died(String),

@@ -1,10 +1,12 @@
 //! The other end: finds VMs by their names, and asks.
 
 use super::directory::{Directory, Name};
-use super::protocol::{Answer, LONGEST_ANSWER, Outcome, Request, VERSION, Wanted};
+use super::protocol::{Answer, LONGEST_ANSWER, LONGEST_LINE, Outcome, Request, VERSION, Wanted};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
+use serde::de::DeserializeOwned;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -18,14 +20,14 @@ pub(super) const PATIENCE_WITH_ALL: Duration = Duration::from_secs(3);
 const MOST_TOLD: usize = 10;
 
 /// A VM that listens.
-pub(super) struct Connection {
-    pub name: Name,
+pub(crate) struct Connection {
+    pub(crate) name: Name,
     stream: BufReader<UnixStream>,
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoAnswer {
+pub(crate) enum NoAnswer {
     /// It has ended.
     #[error("it has ended")]
     Gone,
@@ -74,6 +76,18 @@ impl Connection {
         serde_json::from_slice(&line).map(|answer: Answer| answer.outcome).map_err(NoAnswer::Unknown)
     }
 
+    /// Asks for something that is told line by line.
+    ///
+    /// # Errors
+    ///
+    /// As [`ask`](Self::ask).
+    pub(crate) fn stream(mut self, wanted: Wanted) -> Result<Lines, Failure> {
+        self.ask(wanted)?;
+        let ready = self.stream.get_mut().set_read_timeout(Some(PATIENCE));
+        ready.map_err(|error| Failure::cannot(format!("`{}` cannot be listened to", self.name), error))?;
+        Ok(Lines { stream: self.stream })
+    }
+
     /// Waits until the other end has closed the connection.
     pub(super) fn wait_for_end(&mut self, until: Instant) -> Result<(), NoAnswer> {
         self.wait_until(until)?;
@@ -105,6 +119,43 @@ impl Connection {
     }
 }
 
+/// What a VM tells until it ends, or until it is asked for no more.
+pub(crate) struct Lines {
+    stream: BufReader<UnixStream>,
+}
+
+/// Asks, from any thread, for no more lines than those that are known.
+pub(crate) struct Enough(UnixStream);
+
+impl Enough {
+    pub(crate) fn tell(&self) {
+        let _ = self.0.shutdown(Shutdown::Write); // it may be over already
+    }
+}
+
+impl Lines {
+    /// # Errors
+    ///
+    /// This process has no descriptor left.
+    pub(crate) fn enough(&self) -> io::Result<Enough> {
+        self.stream.get_ref().try_clone().map(Enough)
+    }
+
+    /// The next line; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// The VM has gone, or is silent for too long; or the line is not one that is expected here.
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, NoAnswer> {
+        let mut line = Vec::new();
+        (&mut self.stream).take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&line).map(Some).map_err(NoAnswer::Unknown)
+    }
+}
+
 /// Opens the directory.
 ///
 /// # Errors
@@ -112,6 +163,15 @@ impl Connection {
 /// It cannot be had.
 pub(super) fn directory() -> Result<Directory, Failure> {
     Directory::open().map_err(|error| Failure::cannot("running VMs cannot be looked for", error))
+}
+
+/// Finds a running VM by its name, or the beginning of it.
+///
+/// # Errors
+///
+/// There is none, or several, or it does not take connections.
+pub(crate) fn connect(name: &str) -> Result<Connection, Failure> {
+    find(&directory()?, name)
 }
 
 /// The names in it, of VMs that run or did.

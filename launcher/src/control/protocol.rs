@@ -15,6 +15,9 @@ pub(super) const LONGEST_REQUEST: usize = 4096;
 /// No answer is longer.
 pub(super) const LONGEST_ANSWER: usize = 64 << 10;
 
+/// No line of a stream is longer.
+pub(super) const LONGEST_LINE: u64 = 1 << 20;
+
 /// A request: what is wanted, and how it was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Request {
@@ -26,7 +29,7 @@ pub(super) struct Request {
 /// What can be wanted of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "kebab-case")]
-pub(super) enum Wanted {
+pub(crate) enum Wanted {
     /// To tell how it is.
     Status,
     /// To stop at a stopping point, and wait. Answered once it has.
@@ -37,6 +40,8 @@ pub(super) enum Wanted {
     Stop,
     /// To ask the guest to give up so many bytes. Answered at once; the status says how far it is.
     Balloon { bytes: u64 },
+    /// To tell each crossing from now on. Answered by a stream.
+    Trace,
 }
 
 /// An answer.
@@ -153,6 +158,7 @@ mod tests {
             (Wanted::Pause, r#"{"version":1,"request":"pause"}"#),
             (Wanted::Resume, r#"{"version":1,"request":"resume"}"#),
             (Wanted::Stop, r#"{"version":1,"request":"stop"}"#),
+            (Wanted::Trace, r#"{"version":1,"request":"trace"}"#),
             (Wanted::Balloon { bytes: 33_554_432 }, r#"{"version":1,"request":"balloon","bytes":33554432}"#),
         ] {
             assert_eq!(serde_json::to_string(&Request { version: VERSION, wanted }).unwrap(), line);

@@ -2,15 +2,17 @@
 //!
 //! It serves all connections in turn, reads from none more than is there, and waits for none to read: a client that says
 //! nothing, or too much, or does not listen, holds nobody up, least of all the VM. It sleeps until somebody comes, so it
-//! costs an idle VM nothing.
+//! costs an idle VM nothing. A connection whose request is answered by a stream leaves this thread ([`super::stream`]).
 //!
 //! Start at [`serve`].
 
 use super::directory::{Entry, Listening};
 use super::protocol::{self, LONGEST_REQUEST, Outcome, State, Status, Wanted};
+use super::stream::{Job, Streams};
 use crate::cpu_time;
 use crate::exit_code::Cause;
 use crate::run::Ending;
+use crate::trace;
 use hv_core::VmHandle;
 use hv_core::handle::RequestError;
 use hv_core::vm::MemoryControl;
@@ -35,6 +37,15 @@ pub(crate) struct Subject {
     pub(crate) handle: VmHandle,
     pub(crate) memory: MemoryControl,
     pub(crate) ending: Arc<Ending>,
+    pub(crate) streams: Streams,
+}
+
+/// How a request is answered.
+enum Reply {
+    /// By one line; the next request may come.
+    Line(Outcome),
+    /// By lines without an end, by this, if there is room for another stream.
+    Stream(Job),
 }
 
 /// A VM that is served. Dropping this gives its name back.
@@ -149,11 +160,19 @@ impl Connection {
         self.received.extend(&piece[..length]);
         while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.received.drain(..=end).collect();
-            let outcome = match protocol::parse(&line) {
-                Ok(wanted) => subject.answer(wanted, entry),
-                Err(error) => Outcome::Error(error),
+            let reply = match protocol::parse(&line) {
+                Ok(wanted) => subject.reply(wanted, entry),
+                Err(error) => Reply::Line(Outcome::Error(error)),
             };
-            self.answer(outcome)?;
+            match reply {
+                Reply::Line(outcome) => self.answer(outcome)?,
+                Reply::Stream(job) => {
+                    match subject.streams.start(&self.stream, Outcome::Done.into_line(), job) {
+                        Ok(()) => return Err(ErrorKind::ConnectionAborted.into()), // it is another thread's now
+                        Err(error) => self.answer(Outcome::Error(error))?,
+                    }
+                }
+            }
         }
         if self.received.len() == LONGEST_REQUEST {
             let told = format!(
@@ -172,6 +191,16 @@ impl Connection {
 }
 
 impl Subject {
+    fn reply(&self, wanted: Wanted, entry: &Entry) -> Reply {
+        match wanted {
+            Wanted::Trace => match self.handle.trace() {
+                Ok(session) => Reply::Stream(trace::stream(session)),
+                Err(error) => Reply::Line(Outcome::Error(error.to_string())),
+            },
+            wanted => Reply::Line(self.answer(wanted, entry)),
+        }
+    }
+
     /// Does what is wanted. Takes a second at the most, for a pause that the guest does not come to.
     fn answer(&self, wanted: Wanted, entry: &Entry) -> Outcome {
         tracing::debug!(?wanted, "asked by the control socket");
@@ -187,6 +216,7 @@ impl Subject {
                 Ok(())
             }
             Wanted::Balloon { bytes } => self.memory.set_balloon(bytes).map_err(Into::into),
+            Wanted::Trace => unreachable!("it is answered by a stream"),
         };
         done.map_or_else(|error| Outcome::Error(error.to_string()), |()| Outcome::Done)
     }

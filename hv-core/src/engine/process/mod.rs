@@ -82,6 +82,7 @@ impl Engine for ProcessEngine {
             sees_entries: setup.sees_entries,
             entered: (0..vcpus).map(|_| Mutex::default()).collect(),
             tallies: (0..vcpus).map(|_| Tally::default()).collect(),
+            samples: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
             pages: setup.pages.clone(),
             delays: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
             gate: setup.gate.clone(),
@@ -118,6 +119,8 @@ struct Process {
     entered: Vec<Mutex<Entered>>,
     /// Per vCPU: what its crossings cost.
     tallies: Vec<Tally>,
+    /// Per vCPU: its program is to be seen, and not to be called back for that.
+    samples: Vec<AtomicBool>,
 }
 
 /// Programs that a vCPU has entered.
@@ -300,6 +303,22 @@ impl Control for Process {
 
     fn cancel_stop(&self, vcpu: u32) {
         self.kernel.shared.cancel_stop(vcpu);
+    }
+
+    fn computes(&self, vcpu: u32) -> bool {
+        let sleeps =
+            matches!(self.pages.page(vcpu).run_state.load(SeqCst), run_state::BLOCKED | run_state::STOPPED);
+        !sleeps && self.kernel.shared.handover(vcpu).polls.load(SeqCst) == 0
+    }
+
+    fn request_sample(&self, vcpu: u32) {
+        match self.running(vcpu) {
+            Some(user) => {
+                self.samples[vcpu as usize].store(true, SeqCst);
+                user.shared.request_stop(vcpu);
+            }
+            None => self.kernel.shared.request_stop(vcpu),
+        }
     }
 
     fn kill(&self) {

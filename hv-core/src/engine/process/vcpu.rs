@@ -341,6 +341,9 @@ impl Vcpu {
         };
         let fault = frame.user_fault(signal);
         let cause = match self.process.users.original(user.root, fault, &mut frame.registers) {
+            UserFault::None if self.was_sampled(user) => {
+                return Some(Exit::Sampled { root: user.root, registers: frame.registers });
+            }
             UserFault::None => UserCause::Interrupted,
             UserFault::SystemCall => {
                 if fault == UserFault::SystemCall {
@@ -367,6 +370,16 @@ impl Vcpu {
             }
         };
         Some(self.user_exit(user, cause, frame.registers))
+    }
+
+    /// Whether a program was stopped to see where it is, and for nothing else.
+    fn was_sampled(&self, user: &InUser) -> bool {
+        let sampled = self.process.samples[self.vcpu as usize].swap(false, SeqCst);
+        if sampled {
+            // Whoever calls the program back says so first, and then has it stop: here it is the other way round.
+            user.shared.cancel_stop(self.vcpu);
+        }
+        sampled && !user.wanted.load(SeqCst) && !self.process.upcall_pending(self.vcpu)
     }
 
     /// A program's system call has trapped often.
