@@ -9,6 +9,7 @@ pub mod console_input;
 mod cpu;
 mod cpu_clock;
 pub mod cpu_share;
+pub mod debug;
 pub mod devices;
 mod dispatch;
 pub mod engine;
@@ -29,6 +30,7 @@ mod symbols;
 mod user;
 mod vcpu;
 mod vcpus;
+pub mod view;
 pub mod vm;
 mod watched;
 

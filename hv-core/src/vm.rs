@@ -14,6 +14,7 @@ use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
+use crate::debug::{self, Debugger};
 use crate::cpu_share::{Gate, Keeper, Measured};
 use crate::devices::{Devices, Plan};
 use crate::engine::process::ProcessEngine;
@@ -43,6 +44,8 @@ pub(crate) enum Message {
     Stopped {
         vcpu: u32,
         registers: Registers,
+        /// It stands by itself, until it is let go.
+        held: bool,
     },
     /// By the first vCPU that ends; the others are silent.
     Ended {
@@ -73,6 +76,8 @@ pub(crate) struct Shared {
     pub vcpus: Option<Vcpus>,
     /// Its devices; `None` in a VM without an engine.
     pub devices: Option<Devices>,
+    /// What a debugger holds it by, if there is to be one.
+    pub debug: Option<Arc<debug::State>>,
     /// A vCPU has ended the VM.
     pub ended: AtomicBool,
     console: Mutex<Option<Box<dyn Write + Send>>>,
@@ -102,6 +107,7 @@ impl Shared {
             paused: AtomicBool::new(false),
             vcpus: None,
             devices: None,
+            debug: None,
             ended: AtomicBool::new(false),
             console: Mutex::new(Some(console)),
             pages,
@@ -167,6 +173,8 @@ pub struct Vm {
     requests: (Sender<Request>, Receiver<Request>),
     /// The vCPUs that have stopped for the host, and wait for an order.
     standing: BTreeMap<u32, Standing>,
+    /// What its debugger is to hear of, until there is one.
+    debug_events: Option<Receiver<debug::Event>>,
 }
 
 /// Ends a VM from another thread than the one that waits for it.
@@ -245,9 +253,9 @@ impl Vm {
             memory: &memory,
             pages: &pages,
             mappings: &mappings,
-            rewrite: config.rewrite,
+            rewrite: config.rewrite && !config.debug,
             kernel_root: boot::kernel_root(features),
-            sees_entries: config.check_tables,
+            sees_entries: config.check_tables || config.debug,
         };
         let engine = match config.engine {
             EngineKind::Auto | EngineKind::Process => ProcessEngine,
@@ -266,6 +274,9 @@ impl Vm {
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
         let devices = Devices::new(plan, &loaded.devices, &shared.memory, &shared.events, control.clone());
         shared.devices = Some(devices.map_err(host("a device"))?);
+        let (state, debug_events) =
+            config.debug.then(|| debug::State::new(&shared.memory, &mappings, shared.roots.kernel())).unzip();
+        shared.debug = state;
         let (messages_in, messages) = unbounded();
         let clock = GuestClock::start(shared.pages.clock());
         shared.vcpus = Some(Vcpus::new(config.vcpus, control.clone(), clock, messages_in));
@@ -290,6 +301,7 @@ impl Vm {
             stop_requests: bounded(1),
             requests: unbounded(),
             standing: BTreeMap::new(),
+            debug_events,
         };
         vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared)
             .map_err(host("the thread that keeps its share of the processors"))?;
@@ -322,7 +334,10 @@ impl Vm {
             select! {
                 recv(messages) -> message => match message {
                     // Too late: the request was taken back.
-                    Ok(Message::Stopped { vcpu, .. }) => self.shared.vcpus().order(vcpu, Order::Resume),
+                    Ok(Message::Stopped { vcpu, held: false, .. }) => {
+                        self.shared.vcpus().order(vcpu, Order::Resume);
+                    }
+                    Ok(Message::Stopped { vcpu, registers, held: true }) => self.stands(vcpu, registers),
                     message => return Ok(self.finish(message.ok())),
                 },
                 recv(requests) -> request => {
@@ -339,15 +354,22 @@ impl Vm {
     /// Does what a [`VmHandle`] asks for. The report, if the VM has ended meanwhile.
     fn serve(&mut self, request: &Request) -> Option<Report> {
         let done = match request.wanted {
+            Wanted::Resume if self.shared.debug.as_ref().is_some_and(|debug| debug.holds()) => {
+                Err(RequestError::Debugged)
+            }
             Wanted::Resume => {
-                self.resume_vcpus();
+                self.resume_vcpus(None);
+                Ok(())
+            }
+            Wanted::Go(ref only) => {
+                self.resume_vcpus(only.as_deref());
                 Ok(())
             }
             Wanted::Pause => match self.stop_vcpus() {
                 Stop::Stopped => Ok(()),
                 Stop::Unanswered(_) => {
                     self.shared.vcpus().started().into_iter().for_each(|vcpu| self.control.cancel_stop(vcpu));
-                    self.resume_vcpus();
+                    self.resume_vcpus(None);
                     Err(RequestError::Unanswered)
                 }
                 Stop::Ended(message) => return Some(self.finish(Some(message))),
@@ -360,6 +382,13 @@ impl Vm {
     /// Something by which other threads can pause this VM, and look at it.
     pub fn handle(&self) -> VmHandle {
         VmHandle::new(&self.shared, &self.control, self.requests.0.clone())
+    }
+
+    /// Something by which another thread holds this VM and looks into it, if it was [made for that](Config::debug). There is
+    /// one: it is had once.
+    pub fn debugger(&mut self) -> Option<Debugger> {
+        let (state, events) = (self.shared.debug.clone()?, self.debug_events.take()?);
+        Some(Debugger::new(state, events, self.handle()))
     }
 
     /// Something by which another thread can end this VM.
@@ -431,7 +460,7 @@ impl Vm {
         let counters = self.shared.counters(&*self.control).into_iter().sum();
         let (vcpu, end, registers) = match message {
             Some(Message::Ended { vcpu, end, registers }) => (vcpu, end, registers),
-            Some(Message::Stopped { vcpu, registers }) => (vcpu, End::Stopped, registers),
+            Some(Message::Stopped { vcpu, registers, .. }) => (vcpu, End::Stopped, registers),
             None => (0, End::Died { reason: "its vCPUs' threads ended".into() }, Registers::default()),
         };
         let view =
@@ -450,6 +479,9 @@ impl Vm {
             }
         };
         self.control.wait_until_gone();
+        if let Some(debug) = &self.shared.debug {
+            debug.ended(&end);
+        }
         tracing::debug!(%end, "ended");
         let devices = self.shared.devices().stats();
         Report { end, vcpu, registers, backtrace, counters, cpu, devices }
