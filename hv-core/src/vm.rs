@@ -9,7 +9,7 @@ mod stopping;
 
 pub use stopping::Paused;
 
-use crate::backtrace::{self, View};
+use crate::backtrace::{self, MOST_FRAMES};
 use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
@@ -29,6 +29,7 @@ use crate::presence::MemoryStats;
 use crate::report::{End, Report};
 use crate::vcpu::Order;
 use crate::vcpus::{NotStarted, Vcpus};
+use crate::view::{AddressSpace, View};
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
 use hv_abi::vcpu::BALLOON_CHANNEL;
 use hv_abi::{Features, PAGE_SIZE};
@@ -62,6 +63,8 @@ pub(crate) struct Shared {
     pub events: Arc<Events>,
     pub console_input: ConsoleInput,
     pub roots: Roots,
+    /// The guest kernel's image and direct map.
+    pub mappings: Vec<Mapping>,
     /// What live page tables should hold, if somebody wants to know.
     pub ledger: Option<Ledger>,
     /// What the engine keeps of page tables and user programs.
@@ -99,6 +102,7 @@ impl Shared {
             console_input: ConsoleInput::new(events.clone(), false),
             events,
             roots: Roots::new(boot::kernel_root(features)),
+            mappings: Vec::new(),
             ledger: None,
             spaces,
             features,
@@ -123,6 +127,14 @@ impl Shared {
         }
         let has_device = self.devices.as_ref().is_some_and(Devices::retarget_balloon);
         follows || has_device
+    }
+
+    /// One of its address spaces.
+    pub(crate) fn view(&self, space: AddressSpace) -> View<'_> {
+        match space {
+            AddressSpace::Kernel => View::kernel(&self.memory, &self.mappings, self.roots.kernel()),
+            AddressSpace::User { root } => View::user(&self.memory, root),
+        }
     }
 
     /// Its vCPUs.
@@ -167,7 +179,6 @@ pub struct Vm {
     gate: Arc<Gate>,
     keeper: Option<Keeper>,
     image: Image,
-    mappings: Vec<Mapping>,
     messages: Receiver<Message>,
     stop_requests: (Sender<()>, Receiver<()>),
     requests: (Sender<Request>, Receiver<Request>),
@@ -271,6 +282,7 @@ impl Vm {
             config.console,
         );
         shared.console_input = ConsoleInput::new(shared.events.clone(), config.console_input);
+        shared.mappings = mappings;
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
         let devices = Devices::new(plan, &loaded.devices, &shared.memory, &shared.events, control.clone());
         shared.devices = Some(devices.map_err(host("a device"))?);
@@ -296,7 +308,6 @@ impl Vm {
             gate,
             keeper: None,
             image: config.image,
-            mappings,
             messages,
             stop_requests: bounded(1),
             requests: unbounded(),
@@ -463,8 +474,7 @@ impl Vm {
             Some(Message::Stopped { vcpu, registers, .. }) => (vcpu, End::Stopped, registers),
             None => (0, End::Died { reason: "its vCPUs' threads ended".into() }, Registers::default()),
         };
-        let view =
-            View { memory: &self.shared.memory, mappings: &self.mappings, root: self.shared.roots.kernel() };
+        let view = self.shared.view(AddressSpace::Kernel);
         let end = match end {
             End::Crash { fault, hint: None } => {
                 End::Crash { fault, hint: backtrace::hint(fault, &registers, &view) }
@@ -474,7 +484,7 @@ impl Vm {
         let backtrace = match end {
             End::Shutdown { .. } => Vec::new(),
             _ => {
-                let addresses = backtrace::walk(&view, &registers);
+                let addresses = backtrace::walk(&view, &registers, MOST_FRAMES);
                 backtrace::symbolise(&self.image.bytes, &addresses)
             }
         };

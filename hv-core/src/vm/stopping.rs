@@ -7,6 +7,7 @@ use crate::engine::Registers;
 use crate::memory::GuestMemory;
 use crate::report::Report;
 use crate::vcpu::Order;
+use crate::view::{AddressSpace, View};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -136,6 +137,11 @@ impl Paused {
     /// Guest memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.0.shared.memory
+    }
+
+    /// Guest memory by the addresses of the guest kernel or of one of its programs.
+    pub fn view(&self, space: AddressSpace) -> View<'_> {
+        self.0.shared.view(space)
     }
 
     /// Runs on. A guest that ran while it said that it stood is ended instead: nobody could rely on its pauses.
