@@ -287,7 +287,7 @@ impl Vm {
         let devices = Devices::new(plan, &loaded.devices, &shared.memory, &shared.events, control.clone());
         shared.devices = Some(devices.map_err(host("a device"))?);
         let (state, debug_events) =
-            config.debug.then(|| debug::State::new(&shared.memory, &mappings, shared.roots.kernel())).unzip();
+            config.debug.then(|| debug::State::new(&shared.memory, &shared.mappings, shared.roots.kernel())).unzip();
         shared.debug = state;
         let (messages_in, messages) = unbounded();
         let clock = GuestClock::start(shared.pages.clock());
