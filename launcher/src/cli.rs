@@ -3,6 +3,7 @@
 use crate::bench::Phase;
 use crate::control::Name;
 use crate::devices::DeviceOptions;
+use crate::gdb;
 use crate::logging::LogFormat;
 use crate::net::{ConnectorOptions, SwitchOptions, UserNetOptions};
 use crate::{exit_code, units};
@@ -151,6 +152,13 @@ pub(crate) struct RunOptions {
     /// Look for page tables that the guest kernel changed other than by MMU_UPDATE, and end it there: for finding its mistakes
     #[arg(long)]
     pub(crate) check_tables: bool,
+    /// Have the guest wait for gdb, before its first instruction, at a port of this host or a Unix socket [default: 127.0.0.1:1234]
+    ///
+    /// ADDR is ADDRESS:PORT, a port, or a path with a slash in it; as the option's value it needs a `=`. Whoever can connect
+    /// to it can do with the guest what they like: at a port that is everybody on this machine, at a socket, you. See
+    /// docs/debugging.md for a session.
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:1234")]
+    pub(crate) gdb: Option<gdb::Place>,
     /// Run IMAGE as a program of this host's if it is one, and no guest: for cargo's runner, whose `cargo test` builds such
     #[arg(long)]
     pub(crate) or_native: bool,
@@ -165,6 +173,7 @@ Examples:
   hv run --memory 16M ./my-guest a b    an image of yours, with arguments
   hv run hello --timeout 10s -- --flag  an argument that looks like an option
   hv run my-guest --net user -p 8080:80 a network, and its port 80 at this host's 8080
+  hv run my-guest --gdb=./gdb           debug it: gdb ./my-guest -ex 'target remote ./gdb'
   hv run my-guest --disk data.img       with a disk (truncate --size 64M data.img makes one)
 
 Standard output is the guest's alone. All that hv has to say goes to standard error.";

@@ -13,6 +13,7 @@ mod devices;
 mod doctor;
 mod exit_code;
 mod failure;
+mod gdb;
 mod images;
 mod input;
 mod lockdown;
