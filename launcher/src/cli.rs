@@ -1,6 +1,6 @@
 //! The command line: what can be asked for, and the help that teaches it. Nothing is done here.
 
-use crate::bench::Phase;
+use crate::bench::BenchOptions;
 use crate::control::Name;
 use crate::devices::DeviceOptions;
 use crate::gdb;
@@ -88,7 +88,7 @@ impl Command {
             Self::Trace(options) => options.json,
             Self::Images(options) => options.json,
             Self::Doctor(options) => options.json,
-            Self::Bench(options) => options.json,
+            Self::Bench(options) => options.json(),
             Self::Demo(options) => match &options.demo {
                 Demo::Gap(options) => options.json,
             },
@@ -411,48 +411,6 @@ pub(crate) struct DoctorOptions {
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// `hv bench`
-#[derive(Args, Debug)]
-#[command(
-    arg_required_else_help = true,
-    after_help = "\
-Examples:
-  hv bench crossing                 a table, in half a minute
-  hv bench mmu --quick              a rough one, in a few seconds
-  hv bench crossing --json | jq -r '.[] | [.name, .phase, .median, .unit] | @tsv'
-
-Everything is measured twice, with a spare core and pinned to one, each beside the host's own figure of the same run.
-Other work on the machine spoils the figures: compare ratios, not times."
-)]
-pub(crate) struct BenchOptions {
-    /// What to measure
-    pub(crate) suite: Suite,
-    /// Print a JSON array
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Take few samples: rough figures, in a few seconds. Not for `crossing`
-    #[arg(long)]
-    pub(crate) quick: bool,
-    /// One phase, in this process, as JSON: how the benchmark runs itself.
-    #[arg(long, hide = true)]
-    pub(crate) phase: Option<Phase>,
-}
-
-/// What `hv bench` can measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Suite {
-    /// Hypercalls, traps, upcalls, wake-ups, starts, and what an idle VM costs
-    Crossing,
-    /// Page tables: changes of entries, faults, protection, mapping
-    Mmu,
-    /// Programs: system calls, processes, pipes, switches, fresh memory
-    Process,
-    /// Many idle VMs: their start, memory, host CPU, and stop
-    Density,
-    /// Devices: disks and shared folders beside their files, networks, kv beside redis-server
-    Device,
 }
 
 /// `hv demo`
