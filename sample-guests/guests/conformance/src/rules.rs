@@ -122,6 +122,7 @@ guest_sdk::tests! {
             (Call::ROOT_CREATE, [phys(page()), 0]),
             (Call::MMU_FLUSH, [0, 0]),
             (Call::USER_XSTATE, [phys(&*context), 0]),
+            (Call::TRACE_RING, [0, 0]),
         ];
         for (number, arguments) in good {
             let answer = call(number, arguments);
