@@ -52,6 +52,9 @@ pub struct Config {
     /// Whether the process engine makes system calls of guest user programs jumps, where that is safe, so that they no longer
     /// trap. Default: yes. The same program gets the same results either way.
     pub rewrite: bool,
+    /// Whether a debugger will [hold it](crate::Vm::debugger): it then begins to stand before the guest's first instruction. The
+    /// monitor sees each entry of a user program, and no system call is made a jump. Default: no.
+    pub debug: bool,
     /// How much processor time it gets. Default: what the host's scheduler gives it.
     pub cpu: CpuShare,
     /// Whether somebody watches from the first instruction on, by [`Vm::take_trace`](crate::Vm::take_trace). Default: no.
@@ -76,6 +79,7 @@ impl Config {
             breakpoints: Breakpoints::Crash,
             check_tables: false,
             rewrite: true,
+            debug: false,
             cpu: CpuShare::default(),
             trace: false,
             devices: Vec::new(),

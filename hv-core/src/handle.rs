@@ -28,6 +28,9 @@ pub enum RequestError {
         "the VM came to no stopping point in time, and runs on: its console may not be read, or its guest hides"
     )]
     Unanswered,
+    /// A debugger has it stand.
+    #[error("a debugger holds the VM, and lets it go on")]
+    Debugged,
 }
 
 /// Why a VM cannot be watched.
@@ -50,10 +53,11 @@ pub(crate) struct Request {
 }
 
 /// What a VM is to do.
-#[derive(Clone, Copy)]
 pub(crate) enum Wanted {
     Pause,
     Resume,
+    /// A debugger lets these vCPUs go on, or all.
+    Go(Option<Vec<u32>>),
 }
 
 /// Reaches a VM from other threads. It keeps nothing of a VM that has ended.
@@ -99,12 +103,12 @@ impl VmHandle {
     ///
     /// # Errors
     ///
-    /// [`RequestError::Ended`].
+    /// [`RequestError::Ended`], or [`RequestError::Debugged`].
     pub fn resume(&self) -> Result<(), RequestError> {
         self.request(Wanted::Resume)
     }
 
-    fn request(&self, wanted: Wanted) -> Result<(), RequestError> {
+    pub(crate) fn request(&self, wanted: Wanted) -> Result<(), RequestError> {
         let (answer, answered) = bounded(1);
         self.requests.send(Request { wanted, answer }).map_err(|_| RequestError::Ended)?;
         answered.recv().unwrap_or(Err(RequestError::Ended))

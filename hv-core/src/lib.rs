@@ -10,6 +10,7 @@ pub mod coredump;
 mod cpu;
 mod cpu_clock;
 pub mod cpu_share;
+pub mod debug;
 pub mod devices;
 mod dispatch;
 pub mod engine;

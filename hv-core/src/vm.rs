@@ -16,6 +16,7 @@ use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
 use crate::coredump::CoreDump;
 use crate::cpu_share::{Gate, Keeper, Measured};
+use crate::debug::{self, Debugger};
 use crate::devices::{Devices, Plan};
 use crate::engine::process::ProcessEngine;
 use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
@@ -47,13 +48,11 @@ pub(crate) enum Message {
     Stopped {
         vcpu: u32,
         registers: Registers,
+        /// It stands by itself, until it is let go.
+        held: bool,
     },
     /// By the first vCPU that ends; the others are silent.
-    Ended {
-        vcpu: u32,
-        end: End,
-        registers: Registers,
-    },
+    Ended { vcpu: u32, end: End, registers: Registers },
 }
 
 /// What a VM's threads share.
@@ -81,6 +80,8 @@ pub(crate) struct Shared {
     pub devices: Option<Devices>,
     /// What it has for being watched.
     pub tracer: Arc<Tracer>,
+    /// What a debugger holds it by, if there is to be one.
+    pub debug: Option<Arc<debug::State>>,
     /// A vCPU has ended the VM.
     pub ended: AtomicBool,
     /// If it crashes, it is to be seen where the other vCPUs are.
@@ -116,6 +117,7 @@ impl Shared {
             vcpus: None,
             devices: None,
             tracer: Arc::new(Tracer::new(pages.vcpus())),
+            debug: None,
             ended: AtomicBool::new(false),
             leaves_core: false,
             sampler: Sampler::new(pages.vcpus()),
@@ -192,6 +194,8 @@ pub struct Vm {
     /// The vCPUs that have stopped for the host, and wait for an order.
     standing: BTreeMap<u32, Standing>,
     trace: Option<Session>,
+    /// What its debugger is to hear of, until there is one.
+    debug_events: Option<Receiver<debug::Event>>,
 }
 
 /// Ends a VM from another thread than the one that waits for it.
@@ -270,9 +274,9 @@ impl Vm {
             memory: &memory,
             pages: &pages,
             mappings: &mappings,
-            rewrite: config.rewrite,
+            rewrite: config.rewrite && !config.debug,
             kernel_root: boot::kernel_root(features),
-            sees_entries: config.check_tables,
+            sees_entries: config.check_tables || config.debug,
         };
         let engine = match config.engine {
             EngineKind::Auto | EngineKind::Process => ProcessEngine,
@@ -293,6 +297,11 @@ impl Vm {
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
         let devices = Devices::new(plan, &loaded.devices, &shared.memory, &shared.events, control.clone());
         shared.devices = Some(devices.map_err(host("a device"))?);
+        let (state, debug_events) = config
+            .debug
+            .then(|| debug::State::new(&shared.memory, &shared.mappings, shared.roots.kernel()))
+            .unzip();
+        shared.debug = state;
         let (messages_in, messages) = unbounded();
         let clock = GuestClock::start(shared.pages.clock());
         shared.vcpus = Some(Vcpus::new(config.vcpus, control.clone(), clock, messages_in));
@@ -319,6 +328,7 @@ impl Vm {
             requests: unbounded(),
             standing: BTreeMap::new(),
             trace,
+            debug_events,
         };
         vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared)
             .map_err(host("the thread that keeps its share of the processors"))?;
@@ -351,7 +361,10 @@ impl Vm {
             select! {
                 recv(messages) -> message => match message {
                     // Too late: the request was taken back.
-                    Ok(Message::Stopped { vcpu, .. }) => self.shared.vcpus().order(vcpu, Order::Resume),
+                    Ok(Message::Stopped { vcpu, held: false, .. }) => {
+                        self.shared.vcpus().order(vcpu, Order::Resume);
+                    }
+                    Ok(Message::Stopped { vcpu, registers, held: true }) => self.stands(vcpu, registers),
                     message => return Ok(self.finish(message.ok())),
                 },
                 recv(requests) -> request => {
@@ -368,15 +381,22 @@ impl Vm {
     /// Does what a [`VmHandle`] asks for. The report, if the VM has ended meanwhile.
     fn serve(&mut self, request: &Request) -> Option<Report> {
         let done = match request.wanted {
+            Wanted::Resume if self.shared.debug.as_ref().is_some_and(|debug| debug.holds()) => {
+                Err(RequestError::Debugged)
+            }
             Wanted::Resume => {
-                self.resume_vcpus();
+                self.resume_vcpus(None);
+                Ok(())
+            }
+            Wanted::Go(ref only) => {
+                self.resume_vcpus(only.as_deref());
                 Ok(())
             }
             Wanted::Pause => match self.stop_vcpus() {
                 Stop::Stopped => Ok(()),
                 Stop::Unanswered(_) => {
                     self.shared.vcpus().started().into_iter().for_each(|vcpu| self.control.cancel_stop(vcpu));
-                    self.resume_vcpus();
+                    self.resume_vcpus(None);
                     Err(RequestError::Unanswered)
                 }
                 Stop::Ended(message) => return Some(self.finish(Some(message))),
@@ -389,6 +409,13 @@ impl Vm {
     /// Something by which other threads can pause this VM, and look at it.
     pub fn handle(&self) -> VmHandle {
         VmHandle::new(&self.shared, &self.control, self.requests.0.clone())
+    }
+
+    /// Something by which another thread holds this VM and looks into it, if it was [made for that](Config::debug). There is
+    /// one: it is had once.
+    pub fn debugger(&mut self) -> Option<Debugger> {
+        let (state, events) = (self.shared.debug.clone()?, self.debug_events.take()?);
+        Some(Debugger::new(state, events, self.handle()))
     }
 
     /// Something by which another thread can end this VM.
@@ -478,7 +505,7 @@ impl Vm {
         let counters = self.shared.counters(&*self.control).into_iter().sum();
         let (vcpu, end, registers) = match message {
             Some(Message::Ended { vcpu, end, registers }) => (vcpu, end, registers),
-            Some(Message::Stopped { vcpu, registers }) => (vcpu, End::Stopped, registers),
+            Some(Message::Stopped { vcpu, registers, .. }) => (vcpu, End::Stopped, registers),
             None => (0, End::Died { reason: "its vCPUs' threads ended".into() }, Registers::default()),
         };
         let view = self.shared.view(AddressSpace::Kernel);
@@ -496,6 +523,9 @@ impl Vm {
             }
         };
         self.control.wait_until_gone();
+        if let Some(debug) = &self.shared.debug {
+            debug.ended(&end);
+        }
         tracing::debug!(%end, "ended");
         let core = wants_core.then(|| self.core((vcpu, registers), Some(&end)));
         let devices = self.shared.devices().stats();

@@ -1,8 +1,9 @@
 //! The command line: what can be asked for, and the help that teaches it. Nothing is done here.
 
-use crate::bench::Phase;
+use crate::bench::BenchOptions;
 use crate::control::Name;
 use crate::devices::DeviceOptions;
+use crate::gdb;
 use crate::logging::LogFormat;
 use crate::net::{ConnectorOptions, SwitchOptions, UserNetOptions};
 use crate::profile::HIGHEST_FREQUENCY;
@@ -91,7 +92,7 @@ impl Command {
             Self::Profile(options) => options.json,
             Self::Images(options) => options.json,
             Self::Doctor(options) => options.json,
-            Self::Bench(options) => options.json,
+            Self::Bench(options) => options.json(),
             Self::Demo(options) => match &options.demo {
                 Demo::Gap(options) => options.json,
             },
@@ -160,6 +161,13 @@ pub(crate) struct RunOptions {
     /// Look for page tables that the guest kernel changed other than by MMU_UPDATE, and end it there: for finding its mistakes
     #[arg(long)]
     pub(crate) check_tables: bool,
+    /// Have the guest wait for gdb, before its first instruction, at a port of this host or a Unix socket [default: 127.0.0.1:1234]
+    ///
+    /// ADDR is ADDRESS:PORT, a port, or a path with a slash in it; as the option's value it needs a `=`. Whoever can connect
+    /// to it can do with the guest what they like: at a port that is everybody on this machine, at a socket, you. See
+    /// docs/debugging.md for a session.
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:1234")]
+    pub(crate) gdb: Option<gdb::Place>,
     /// Run IMAGE as a program of this host's if it is one, and no guest: for cargo's runner, whose `cargo test` builds such
     #[arg(long)]
     pub(crate) or_native: bool,
@@ -174,6 +182,7 @@ Examples:
   hv run --memory 16M ./my-guest a b    an image of yours, with arguments
   hv run hello --timeout 10s -- --flag  an argument that looks like an option
   hv run my-guest --net user -p 8080:80 a network, and its port 80 at this host's 8080
+  hv run my-guest --gdb=./gdb           debug it: gdb ./my-guest -ex 'target remote ./gdb'
   hv run my-guest --disk data.img       with a disk (truncate --size 64M data.img makes one)
 
 Standard output is the guest's alone. All that hv has to say goes to standard error.";
@@ -459,48 +468,6 @@ pub(crate) struct DoctorOptions {
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// `hv bench`
-#[derive(Args, Debug)]
-#[command(
-    arg_required_else_help = true,
-    after_help = "\
-Examples:
-  hv bench crossing                 a table, in half a minute
-  hv bench mmu --quick              a rough one, in a few seconds
-  hv bench crossing --json | jq -r '.[] | [.name, .phase, .median, .unit] | @tsv'
-
-Everything is measured twice, with a spare core and pinned to one, each beside the host's own figure of the same run.
-Other work on the machine spoils the figures: compare ratios, not times."
-)]
-pub(crate) struct BenchOptions {
-    /// What to measure
-    pub(crate) suite: Suite,
-    /// Print a JSON array
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Take few samples: rough figures, in a few seconds. Not for `crossing`
-    #[arg(long)]
-    pub(crate) quick: bool,
-    /// One phase, in this process, as JSON: how the benchmark runs itself.
-    #[arg(long, hide = true)]
-    pub(crate) phase: Option<Phase>,
-}
-
-/// What `hv bench` can measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Suite {
-    /// Hypercalls, traps, upcalls, wake-ups, starts, and what an idle VM costs
-    Crossing,
-    /// Page tables: changes of entries, faults, protection, mapping
-    Mmu,
-    /// Programs: system calls, processes, pipes, switches, fresh memory
-    Process,
-    /// Many idle VMs: their start, memory, host CPU, and stop
-    Density,
-    /// Devices: disks and shared folders beside their files, networks, kv beside redis-server
-    Device,
 }
 
 /// `hv demo`

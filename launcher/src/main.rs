@@ -14,6 +14,7 @@ mod devices;
 mod doctor;
 mod exit_code;
 mod failure;
+mod gdb;
 mod images;
 mod input;
 mod lockdown;

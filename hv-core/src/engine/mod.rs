@@ -113,6 +113,13 @@ pub(crate) trait VcpuRunner: Send {
 
     /// Registers at the hypercall being answered: RIP is not known, RSP and RBP are.
     fn registers_in_call(&self) -> Registers;
+
+    /// Changes what the guest kernel goes on with after [`Exit::Trap`] or [`Exit::Stopped`].
+    fn set_registers(&mut self, registers: &Registers);
+
+    /// The x87 and SSE registers, as `FXSAVE` has them, of what gave the last [`Exit::Trap`], [`Exit::Stopped`] or
+    /// [`Exit::User`]: a claim. `None` if they are not in memory.
+    fn fx_state(&self) -> Option<[u64; 64]>;
 }
 
 /// What a vCPU's calls want of an engine: what it keeps of page tables and user programs, and is to be told of.

@@ -65,10 +65,8 @@ impl Vm {
             }
             let until = Instant::now() + ASK_AGAIN;
             while let Ok(message) = self.messages.recv_deadline(until) {
-                let Message::Stopped { vcpu, registers } = message else { return Stop::Ended(message) };
-                self.control.cancel_stop(vcpu);
-                let cpu_time = self.control.cpu_time(vcpu);
-                self.standing.insert(vcpu, Standing { registers, cpu_time });
+                let Message::Stopped { vcpu, registers, .. } = message else { return Stop::Ended(message) };
+                self.stands(vcpu, registers);
                 if self.standing.len() >= self.shared.vcpus().started().len() {
                     break;
                 }
@@ -85,11 +83,22 @@ impl Vm {
         }
     }
 
-    /// Has all vCPUs that stand run on. A guest that ran while it said that it stood is ended instead: nobody could rely on
+    /// A vCPU stands, and waits for an order.
+    pub(super) fn stands(&mut self, vcpu: u32, registers: Registers) {
+        self.control.cancel_stop(vcpu);
+        let cpu_time = self.control.cpu_time(vcpu);
+        self.standing.insert(vcpu, Standing { registers, cpu_time });
+    }
+
+    /// Has vCPUs that stand run on: all, or only some. A guest that ran while it said that it stood is ended instead: nobody could rely on
     /// its pauses.
-    pub(super) fn resume_vcpus(&mut self) {
-        let standing = std::mem::take(&mut self.standing);
-        for (vcpu, Standing { cpu_time, .. }) in &standing {
+    pub(super) fn resume_vcpus(&mut self, only: Option<&[u32]>) {
+        let (going, staying) = std::mem::take(&mut self.standing)
+            .into_iter()
+            .partition(|(vcpu, _)| only.is_none_or(|only| only.contains(vcpu)));
+        self.standing = staying;
+        let going: BTreeMap<u32, Standing> = going;
+        for (vcpu, Standing { cpu_time, .. }) in &going {
             let now = self.control.cpu_time(*vcpu);
             let ran = now.zip(*cpu_time).map_or(0, |(now, then)| now.saturating_sub(then));
             if ran > STANDING_CPU_TIME.as_nanos() as u64 {
@@ -99,8 +108,10 @@ impl Vm {
         }
         self.shared.paused.store(false, SeqCst);
         self.shared.devices().resume();
-        self.shared.stopping.iter().for_each(|stopping| stopping.store(false, SeqCst));
-        standing.keys().for_each(|vcpu| self.shared.vcpus().order(*vcpu, Order::Resume));
+        let stays = |vcpu: u32| self.standing.contains_key(&vcpu);
+        let stopping = (0..).zip(&self.shared.stopping);
+        stopping.filter(|(vcpu, _)| !stays(*vcpu)).for_each(|(_, stopping)| stopping.store(false, SeqCst));
+        going.keys().for_each(|vcpu| self.shared.vcpus().order(*vcpu, Order::Resume));
     }
 }
 
@@ -155,7 +166,7 @@ impl Paused {
 
     /// Runs on. A guest that ran while it said that it stood is ended instead: nobody could rely on its pauses.
     pub fn resume(mut self) -> Vm {
-        self.0.resume_vcpus();
+        self.0.resume_vcpus(None);
         self.0
     }
 }

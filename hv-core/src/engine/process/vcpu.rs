@@ -501,6 +501,19 @@ impl VcpuRunner for Vcpu {
         let handover = self.process.kernel.shared.handover(self.vcpu);
         Registers { rsp: handover.rsp.load(Relaxed), rbp: handover.rbp.load(Relaxed), ..Registers::default() }
     }
+
+    fn set_registers(&mut self, registers: &Registers) {
+        let shared = &self.process.kernel.shared;
+        frame::set_registers(shared.exchange(), self.vcpu, shared.handover(self.vcpu), registers);
+    }
+
+    fn fx_state(&self) -> Option<[u64; 64]> {
+        let user = self.entered.as_ref().filter(|_| self.has_left);
+        let shared = user.map_or(&self.process.kernel.shared, |user| &user.shared);
+        let (exchange, handover, vcpu) = (shared.exchange(), shared.handover(self.vcpu), self.vcpu);
+        let words = frame::UserFrame { exchange, handover, vcpu }.xstate(64)?;
+        words.try_into().ok()
+    }
 }
 
 /// The words of the protocol in a hand-over page.
