@@ -78,15 +78,15 @@ impl VcpuThread {
             }
             let exit = self.runner.run(next.monotonic);
             let slept_to_the_end = matches!(exit, Exit::Deadline);
-            let begun = trace.begin(&exit);
-            let then = self.handle(exit, &mut calls);
-            if let Some(begun) = begun {
-                trace.end(begun);
-            }
-            match then {
-                Then::Run => {}
-                Then::End(end, registers) => return self.end(end, registers),
+            let begun = if trace.is_on() { Some(trace.begin(&exit)) } else { None };
+            match self.handle(exit, &mut calls) {
+                Then::Run => trace.end(begun),
+                Then::End(end, registers) => {
+                    trace.end(begun);
+                    return self.end(end, registers);
+                }
                 Then::Stop => {
+                    trace.end(begun);
                     self.vm.vcpus().has_stopped(self.vcpu, || {
                         self.vm.pages.page(self.vcpu).run_state.store(run_state::STOPPED, SeqCst);
                         self.runner.park();
