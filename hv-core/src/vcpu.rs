@@ -79,7 +79,7 @@ impl VcpuThread {
             let exit = self.runner.run(next.monotonic);
             let slept_to_the_end = matches!(exit, Exit::Deadline);
             let begun = if trace.is_on() { Some(trace.begin(&exit)) } else { None };
-            match self.handle(exit, &mut calls) {
+            match self.handle(&exit, &mut calls) {
                 Then::Run => trace.end(begun),
                 Then::End(end, registers) => {
                     trace.end(begun);
@@ -126,8 +126,8 @@ impl VcpuThread {
         Next { timer, monotonic, tsc: clock.to_tsc(guest) }
     }
 
-    fn handle(&mut self, exit: Exit, calls: &mut Calls<'_>) -> Then {
-        match exit {
+    fn handle(&mut self, exit: &Exit, calls: &mut Calls<'_>) -> Then {
+        match *exit {
             Exit::Hypercall { number, arguments } => return self.hypercall(number, arguments, calls),
             Exit::Trap(Trap { fault, registers }) => return self.trap(fault, registers),
             Exit::Stopped(registers) => {
@@ -142,9 +142,11 @@ impl VcpuThread {
                 return end.unwrap_or(Then::Run);
             }
             Exit::EnterUser { root, context } => return self.enter_user(root, context),
-            Exit::User(exit) => return self.user_exit(&exit),
+            Exit::User(ref exit) => return self.user_exit(exit),
             Exit::Deadline => {} // the time is looked at after every exit
-            Exit::Died(reason) => return Then::End(End::Died { reason }, Registers::default()),
+            Exit::Died(ref reason) => {
+                return Then::End(End::Died { reason: reason.clone() }, Registers::default());
+            }
         }
         Then::Run
     }
