@@ -72,7 +72,7 @@ fn crossings(vm: &Status) -> Vec<(&'static str, String)> {
         (
             "shadows",
             format!(
-                "{} hits, {} misses, {} evictions; {} for {} address spaces now, {} made",
+                "{} hits, {} misses, {} evictions; {} for {} address space(s) now, {} made for programs",
                 s.shadow_hits,
                 s.shadow_misses,
                 s.evictions,

@@ -1,8 +1,9 @@
 //! One VM closely: its kinds of traps and calls, its vCPUs, its devices.
 
-use super::columns::{percent, rate, size};
+use super::columns::{percent, rate};
 use super::history::Row;
 use crate::stats::{device_name, state_name};
+use crate::units::show_size;
 use std::collections::BTreeMap;
 
 /// Lines of text, the headings marked.
@@ -14,11 +15,11 @@ pub(super) fn lines(row: &Row) -> Vec<(bool, String)> {
     lines.push((false, format!("calls/s  {}", by_kind(&row.rates.calls))));
     lines.push((false, format!("traps/s  {}", by_kind(&row.rates.trap_kinds))));
     let s = &vm.spaces;
+    let hits = row.rates.shadow_hit_percent.map_or_else(String::new, |hits| format!(", {hits:.1}% hits"));
     let spaces = format!(
-        "shadows  {}, of {} address spaces; hits {}%, {} evictions; {} entries changed/s",
-        size(s.shadow_bytes),
+        "shadows  {} for {} address space(s){hits}, {} evictions so far, {} entries changed/s",
+        show_size(s.shadow_bytes),
         s.spaces,
-        percent(row.rates.shadow_hit_percent),
         s.evictions,
         rate(row.rates.entries_changed)
     );

@@ -20,9 +20,9 @@ const KEYS: &str = "q quit  ↑↓ select  Enter details  p pause/resume  sort: 
 
 /// Fills the whole screen.
 pub(super) fn draw(frame: &mut Frame<'_>, view: &mut View) {
-    let details = if view.closely { Constraint::Percentage(50) } else { Constraint::Length(0) };
-    let parts = Layout::vertical([Constraint::Length(1), Constraint::Min(2), details, Constraint::Length(1)]);
-    let [head, table, details, keys] = parts.areas(frame.area());
+    let whole = Layout::vertical([Constraint::Length(1), Constraint::Fill(1), Constraint::Length(1)]);
+    let [head, body, keys] = whole.areas(frame.area());
+    let [table, details] = split(view, body);
     let by = format!("; by {}", order_name(view.order));
     let text =
         if view.told.is_empty() { summary(&view.rows, view.interval) + &by } else { view.told.clone() };
@@ -36,6 +36,14 @@ pub(super) fn draw(frame: &mut Frame<'_>, view: &mut View) {
         draw_details(frame, view, details);
     }
     frame.render_widget(Line::styled(KEYS, DIM), keys);
+}
+
+/// The table's room, and that of the details: the table has what it needs of the half, and the details have the rest.
+fn split(view: &View, body: Rect) -> [Rect; 2] {
+    let needed = view.rows.len().saturating_add(2); // the headings, and a line between
+    let most = if view.closely { body.height / 2 } else { body.height };
+    let table = if view.closely { most.min(needed.try_into().unwrap_or(most)) } else { most };
+    Layout::vertical([Constraint::Length(table), Constraint::Fill(1)]).areas(body)
 }
 
 fn draw_table(frame: &mut Frame<'_>, view: &mut View, area: Rect) {
@@ -120,7 +128,7 @@ mod tests {
         view.key(KeyEvent::from(KeyCode::Enter));
         let lines = drawn(&mut view, 80, 24);
         let shown = |text: &str| lines.iter().any(|line| line.contains(text));
-        for text in ["─ a ─", "VCPU  STATE", "1     blocked", "0 block", "shadows  0, of 0"] {
+        for text in ["─ a ─", "VCPU  STATE", "1     blocked", "0 block", "shadows  0 B for 0"] {
             assert!(shown(text), "`{text}` is not in {lines:#?}");
         }
         view.scrolled = u16::MAX;
