@@ -6,6 +6,7 @@ use crate::devices::DeviceOptions;
 use crate::gdb;
 use crate::logging::LogFormat;
 use crate::net::{ConnectorOptions, SwitchOptions, UserNetOptions};
+use crate::profile::HIGHEST_FREQUENCY;
 use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hv_core::EngineKind;
@@ -56,6 +57,8 @@ pub(crate) enum Command {
     Trace(TraceOptions),
     /// Watch running VMs, as `top` does processes
     Top(TopOptions),
+    /// Find out where a running VM spends its time, as a flame graph and as a table
+    Profile(ProfileOptions),
     /// Ask a guest to give up memory, or let it have it back
     Balloon(BalloonOptions),
     /// List the built-in guests
@@ -90,6 +93,7 @@ impl Command {
             Self::Stats(options) => options.json,
             Self::Trace(options) => options.json,
             Self::Top(options) => options.json,
+            Self::Profile(options) => options.json,
             Self::Images(options) => options.json,
             Self::Doctor(options) => options.json,
             Self::Bench(options) => options.json(),
@@ -150,6 +154,11 @@ pub(crate) struct RunOptions {
     pub(crate) cpu_weight: Option<u32>,
     #[command(flatten)]
     pub(crate) devices: DeviceOptions,
+    /// If the guest crashes, leave an ELF core there, for `gdb IMAGE FILE`: docs/observing.md
+    ///
+    /// It is made, or emptied, before the guest starts, and stays empty if the guest does not crash.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) core: Option<PathBuf>,
     /// Record every crossing from the first instruction on, for a trace viewer: docs/observing.md
     #[arg(long, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
@@ -360,6 +369,54 @@ impl TraceOptions {
     /// The file to write, for the VM of this name.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.output.clone().unwrap_or_else(|| format!("{name}.trace.json").into())
+    }
+}
+
+/// `hv profile`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv profile shell --for 10s        the hottest functions, and shell.profile.svg, a flame graph
+  hv profile shell                  until Ctrl-C, or the end of the VM
+  hv profile shell --for 5s --symbols my-program
+  hv profile shell --for 5s --json | jq '.functions[0]'
+
+It samples stacks of the guest kernel and of its user programs, by frame pointers: guests are to be built with
+-Cforce-frame-pointers=yes, as `hv new` does. A vCPU that sleeps is idle and not disturbed.
+Programs are found by themselves in the kernel's image, or by --symbols. docs/observing.md says more.")]
+pub(crate) struct ProfileOptions {
+    /// The VM's name, as `hv ps` shows it, or the beginning of it
+    pub(crate) name: String,
+    /// How long, such as 500ms, 10s, 2m or 1h [default: until Ctrl-C]
+    #[arg(long = "for", value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) time: Option<Duration>,
+    /// Samples a second of each vCPU, 1 to 5000
+    #[arg(long, value_name = "HZ", default_value_t = 99, value_parser = clap::value_parser!(u32).range(1..=HIGHEST_FREQUENCY as i64))]
+    pub(crate) frequency: u32,
+    /// The flame graph [default: NAME.profile.svg]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Also write the stacks, one a line with how often it was found, for other tools
+    #[arg(long, value_name = "FILE")]
+    pub(crate) folded: Option<PathBuf>,
+    /// A user program's ELF file, to name its functions; can be given several times
+    #[arg(long, value_name = "FILE")]
+    pub(crate) symbols: Vec<PathBuf>,
+    /// Where the guest kernel's image is [default: where `hv run` had it]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Option<PathBuf>,
+    /// Tell the vCPUs apart in the flame graph
+    #[arg(long)]
+    pub(crate) vcpus: bool,
+    /// Print a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl ProfileOptions {
+    /// The file to write, for the VM of this name.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| format!("{name}.profile.svg").into())
     }
 }
 

@@ -7,6 +7,7 @@ mod bench;
 mod cli;
 mod console;
 mod control;
+mod core_file;
 mod cpu_time;
 mod demo;
 mod devices;
@@ -22,6 +23,7 @@ mod net;
 mod new;
 mod output;
 mod ports;
+mod profile;
 mod report;
 mod run;
 mod shares;
@@ -55,6 +57,7 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::Stats(options) => stats::stats(options),
         Command::Top(options) => top::top(options),
         Command::Trace(options) => trace::watch(options),
+        Command::Profile(options) => profile::watch(options),
         Command::Balloon(options) => control::commands::balloon(options),
         Command::Images(options) => images::list(options),
         Command::Test(options) => test::run(options),

@@ -7,6 +7,7 @@
 use crate::cli::RunOptions;
 use crate::console::{Console, Sink};
 use crate::control::{self, Entry, Listening, Name, Served, Streams, Subject};
+use crate::core_file::CoreFile;
 use crate::devices::Opened;
 use crate::exit_code::Cause;
 use crate::failure::Failure;
@@ -45,6 +46,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let cpu = CpuShare { cap: options.cpu_cap, weight: options.cpu_weight.map(join_peers).transpose()? };
     let Opened { devices, keyboard } = devices::open(&options.devices, &image)?;
     let trace = options.trace.as_deref().map(trace::open).transpose()?;
+    let core = options.core.as_deref().map(CoreFile::create).transpose()?;
     let control = listening.as_ref().map(Listening::directory);
     let landlocked = lockdown::apply(&Kept { control, shares: &shares::among(&devices) })
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
@@ -61,6 +63,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         console_input: keyboard.is_none(),
         check_tables: options.check_tables,
         cpu,
+        core: core.is_some(),
         trace: trace.is_some(),
         devices,
         ..Config::new(image)
@@ -128,7 +131,13 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         }
         _ => {}
     }
-    output::tell(&if options.json { told.json() } else { told.text(&Style::stderr(), &sink) });
+    let write_core = || core.zip(told.report.core.as_ref()).map(|(file, core)| file.write(core));
+    if options.json {
+        output::tell(&told.json(write_core().as_ref()));
+    } else {
+        output::tell(&told.text(&Style::stderr(), &sink)); // first: a large core takes its time
+        output::tell(&write_core().map_or_else(String::new, |core| core.text(&options.image)));
+    }
     recorded?;
     Ok(told.exit_code())
 }

@@ -44,6 +44,8 @@ pub(crate) enum Wanted {
     Balloon { bytes: u64 },
     /// To tell each crossing from now on. Answered by a stream.
     Trace,
+    /// To tell where vCPUs are, so often a second. Answered by a stream.
+    Profile { frequency: u32 },
 }
 
 /// An answer.
@@ -210,6 +212,7 @@ mod tests {
             (Wanted::Resume, r#"{"version":1,"request":"resume"}"#),
             (Wanted::Stop, r#"{"version":1,"request":"stop"}"#),
             (Wanted::Trace, r#"{"version":1,"request":"trace"}"#),
+            (Wanted::Profile { frequency: 99 }, r#"{"version":1,"request":"profile","frequency":99}"#),
             (Wanted::Balloon { bytes: 33_554_432 }, r#"{"version":1,"request":"balloon","bytes":33554432}"#),
         ] {
             assert_eq!(serde_json::to_string(&Request { version: VERSION, wanted }).unwrap(), line);

@@ -11,8 +11,9 @@ use super::protocol::{self, LONGEST_REQUEST, Outcome, State, Status, Wanted};
 use super::stream::{Job, Streams};
 use crate::cpu_time;
 use crate::exit_code::Cause;
+use crate::profile::{self, HIGHEST_FREQUENCY};
 use crate::run::Ending;
-use crate::trace;
+use crate::{images, trace};
 use hv_core::VmHandle;
 use hv_core::engine::{CallCounts, Counters};
 use hv_core::handle::{RequestError, VcpuStats};
@@ -22,6 +23,7 @@ use rustix::process::geteuid;
 use std::error::Error;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -198,6 +200,10 @@ impl Subject {
                 Ok(session) => Reply::Stream(trace::stream(session)),
                 Err(error) => Reply::Line(Outcome::Error(error.to_string())),
             },
+            Wanted::Profile { frequency } => match self.profile(frequency) {
+                Ok(job) => Reply::Stream(job),
+                Err(told) => Reply::Line(Outcome::Error(told)),
+            },
             wanted => Reply::Line(self.answer(wanted, entry)),
         }
     }
@@ -217,9 +223,17 @@ impl Subject {
                 Ok(())
             }
             Wanted::Balloon { bytes } => self.memory.set_balloon(bytes).map_err(Into::into),
-            Wanted::Trace => unreachable!("it is answered by a stream"),
+            Wanted::Trace | Wanted::Profile { .. } => unreachable!("they are answered by a stream"),
         };
         done.map_or_else(|error| Outcome::Error(error.to_string()), |()| Outcome::Done)
+    }
+
+    fn profile(&self, frequency: u32) -> Result<Job, String> {
+        if !(1..=HIGHEST_FREQUENCY).contains(&frequency) {
+            return Err(format!("expected a frequency of 1 to {HIGHEST_FREQUENCY} Hz, found {frequency}"));
+        }
+        let profiler = self.handle.profile().map_err(|error| error.to_string())?;
+        Ok(profile::stream(profiler, frequency, images::location(Path::new(&self.image))))
     }
 
     fn status(&self, entry: &Entry) -> Result<Status, RequestError> {
