@@ -7,9 +7,11 @@
 use crate::cli::RunOptions;
 use crate::console::{Console, Sink};
 use crate::control::{self, Entry, Listening, Name, Served, Streams, Subject};
+use crate::core_file::CoreFile;
 use crate::devices::Opened;
 use crate::exit_code::Cause;
 use crate::failure::Failure;
+use crate::gdb;
 use crate::input::{self, Terminal};
 use crate::lockdown::Kept;
 use crate::output::{self, Style};
@@ -20,6 +22,7 @@ use hv_core::cpu_share::{CpuShare, Peers};
 use hv_core::vm::Stopper;
 use hv_core::{Config, End, Vm};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -35,6 +38,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     }
     let image = images::load(&options.image)?;
     let ramdisk = options.ramdisk.as_deref().map(images::ramdisk).transpose()?.unwrap_or_default();
+    let gdb = options.gdb.as_ref().map(|place| wait_for_gdb(place, &options.image)).transpose()?;
     let cannot_watch = |error| Failure::cannot("the host does not let hv wait for signals", error);
     let signals = Signals::catch().map_err(cannot_watch)?;
     let sink = Sink::new().map_err(cannot_watch)?;
@@ -42,6 +46,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let cpu = CpuShare { cap: options.cpu_cap, weight: options.cpu_weight.map(join_peers).transpose()? };
     let Opened { devices, keyboard } = devices::open(&options.devices, &image)?;
     let trace = options.trace.as_deref().map(trace::open).transpose()?;
+    let core = options.core.as_deref().map(CoreFile::create).transpose()?;
     let control = listening.as_ref().map(Listening::directory);
     let landlocked = lockdown::apply(&Kept { control, shares: &shares::among(&devices) })
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
@@ -53,10 +58,12 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         command_line: options.args.clone(),
         ramdisk,
         rewrite: !options.no_rewrite,
+        debug: gdb.is_some(),
         console: Box::new(Console(sink.clone())),
         console_input: keyboard.is_none(),
         check_tables: options.check_tables,
         cpu,
+        core: core.is_some(),
         trace: trace.is_some(),
         devices,
         ..Config::new(image)
@@ -102,10 +109,19 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     });
     thread.map_err(|error| Failure::cannot("the host does not let hv wait for input", error))?;
 
+    let session = gdb
+        .zip(vm.debugger())
+        .map(|((link, image), debugger)| gdb::Session::start(link, image, debugger, vm.stopper()))
+        .transpose()
+        .map_err(|error| Failure::cannot("the host does not let hv wait for gdb's commands", error))?;
+
     let report = vm.wait();
     streams.finish();
     let recorded = recorder.map_or(Ok(()), Recorder::finish);
     drop(served);
+    if let Some(session) = session {
+        session.finish();
+    }
     terminal.restore();
     let stopped = ending.cause.get();
     let told = report::Told { cause: cause(&report.end, stopped, &sink), report, timeout: options.timeout };
@@ -115,9 +131,21 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         }
         _ => {}
     }
-    output::tell(&if options.json { told.json() } else { told.text(&Style::stderr(), &sink) });
+    let write_core = || core.zip(told.report.core.as_ref()).map(|(file, core)| file.write(core));
+    if options.json {
+        output::tell(&told.json(write_core().as_ref()));
+    } else {
+        output::tell(&told.text(&Style::stderr(), &sink)); // first: a large core takes its time
+        output::tell(&write_core().map_or_else(String::new, |core| core.text(&options.image)));
+    }
     recorded?;
     Ok(told.exit_code())
+}
+
+/// Waits until gdb has connected. What it reads of the image it reads from here.
+fn wait_for_gdb(place: &gdb::Place, image: &Path) -> Result<(gdb::Link, gdb::ImageFile), Failure> {
+    let file = gdb::ImageFile::new(image, images::bytes(image)?);
+    Ok((gdb::connect(place, image)?, file))
 }
 
 /// Takes the VM's name. One that nobody asked for is worth a warning and no more.

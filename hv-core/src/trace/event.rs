@@ -122,7 +122,7 @@ pub(super) fn tag(exit: &Exit) -> (Tag, u64) {
             Fault::PageFault { address, .. } => (Kind::Trap, 0, address),
             _ => (Kind::Trap, 0, trap.registers.rip),
         },
-        Exit::Stopped(_) | Exit::StoppedInBlock => (Kind::Stop, 0, 0),
+        Exit::Stopped(_) | Exit::StoppedInBlock | Exit::Sampled { .. } => (Kind::Stop, 0, 0),
         Exit::Deadline => (Kind::Timer, 0, 0),
         Exit::Died(_) => (Kind::Died, 0, 0),
     };

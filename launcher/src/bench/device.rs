@@ -1,7 +1,7 @@
 //! `hv bench device`: what devices do, beside their counterparts on the host.
 
 use crate::bench::host_disk::{self, Access};
-use crate::bench::phases::Progress;
+use crate::bench::progress::Steps;
 use crate::bench::{Figure, Phase, guest, network, store};
 use hv_core::DeviceConfig;
 use hv_core::devices::{
@@ -35,7 +35,7 @@ pub(super) fn steps() -> u32 {
         + store::STEPS
 }
 
-pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec<Figure> {
+pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Steps) -> Vec<Figure> {
     let size = if quick { 32 << 20 } else { 256 << 20 };
     let file = DiskFile::new(size);
     let mut figures = Vec::new();

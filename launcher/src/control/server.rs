@@ -11,16 +11,19 @@ use super::protocol::{self, LONGEST_REQUEST, Outcome, State, Status, Wanted};
 use super::stream::{Job, Streams};
 use crate::cpu_time;
 use crate::exit_code::Cause;
+use crate::profile::{self, HIGHEST_FREQUENCY};
 use crate::run::Ending;
-use crate::trace;
+use crate::{images, trace};
 use hv_core::VmHandle;
-use hv_core::handle::RequestError;
+use hv_core::engine::{CallCounts, Counters};
+use hv_core::handle::{RequestError, VcpuStats};
 use hv_core::vm::MemoryControl;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::geteuid;
 use std::error::Error;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -197,6 +200,10 @@ impl Subject {
                 Ok(session) => Reply::Stream(trace::stream(session)),
                 Err(error) => Reply::Line(Outcome::Error(error.to_string())),
             },
+            Wanted::Profile { frequency } => match self.profile(frequency) {
+                Ok(job) => Reply::Stream(job),
+                Err(told) => Reply::Line(Outcome::Error(told)),
+            },
             wanted => Reply::Line(self.answer(wanted, entry)),
         }
     }
@@ -216,9 +223,17 @@ impl Subject {
                 Ok(())
             }
             Wanted::Balloon { bytes } => self.memory.set_balloon(bytes).map_err(Into::into),
-            Wanted::Trace => unreachable!("it is answered by a stream"),
+            Wanted::Trace | Wanted::Profile { .. } => unreachable!("they are answered by a stream"),
         };
         done.map_or_else(|error| Outcome::Error(error.to_string()), |()| Outcome::Done)
+    }
+
+    fn profile(&self, frequency: u32) -> Result<Job, String> {
+        if !(1..=HIGHEST_FREQUENCY).contains(&frequency) {
+            return Err(format!("expected a frequency of 1 to {HIGHEST_FREQUENCY} Hz, found {frequency}"));
+        }
+        let profiler = self.handle.profile().map_err(|error| error.to_string())?;
+        Ok(profile::stream(profiler, frequency, images::location(Path::new(&self.image))))
     }
 
     fn status(&self, entry: &Entry) -> Result<Status, RequestError> {
@@ -228,7 +243,7 @@ impl Subject {
             pid: std::process::id(),
             image: self.image.clone(),
             state: if stats.paused { State::Paused } else { State::Running },
-            vcpus: stats.counters.len() as u32,
+            vcpus: stats.vcpus.len() as u32,
             memory: stats.memory.size,
             resident: stats.memory.host,
             reported: stats.memory.reported,
@@ -237,7 +252,17 @@ impl Subject {
             up_ns: self.started.elapsed().as_nanos() as u64,
             monitor_cpu_ns: cpu_time::of_this_process(),
             sandbox_cpu_ns: cpu_time::of_threads(&stats.processes) + cpu_time::of_gone_children(),
-            counters: stats.counters.iter().copied().sum(),
+            counters: stats.vcpus.iter().map(|vcpu| vcpu.counters).sum(),
+            held_back_ns: stats.held_back_ns,
+            spaces: stats.spaces,
+            vcpu_stats: stats.vcpus.into_iter().map(without_calls).collect(),
+            devices: stats.devices,
         })
     }
+}
+
+/// For 64 of them to fit an answer.
+fn without_calls(vcpu: VcpuStats) -> VcpuStats {
+    let counters = Counters { calls: CallCounts::default(), ..vcpu.counters };
+    VcpuStats { counters, ..vcpu }
 }
