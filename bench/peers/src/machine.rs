@@ -33,7 +33,7 @@ impl Machine {
         Self {
             processor: field("model name").unwrap_or_else(|| "not known".into()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            memory_bytes: memory.totalram as u64 * u64::from(memory.mem_unit),
+            memory_bytes: memory.totalram * u64::from(memory.mem_unit),
             kernel: format!("{} {}", kernel.sysname().to_string_lossy(), kernel.release().to_string_lossy()),
             virtualised_by: is_virtual.then(hypervisor),
         }
