@@ -83,17 +83,17 @@ impl VcpuThread {
             if calls.timer != next.timer {
                 next = self.next(calls.timer);
             }
-            let exit = self.runner.run(next.monotonic);
+            let mut exit = self.runner.run(next.monotonic);
             let slept_to_the_end = matches!(exit, Exit::Deadline);
-            let begun = trace.begin(&exit);
-            let then = self.handle(exit, &mut calls);
-            if let Some(begun) = begun {
-                trace.end(begun);
-            }
-            match then {
-                Then::Run => {}
-                Then::End(end, registers) => return self.end(end, registers),
+            let begun = if trace.is_on() { Some(trace.begin(&exit)) } else { None };
+            match self.handle(&mut exit, &mut calls) {
+                Then::Run => trace.end(begun),
+                Then::End(end, registers) => {
+                    trace.end(begun);
+                    return self.end(end, registers);
+                }
                 Then::Stop => {
+                    trace.end(begun);
                     self.vm.vcpus().has_stopped(self.vcpu, || {
                         self.vm.pages.page(self.vcpu).run_state.store(run_state::STOPPED, SeqCst);
                         self.runner.park();
@@ -136,8 +136,8 @@ impl VcpuThread {
         Next { timer, monotonic, tsc: clock.to_tsc(guest) }
     }
 
-    fn handle(&mut self, exit: Exit, calls: &mut Calls<'_>) -> Then {
-        match exit {
+    fn handle(&mut self, exit: &mut Exit, calls: &mut Calls<'_>) -> Then {
+        match *exit {
             Exit::Hypercall { number, arguments } => return self.hypercall(number, arguments, calls),
             Exit::Trap(Trap { fault, registers }) => return self.trap(fault, registers),
             Exit::Stopped(registers) => {
@@ -161,9 +161,11 @@ impl VcpuThread {
                 self.sample(AddressSpace::User { root }, &registers);
                 self.runner.resume();
             }
-            Exit::User(exit) => return self.user_exit(exit),
+            Exit::User(ref mut exit) => return self.user_exit(exit),
             Exit::Deadline => {} // the time is looked at after every exit
-            Exit::Died(reason) => return Then::End(End::Died { reason }, Registers::default()),
+            Exit::Died(ref reason) => {
+                return Then::End(End::Died { reason: reason.clone() }, Registers::default());
+            }
         }
         Then::Run
     }
@@ -290,11 +292,11 @@ impl VcpuThread {
     }
 
     /// A program has come back: its guest kernel goes on.
-    fn user_exit(&mut self, mut exit: UserExit) -> Then {
-        if let Some(then) = self.user_exit_for_debugger(&mut exit) {
+    fn user_exit(&mut self, exit: &mut UserExit) -> Then {
+        if let Some(then) = self.user_exit_for_debugger(exit) {
             return then;
         }
-        let number = user::trapped(&self.vm.memory, &exit);
+        let number = user::trapped(&self.vm.memory, exit);
         self.runner.answer(Status::SUCCESS, number.into());
         self.stop_after_call().unwrap_or(Then::Run)
     }

@@ -28,7 +28,9 @@ mod report;
 mod run;
 mod shares;
 mod signals;
+mod stats;
 mod test;
+mod top;
 mod trace;
 mod units;
 
@@ -52,7 +54,8 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::Pause(options) => control::commands::pause(options),
         Command::Resume(options) => control::commands::resume(options),
         Command::Stop(options) => control::commands::stop(options),
-        Command::Stats(options) => control::commands::stats(options),
+        Command::Stats(options) => stats::stats(options),
+        Command::Top(options) => top::top(options),
         Command::Trace(options) => trace::watch(options),
         Command::Profile(options) => profile::watch(options),
         Command::Balloon(options) => control::commands::balloon(options),

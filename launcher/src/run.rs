@@ -69,12 +69,12 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         ..Config::new(image)
     })
     .map_err(|error| Failure::cannot("the VM could not be started", error))?;
-    let recorder = trace.zip(vm.take_trace()).map(|(file, session)| file.record(session));
-    let recorder = recorder.transpose()?;
     let started = Instant::now();
     let ending = Arc::new(Ending { cause: OnceLock::new(), stopper: vm.stopper(), sink: sink.clone() });
     sink.stop_with(vm.stopper());
     let image = options.image.to_string_lossy().into_owned();
+    let recorder = trace.zip(vm.take_trace()).map(|(file, session)| file.record(session, &image));
+    let recorder = recorder.transpose()?;
     let streams = Streams::new()
         .map_err(|error| Failure::cannot("the host does not let hv wait for commands", error))?;
     let subject = Subject {

@@ -55,7 +55,7 @@ pub enum Kind {
     Killed,
     /// The guest kernel did something that it cannot go on from.
     Trap,
-    /// The VM was paused.
+    /// It came to a stopping point: at its start, or for a pause or the end of the VM.
     Stop,
     /// The monitor had something to do by itself: a timer, the clock.
     Timer,

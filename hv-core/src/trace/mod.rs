@@ -70,16 +70,29 @@ impl Tracer {
 }
 
 impl VcpuTrace {
-    /// A vCPU has come to the monitor. `None` while nobody watches.
-    pub(crate) fn begin(&self, exit: &Exit) -> Option<Begun> {
-        self.on.load(Relaxed).then(|| {
-            let (tag, argument) = tag(exit);
-            Begun { tag, argument, begin: crate::clock::tsc_now() }
-        })
+    /// Whether somebody watches.
+    #[inline]
+    pub(crate) fn is_on(&self) -> bool {
+        self.on.load(Relaxed)
     }
 
-    /// What it came for is done.
-    pub(crate) fn end(&self, begun: Begun) {
+    /// A vCPU has come to the monitor, and somebody watches.
+    #[cold]
+    pub(crate) fn begin(&self, exit: &Exit) -> Begun {
+        let (tag, argument) = tag(exit);
+        Begun { tag, argument, begin: crate::clock::tsc_now() }
+    }
+
+    /// What it came for is done, if somebody watched when it came.
+    #[inline]
+    pub(crate) fn end(&self, begun: Option<Begun>) {
+        if let Some(begun) = begun {
+            self.record(begun);
+        }
+    }
+
+    #[cold]
+    fn record(&self, begun: Begun) {
         if let Some(ring) = self.ring.get() {
             ring.push([begun.tag.0, begun.begin, crate::clock::tsc_now(), begun.argument]);
         }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 /// How long a VM may take to answer. A pause may take it a second.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long `hv ps` waits for all of them.
-pub(super) const PATIENCE_WITH_ALL: Duration = Duration::from_secs(3);
+/// How long `hv ps` and `hv stats` wait for all of them.
+pub(crate) const PATIENCE_WITH_ALL: Duration = Duration::from_secs(3);
 
 /// So many names are told to somebody who looks for another.
 const MOST_TOLD: usize = 10;
@@ -23,6 +23,8 @@ const MOST_TOLD: usize = 10;
 pub(crate) struct Connection {
     pub(crate) name: Name,
     stream: BufReader<UnixStream>,
+    /// The beginning of an answer, of which the rest did not come in time.
+    received: Vec<u8>,
 }
 
 /// Why there is no answer.
@@ -53,7 +55,11 @@ impl From<io::Error> for NoAnswer {
 impl Connection {
     /// To the VM of that name, if there is one.
     pub(super) fn open(directory: &Directory, name: Name) -> io::Result<Option<Self>> {
-        Ok(directory.connect(&name.file())?.map(|stream| Self { name, stream: BufReader::new(stream) }))
+        Ok(directory.connect(&name.file())?.map(|stream| Self {
+            name,
+            stream: BufReader::new(stream),
+            received: Vec::new(),
+        }))
     }
 
     pub(super) fn send(&mut self, wanted: Wanted) -> Result<(), NoAnswer> {
@@ -66,10 +72,10 @@ impl Connection {
 
     /// The answer to what was sent, if it comes until then.
     pub(super) fn receive(&mut self, until: Instant) -> Result<Outcome, NoAnswer> {
-        let mut line = Vec::new();
         self.wait_until(until)?;
-        let longest = LONGEST_ANSWER as u64;
-        (&mut self.stream).take(longest).read_until(b'\n', &mut line)?;
+        let longest = LONGEST_ANSWER.saturating_sub(self.received.len()) as u64;
+        (&mut self.stream).take(longest).read_until(b'\n', &mut self.received)?;
+        let line = std::mem::take(&mut self.received);
         if line.is_empty() {
             return Err(NoAnswer::Gone);
         }

@@ -33,11 +33,12 @@ impl Opened {
     /// # Errors
     ///
     /// The host has no thread left.
-    pub(crate) fn record(self, session: Session) -> Result<Recorder, Failure> {
+    pub(crate) fn record(self, session: Session, vm: &str) -> Result<Recorder, Failure> {
         let Self { path, file } = self;
         let (end, ended) = channel();
         let goes_on = move || ended.recv_timeout(OFTEN) == Err(RecvTimeoutError::Timeout);
-        let record = move || record(session, file, goes_on);
+        let name = vm.to_owned();
+        let record = move || record(session, &name, file, goes_on);
         let thread = std::thread::Builder::new().name("hv-trace".into()).spawn(record);
         let thread =
             thread.map_err(|error| Failure::cannot("the host does not let hv write a trace", error))?;
@@ -69,8 +70,8 @@ impl Recorder {
 }
 
 /// Writes down what is recorded, as long as `goes_on` says, which waits.
-fn record(mut session: Session, file: File, goes_on: impl Fn() -> bool) -> io::Result<Summary> {
-    let mut collector = Collector::new(session.head(), "VM", Some(file))?;
+fn record(mut session: Session, name: &str, file: File, goes_on: impl Fn() -> bool) -> io::Result<Summary> {
+    let mut collector = Collector::new(session.head(), name, Some(file))?;
     while goes_on() {
         session.take().iter().try_for_each(|batch| collector.take(batch))?;
     }

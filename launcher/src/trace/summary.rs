@@ -27,7 +27,7 @@ pub(super) fn label(event: &Event) -> Cow<'_, str> {
         Kind::Interrupted => "interrupted".into(),
         Kind::Killed => "killed".into(),
         Kind::Trap => "trap of the kernel".into(),
-        Kind::Stop => "stopped".into(),
+        Kind::Stop => "stopping point".into(),
         Kind::Timer => "timer".into(),
         Kind::Died => "died".into(),
         Kind::Mark | Kind::Span | Kind::GuestCrossing => event.name.as_str().into(),
