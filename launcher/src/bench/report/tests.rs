@@ -121,16 +121,16 @@ fn the_page_shows_each_row_beside_the_hosts() {
     assert!(!page.contains("src=") && !page.contains("url("), "it needs no other file");
 }
 
-/// A scale from 100 ns to 1 µs: 110 ns is 4 % along it, and twice that, the aim, 34 %.
+/// A scale from 10 ns to 1 µs: 110 ns is 52 % along it, and twice that, the aim, 67 %.
 #[test]
 fn marks_are_where_the_values_are() {
     let page = html::page(&report());
     for mark in [
-        "<circle class=\"median\" cx=\"4.14%\" cy=\"12\" r=\"5\"/>",
-        "<line class=\"reference\" x1=\"4.14%\" x2=\"4.14%\"",
-        "<line class=\"gap\" x1=\"4.14%\" x2=\"74.04%\"",
-        "<line class=\"range\" x1=\"73.24%\" x2=\"74.82%\"",
-        "<line class=\"aim\" x1=\"34.24%\" x2=\"34.24%\"",
+        "<circle class=\"median\" cx=\"52.07%\" cy=\"12\" r=\"5\"/>",
+        "<line class=\"reference\" x1=\"52.07%\" x2=\"52.07%\"",
+        "<line class=\"gap\" x1=\"52.07%\" x2=\"87.02%\"",
+        "<line class=\"range\" x1=\"86.62%\" x2=\"87.41%\"",
+        "<line class=\"aim\" x1=\"67.12%\" x2=\"67.12%\"",
     ] {
         assert_eq!(page.matches(mark).count(), 2, "{mark}");
     }
