@@ -3,12 +3,11 @@
 //! The stack is the guest's, so it is read with the same distrust as everything else, and a walk ends after a
 //! fixed number of frames. Names and lines come from the image's own symbols, if it has any: see `symbols`.
 
-use crate::engine::{Access, Fault, Mapping, Registers};
-use crate::memory::GuestMemory;
-use crate::mmu::{self, KERNEL, Translation};
+use crate::engine::{Access, Fault, Registers};
 use crate::symbols;
+use crate::view::View;
 use core::fmt;
-use hv_abi::{GuestPhys, PAGE_SIZE};
+use hv_abi::PAGE_SIZE;
 use serde::Serialize;
 
 /// Frames in a backtrace, at the most.
@@ -40,37 +39,6 @@ impl fmt::Display for StackFrame {
     }
 }
 
-/// The guest kernel's address space, to look at from outside.
-pub(crate) struct View<'a> {
-    pub memory: &'a GuestMemory,
-    /// Image and direct map.
-    pub mappings: &'a [Mapping],
-    /// The guest kernel's own root, if it has one.
-    pub root: Option<u64>,
-}
-
-impl View<'_> {
-    /// The mapping that an address is in.
-    fn find(&self, address: u64) -> Option<Mapping> {
-        if let Some(root) = self.root.filter(|_| KERNEL.contains(&address)) {
-            let Translation { phys, size: length, rights } = mmu::walk(self.memory, root, address, |_| {})?;
-            let virt = address - address % length;
-            return Some(Mapping { virt, phys, length, write: rights.write, execute: rights.execute });
-        }
-        self.mappings.iter().find(|m| (m.virt..m.virt + m.length).contains(&address)).copied()
-    }
-
-    /// Reads 8 bytes.
-    fn read(&self, address: u64) -> Option<u64> {
-        let mapping = self.find(address)?;
-        self.memory.read(GuestPhys(mapping.phys + (address - mapping.virt))).ok()
-    }
-
-    fn executable(&self, address: u64) -> bool {
-        self.find(address).is_some_and(|mapping| mapping.execute)
-    }
-}
-
 /// An address on a guest's stack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Address {
@@ -82,10 +50,17 @@ pub(crate) enum Address {
     Nowhere(u64),
 }
 
-/// The addresses on a stack, innermost first.
-pub(crate) fn walk(view: &View<'_>, registers: &Registers) -> Vec<Address> {
-    let executable = |address| view.executable(address);
-    let read = |address| view.read(address);
+/// What was found on a stack.
+pub(crate) struct Stack {
+    /// Innermost first.
+    pub addresses: Vec<Address>,
+    /// It was walked to the outermost frame, whose frame pointer is 0.
+    pub complete: bool,
+}
+
+/// Walks a stack, for at most so many addresses.
+pub(crate) fn walk(view: &View<'_>, registers: &Registers, most: usize) -> Stack {
+    let executable = |address| view.is_executable(address);
     let mut addresses = Vec::new();
     match registers.rip {
         0 => {}
@@ -95,21 +70,25 @@ pub(crate) fn walk(view: &View<'_>, registers: &Registers) -> Vec<Address> {
     // In a hypercall RIP is not known, and after a jump to nowhere it says nothing; both have left the return address
     // of their call on top of the stack.
     if !executable(registers.rip) {
-        addresses.extend(read(registers.rsp).filter(|address| executable(*address)).map(Address::Return));
+        let top = view.read_word(registers.rsp).filter(|address| executable(*address));
+        addresses.extend(top.map(Address::Return));
     }
     let mut frame = registers.rbp;
-    while addresses.len() < MOST_FRAMES {
-        let (Some(next), Some(address)) = (read(frame), read(frame.wrapping_add(8))) else { break };
+    while addresses.len() < most {
+        let (Some(next), Some(address)) = (view.read_word(frame), view.read_word(frame.wrapping_add(8)))
+        else {
+            break;
+        };
         if !executable(address) {
             break;
         }
         addresses.push(Address::Return(address));
-        if next <= frame {
+        let last = std::mem::replace(&mut frame, next);
+        if next <= last {
             break; // stacks grow down, so frames go up
         }
-        frame = next;
     }
-    addresses
+    Stack { addresses, complete: frame == 0 }
 }
 
 /// A telling sign about a fault.
@@ -130,7 +109,14 @@ pub(crate) fn hint(fault: Fault, registers: &Registers, view: &View<'_>) -> Opti
     }
 }
 
-/// Names the functions at some addresses, inlined ones included.
+/// Names the functions at some addresses, innermost first, inlined ones included. The result is in the order of addresses, each
+/// once. An image is a stranger's: what takes too much work stays unnamed.
+pub fn names(image: &[u8], addresses: impl Iterator<Item = u64>) -> Vec<(u64, Vec<StackFrame>)> {
+    let found = symbols::find(image, addresses, symbols::WORK);
+    found.into_iter().map(|found| (found.at, found.frames)).collect()
+}
+
+/// Names the functions on a stack, inlined ones included.
 pub(crate) fn symbolise(image: &[u8], addresses: &[Address]) -> Vec<StackFrame> {
     // The address shown, and the one looked up.
     let addresses = addresses.iter().map(|address| match *address {

@@ -6,9 +6,11 @@ mod calls;
 pub mod clock;
 pub mod config;
 pub mod console_input;
+pub mod coredump;
 mod cpu;
 mod cpu_clock;
 pub mod cpu_share;
+pub mod debug;
 pub mod devices;
 mod dispatch;
 pub mod engine;
@@ -23,17 +25,21 @@ pub mod memory;
 mod mmu;
 pub mod net;
 mod presence;
+pub mod profile;
 pub mod report;
 mod shared;
 mod symbols;
+pub mod trace;
 mod user;
 mod vcpu;
 mod vcpus;
+pub mod view;
 pub mod vm;
 mod watched;
 
 pub use config::{Breakpoints, Config, StartError};
 pub use console_input::ConsoleInput;
+pub use coredump::CoreDump;
 pub use cpu_share::CpuShare;
 pub use devices::DeviceConfig;
 pub use engine::EngineKind;
@@ -66,4 +72,5 @@ pub fn offered_features() -> Features {
         | Features::PAGE_REPORTING
         | Features::DEVICES
         | Features::CONSOLE_INPUT
+        | Features::TRACE
 }

@@ -1,16 +1,21 @@
 //! A vCPU's loop: the monitor's thread that serves it.
 
+mod debugged;
+
 use crate::calls::{AfterCall, Calls, Poll};
 use crate::clock::GuestClock;
 use crate::config::Breakpoints;
 use crate::cpu_share::steal;
+use crate::debug::{Reason, Standing};
 use crate::dispatch::dispatch;
 use crate::engine::{Control, EnterError, Exit, Fault, Registers, Trap, UserExit, VcpuRunner};
 use crate::ledger::Ledger;
 use crate::report::End;
 use crate::user;
+use crate::view::AddressSpace;
 use crate::vm::{Message, Shared};
 use crossbeam_channel::{Receiver, Sender};
+pub(crate) use debugged::Debugged;
 use hv_abi::call::{NEVER, woken_by};
 use hv_abi::vcpu::{EVENT_CHANNELS, TIMER_CHANNEL, run_state};
 use hv_abi::{Features, Status};
@@ -36,6 +41,8 @@ pub(crate) struct VcpuThread {
     pub delay: steal::Delay,
     pub messages: Sender<Message>,
     pub orders: Receiver<Order>,
+    /// What it keeps for a debugger, if there may be one.
+    pub debugged: Option<Debugged>,
 }
 
 /// When the loop next has something to do by itself: the vCPU's timer, or a correction of the clock.
@@ -71,16 +78,22 @@ impl VcpuThread {
         let vm = self.vm.clone();
         let mut calls = Calls { vm: &vm, vcpu: self.vcpu, timer: None, then: None };
         let mut next = self.next(calls.timer);
+        let trace = vm.tracer.vcpu(self.vcpu);
         loop {
             if calls.timer != next.timer {
                 next = self.next(calls.timer);
             }
-            let exit = self.runner.run(next.monotonic);
+            let mut exit = self.runner.run(next.monotonic);
             let slept_to_the_end = matches!(exit, Exit::Deadline);
-            match self.handle(exit, &mut calls) {
-                Then::Run => {}
-                Then::End(end, registers) => return self.end(end, registers),
+            let begun = if trace.is_on() { Some(trace.begin(&exit)) } else { None };
+            match self.handle(&mut exit, &mut calls) {
+                Then::Run => trace.end(begun),
+                Then::End(end, registers) => {
+                    trace.end(begun);
+                    return self.end(end, registers);
+                }
                 Then::Stop => {
+                    trace.end(begun);
                     self.vm.vcpus().has_stopped(self.vcpu, || {
                         self.vm.pages.page(self.vcpu).run_state.store(run_state::STOPPED, SeqCst);
                         self.runner.park();
@@ -99,8 +112,11 @@ impl VcpuThread {
     /// Ends the VM, if no other vCPU has.
     fn end(&self, end: End, registers: Registers) {
         if !self.vm.ended.swap(true, SeqCst) {
-            // Nothing of the guest runs on, whoever may be looking at the report, or not yet.
-            self.control.kill();
+            // Nothing of the guest runs on, whoever may be looking at the report, or not yet; but for a core, the other vCPUs
+            // come to stopping points first.
+            if !(self.vm.leaves_core && end.is_failure()) {
+                self.control.kill();
+            }
             // The VM may be gone already; then nobody asks.
             let _ = self.messages.send(Message::Ended { vcpu: self.vcpu, end, registers });
         }
@@ -120,25 +136,36 @@ impl VcpuThread {
         Next { timer, monotonic, tsc: clock.to_tsc(guest) }
     }
 
-    fn handle(&mut self, exit: Exit, calls: &mut Calls<'_>) -> Then {
-        match exit {
+    fn handle(&mut self, exit: &mut Exit, calls: &mut Calls<'_>) -> Then {
+        match *exit {
             Exit::Hypercall { number, arguments } => return self.hypercall(number, arguments, calls),
             Exit::Trap(Trap { fault, registers }) => return self.trap(fault, registers),
             Exit::Stopped(registers) => {
+                self.sample(AddressSpace::Kernel, &registers);
+                if self.is_debugged() {
+                    return self.stopped_for_debugger(registers);
+                }
                 if let Some(end) = self.stopped(registers) {
                     return end;
                 }
                 self.runner.resume();
             }
             Exit::StoppedInBlock => {
-                let end = self.stopped(self.runner.registers_in_call());
+                self.sample(AddressSpace::Kernel, &self.runner.registers_in_call());
+                let end = if self.stops_at_return() { None } else { self.stopped_in_call() };
                 self.runner.answer(Status::SUCCESS, woken_by::EVENT);
                 return end.unwrap_or(Then::Run);
             }
             Exit::EnterUser { root, context } => return self.enter_user(root, context),
-            Exit::User(exit) => return self.user_exit(&exit),
+            Exit::Sampled { root, registers } => {
+                self.sample(AddressSpace::User { root }, &registers);
+                self.runner.resume();
+            }
+            Exit::User(ref mut exit) => return self.user_exit(exit),
             Exit::Deadline => {} // the time is looked at after every exit
-            Exit::Died(reason) => return Then::End(End::Died { reason }, Registers::default()),
+            Exit::Died(ref reason) => {
+                return Then::End(End::Died { reason: reason.clone() }, Registers::default());
+            }
         }
         Then::Run
     }
@@ -148,7 +175,7 @@ impl VcpuThread {
         tracing::trace!(vcpu = self.vcpu, call = ?hv_abi::Call(number), ?arguments, ?result, "hypercall");
         let result = match calls.then.take() {
             None => result,
-            Some(AfterCall::End(end)) => return Then::End(end, self.runner.registers_in_call()),
+            Some(AfterCall::End(end)) => return self.ends_by_call(end),
             Some(AfterCall::Stop) => return Then::Stop,
             Some(AfterCall::Poll(poll)) => match self.poll(&poll, &mut calls.timer) {
                 Ok(channel) => Ok(channel.into()),
@@ -159,6 +186,17 @@ impl VcpuThread {
         self.stop_after_call().unwrap_or(Then::Run)
     }
 
+    /// The guest has asked for the VM's end. A debugger may look at it once more, if it did not mean well.
+    fn ends_by_call(&mut self, end: End) -> Then {
+        if self.is_debugged()
+            && !matches!(end, End::Shutdown { code: 0 })
+            && let Err(then) = self.stand_in_call(Reason::Ending)
+        {
+            return then;
+        }
+        Then::End(end, self.runner.registers_in_call())
+    }
+
     #[expect(clippy::result_large_err, reason = "the large one is a VM's last")]
     /// Waits for a channel of the set. Gives which, or `EVENT_CHANNELS`; or what to do instead.
     fn poll(&mut self, poll: &Poll, timer: &mut Option<u64>) -> Result<u32, Then> {
@@ -167,7 +205,7 @@ impl VcpuThread {
         let page = vm.pages.page(self.vcpu);
         loop {
             if stopping.load(SeqCst)
-                && let Some(then) = self.stopped(self.runner.registers_in_call())
+                && let Some(then) = self.stopped_in_call()
             {
                 return Err(then);
             }
@@ -190,10 +228,29 @@ impl VcpuThread {
         }
     }
 
+    /// Says where the vCPU is, if somebody wants to know.
+    fn sample(&self, space: AddressSpace, registers: &Registers) {
+        if self.vm.sampler.take(self.vcpu) {
+            self.control.cancel_stop(self.vcpu); // a stop that was asked for meanwhile is asked for again
+            self.vm.sampler.give(&self.vm, self.vcpu, space, registers);
+        }
+    }
+
     /// A call is answered, and not yet returned from: a stopping point.
     fn stop_after_call(&mut self) -> Option<Then> {
+        if self.vm.sampler.is_wanted(self.vcpu) {
+            self.sample(AddressSpace::Kernel, &self.runner.registers_in_call());
+        }
         let wanted = self.vm.stopping[self.vcpu as usize].load(SeqCst);
-        if wanted { self.stopped(self.runner.registers_in_call()) } else { None }
+        if !wanted || self.stops_at_return() { None } else { self.stopped_in_call() }
+    }
+
+    /// The vCPU is at a stopping point in a call.
+    fn stopped_in_call(&mut self) -> Option<Then> {
+        match self.is_debugged() {
+            true => self.stand_in_call(Reason::Asked).err(),
+            false => self.stopped(self.runner.registers_in_call()),
+        }
     }
 
     /// The guest kernel wants to run a program.
@@ -203,7 +260,7 @@ impl VcpuThread {
         } else {
             Err(Status::UNKNOWN_CALL)
         };
-        let program = match checked {
+        let mut program = match checked {
             Ok(program) => program,
             Err(status) => {
                 self.runner.answer(status, 0);
@@ -219,6 +276,9 @@ impl VcpuThread {
             return Then::End(End::TableBypass(bypass), self.runner.registers_in_call());
         }
         drop((checks, alone));
+        if let Err(then) = self.entering_for_debugger(root, context, &mut program) {
+            return then;
+        }
         match self.runner.enter_user(root, context, &program) {
             Ok(()) => {}
             Err(EnterError::NoExtendedState) => self.runner.answer(Status::BAD_ARGUMENT, 0),
@@ -231,13 +291,19 @@ impl VcpuThread {
     }
 
     /// A program has come back: its guest kernel goes on.
-    fn user_exit(&mut self, exit: &UserExit) -> Then {
+    fn user_exit(&mut self, exit: &mut UserExit) -> Then {
+        if let Some(then) = self.user_exit_for_debugger(exit) {
+            return then;
+        }
         let number = user::trapped(&self.vm.memory, exit);
         self.runner.answer(Status::SUCCESS, number.into());
         self.stop_after_call().unwrap_or(Then::Run)
     }
 
     fn trap(&mut self, fault: Fault, registers: Registers) -> Then {
+        if self.is_debugged() {
+            return self.trap_for_debugger(fault, registers);
+        }
         let breakpoint = matches!(fault, Fault::Exception { vector: BREAKPOINT, .. });
         if breakpoint && self.vm.breakpoints == Breakpoints::Continue {
             self.runner.resume();
@@ -251,15 +317,7 @@ impl VcpuThread {
         if !self.vm.stopping[self.vcpu as usize].load(SeqCst) {
             return None; // the guest forged it, or the request was taken back
         }
-        let preempted = &self.vm.pages.page(self.vcpu).preempted;
-        preempted.store(1, SeqCst);
-        let _ = self.messages.send(Message::Stopped { vcpu: self.vcpu, registers });
-        let order = self.orders.recv();
-        preempted.store(0, SeqCst);
-        match order {
-            Ok(Order::Resume) => None,
-            Ok(Order::End) | Err(_) => Some(Then::End(End::Stopped, registers)),
-        }
+        self.stand(Standing::new(AddressSpace::Kernel, Reason::Asked, registers)).err()
     }
 
     fn deadline_passed(&mut self, timer: &mut Option<u64>) {

@@ -9,7 +9,7 @@ use crate::clock::GuestClock;
 use crate::cpu_clock::{self, ThreadClock};
 use crate::cpu_share::steal;
 use crate::engine::{Control, EngineError, Registers, VcpuRunner};
-use crate::vcpu::{Order, VcpuThread};
+use crate::vcpu::{Debugged, Order, VcpuThread};
 use crate::vm::{Message, Shared};
 use crossbeam_channel::{Sender, bounded};
 use hv_abi::Status;
@@ -125,6 +125,7 @@ impl Vcpus {
             delay: steal::Delay::new(vcpu, &*self.control),
             messages: self.messages.clone(),
             orders: orders_out,
+            debugged: vm.debug.clone().map(Debugged::new),
         };
         let builder = std::thread::Builder::new().name(format!("hv-vcpu{vcpu}"));
         let thread = builder.spawn(move || thread.run()).map_err(NotStarted::Thread)?;
@@ -167,6 +168,11 @@ impl Vcpus {
     pub(crate) fn cpu_time(&self) -> u64 {
         let inner = self.lock();
         inner.stopped_cpu_time + inner.clocks.iter().flatten().filter_map(|clock| clock.read()).sum::<u64>()
+    }
+
+    /// The same for each vCPU that is started.
+    pub(crate) fn cpu_times(&self) -> Vec<Option<u64>> {
+        self.lock().clocks.iter().map(|clock| clock.as_ref()?.read()).collect()
     }
 
     /// Tells a vCPU that has stopped for the host what to do.

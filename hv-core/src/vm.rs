@@ -9,12 +9,14 @@ mod stopping;
 
 pub use stopping::Paused;
 
-use crate::backtrace::{self, View};
+use crate::backtrace::{self, MOST_FRAMES};
 use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
+use crate::coredump::CoreDump;
 use crate::cpu_share::{Gate, Keeper, Measured};
+use crate::debug::{self, Debugger};
 use crate::devices::{Devices, Plan};
 use crate::engine::process::ProcessEngine;
 use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
@@ -25,9 +27,12 @@ use crate::ledger::Ledger;
 use crate::memory::GuestMemory;
 use crate::mmu::Roots;
 use crate::presence::MemoryStats;
+use crate::profile::Sampler;
 use crate::report::{End, Report};
+use crate::trace::{Session, Tracer};
 use crate::vcpu::Order;
 use crate::vcpus::{NotStarted, Vcpus};
+use crate::view::{AddressSpace, View};
 use crossbeam_channel::{Receiver, Sender, after, bounded, never, select, unbounded};
 use hv_abi::vcpu::BALLOON_CHANNEL;
 use hv_abi::{Features, PAGE_SIZE};
@@ -43,13 +48,11 @@ pub(crate) enum Message {
     Stopped {
         vcpu: u32,
         registers: Registers,
+        /// It stands by itself, until it is let go.
+        held: bool,
     },
     /// By the first vCPU that ends; the others are silent.
-    Ended {
-        vcpu: u32,
-        end: End,
-        registers: Registers,
-    },
+    Ended { vcpu: u32, end: End, registers: Registers },
 }
 
 /// What a VM's threads share.
@@ -59,6 +62,8 @@ pub(crate) struct Shared {
     pub events: Arc<Events>,
     pub console_input: ConsoleInput,
     pub roots: Roots,
+    /// The guest kernel's image and direct map.
+    pub mappings: Vec<Mapping>,
     /// What live page tables should hold, if somebody wants to know.
     pub ledger: Option<Ledger>,
     /// What the engine keeps of page tables and user programs.
@@ -73,8 +78,16 @@ pub(crate) struct Shared {
     pub vcpus: Option<Vcpus>,
     /// Its devices; `None` in a VM without an engine.
     pub devices: Option<Devices>,
+    /// What it has for being watched.
+    pub tracer: Arc<Tracer>,
+    /// What a debugger holds it by, if there is to be one.
+    pub debug: Option<Arc<debug::State>>,
     /// A vCPU has ended the VM.
     pub ended: AtomicBool,
+    /// If it crashes, it is to be seen where the other vCPUs are.
+    pub leaves_core: bool,
+    /// Who wants to know where its vCPUs are.
+    pub sampler: Sampler,
     console: Mutex<Option<Box<dyn Write + Send>>>,
 }
 
@@ -94,6 +107,7 @@ impl Shared {
             console_input: ConsoleInput::new(events.clone(), false),
             events,
             roots: Roots::new(boot::kernel_root(features)),
+            mappings: Vec::new(),
             ledger: None,
             spaces,
             features,
@@ -102,7 +116,11 @@ impl Shared {
             paused: AtomicBool::new(false),
             vcpus: None,
             devices: None,
+            tracer: Arc::new(Tracer::new(pages.vcpus())),
+            debug: None,
             ended: AtomicBool::new(false),
+            leaves_core: false,
+            sampler: Sampler::new(pages.vcpus()),
             console: Mutex::new(Some(console)),
             pages,
         }
@@ -117,6 +135,14 @@ impl Shared {
         }
         let has_device = self.devices.as_ref().is_some_and(Devices::retarget_balloon);
         follows || has_device
+    }
+
+    /// One of its address spaces.
+    pub(crate) fn view(&self, space: AddressSpace) -> View<'_> {
+        match space {
+            AddressSpace::Kernel => View::kernel(&self.memory, &self.mappings, self.roots.kernel()),
+            AddressSpace::User { root } => View::user(&self.memory, root),
+        }
     }
 
     /// Its vCPUs.
@@ -161,12 +187,15 @@ pub struct Vm {
     gate: Arc<Gate>,
     keeper: Option<Keeper>,
     image: Image,
-    mappings: Vec<Mapping>,
+    command_line: String,
     messages: Receiver<Message>,
     stop_requests: (Sender<()>, Receiver<()>),
     requests: (Sender<Request>, Receiver<Request>),
     /// The vCPUs that have stopped for the host, and wait for an order.
     standing: BTreeMap<u32, Standing>,
+    trace: Option<Session>,
+    /// What its debugger is to hear of, until there is one.
+    debug_events: Option<Receiver<debug::Event>>,
 }
 
 /// Ends a VM from another thread than the one that waits for it.
@@ -245,9 +274,9 @@ impl Vm {
             memory: &memory,
             pages: &pages,
             mappings: &mappings,
-            rewrite: config.rewrite,
+            rewrite: config.rewrite && !config.debug,
             kernel_root: boot::kernel_root(features),
-            sees_entries: config.check_tables,
+            sees_entries: config.check_tables || config.debug,
         };
         let engine = match config.engine {
             EngineKind::Auto | EngineKind::Process => ProcessEngine,
@@ -263,13 +292,21 @@ impl Vm {
             config.console,
         );
         shared.console_input = ConsoleInput::new(shared.events.clone(), config.console_input);
+        shared.mappings = mappings;
+        shared.leaves_core = config.core;
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
         let devices = Devices::new(plan, &loaded.devices, &shared.memory, &shared.events, control.clone());
         shared.devices = Some(devices.map_err(host("a device"))?);
+        let (state, debug_events) = config
+            .debug
+            .then(|| debug::State::new(&shared.memory, &shared.mappings, shared.roots.kernel()))
+            .unzip();
+        shared.debug = state;
         let (messages_in, messages) = unbounded();
         let clock = GuestClock::start(shared.pages.clock());
         shared.vcpus = Some(Vcpus::new(config.vcpus, control.clone(), clock, messages_in));
         let shared = Arc::new(shared);
+        let trace = if config.trace { Session::begin(&shared) } else { None };
         match shared.vcpus().start(&shared, 0, config.image.entry, loaded.info) {
             Ok(()) => {}
             Err(NotStarted::Engine(error)) => return Err(error.into()),
@@ -285,11 +322,13 @@ impl Vm {
             gate,
             keeper: None,
             image: config.image,
-            mappings,
+            command_line: config.command_line.join(" "),
             messages,
             stop_requests: bounded(1),
             requests: unbounded(),
             standing: BTreeMap::new(),
+            trace,
+            debug_events,
         };
         vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared)
             .map_err(host("the thread that keeps its share of the processors"))?;
@@ -322,7 +361,10 @@ impl Vm {
             select! {
                 recv(messages) -> message => match message {
                     // Too late: the request was taken back.
-                    Ok(Message::Stopped { vcpu, .. }) => self.shared.vcpus().order(vcpu, Order::Resume),
+                    Ok(Message::Stopped { vcpu, held: false, .. }) => {
+                        self.shared.vcpus().order(vcpu, Order::Resume);
+                    }
+                    Ok(Message::Stopped { vcpu, registers, held: true }) => self.stands(vcpu, registers),
                     message => return Ok(self.finish(message.ok())),
                 },
                 recv(requests) -> request => {
@@ -339,15 +381,22 @@ impl Vm {
     /// Does what a [`VmHandle`] asks for. The report, if the VM has ended meanwhile.
     fn serve(&mut self, request: &Request) -> Option<Report> {
         let done = match request.wanted {
+            Wanted::Resume if self.shared.debug.as_ref().is_some_and(|debug| debug.holds()) => {
+                Err(RequestError::Debugged)
+            }
             Wanted::Resume => {
-                self.resume_vcpus();
+                self.resume_vcpus(None);
+                Ok(())
+            }
+            Wanted::Go(ref only) => {
+                self.resume_vcpus(only.as_deref());
                 Ok(())
             }
             Wanted::Pause => match self.stop_vcpus() {
                 Stop::Stopped => Ok(()),
                 Stop::Unanswered(_) => {
                     self.shared.vcpus().started().into_iter().for_each(|vcpu| self.control.cancel_stop(vcpu));
-                    self.resume_vcpus();
+                    self.resume_vcpus(None);
                     Err(RequestError::Unanswered)
                 }
                 Stop::Ended(message) => return Some(self.finish(Some(message))),
@@ -360,6 +409,13 @@ impl Vm {
     /// Something by which other threads can pause this VM, and look at it.
     pub fn handle(&self) -> VmHandle {
         VmHandle::new(&self.shared, &self.control, self.requests.0.clone())
+    }
+
+    /// Something by which another thread holds this VM and looks into it, if it was [made for that](Config::debug). There is
+    /// one: it is had once.
+    pub fn debugger(&mut self) -> Option<Debugger> {
+        let (state, events) = (self.shared.debug.clone()?, self.debug_events.take()?);
+        Some(Debugger::new(state, events, self.handle()))
     }
 
     /// Something by which another thread can end this VM.
@@ -389,6 +445,11 @@ impl Vm {
         if channel < hv_abi::vcpu::EVENT_CHANNELS {
             self.shared.events.raise(0, channel);
         }
+    }
+
+    /// The trace from the first instruction on, if [`Config::trace`] asked for it, and it has not been taken yet.
+    pub fn take_trace(&mut self) -> Option<Session> {
+        self.trace.take()
     }
 
     /// Where to type for the guest, if [`Config::console_input`] says that somebody will.
@@ -425,17 +486,29 @@ impl Vm {
         self.keeper.take().map(Keeper::finish)
     }
 
+    /// A core of the vCPUs that stand, with one of them first.
+    fn core(&self, first: (u32, Registers), end: Option<&End>) -> CoreDump {
+        let others = self.standing.iter().map(|(vcpu, standing)| (*vcpu, standing.registers));
+        let threads = std::iter::once(first).chain(others.filter(|(vcpu, _)| *vcpu != first.0));
+        let view = self.shared.view(AddressSpace::Kernel);
+        CoreDump::new(&self.shared.memory, &view, threads, end, &self.command_line)
+    }
+
     /// Ends everything and writes the report.
     fn finish(&mut self, message: Option<Message>) -> Report {
+        let wants_core = self.shared.leaves_core
+            && matches!(&message, Some(Message::Ended { end, .. }) if end.is_failure());
+        if let Some(Message::Ended { vcpu, registers, .. }) = message.as_ref().filter(|_| wants_core) {
+            self.stop_others(*vcpu, *registers);
+        }
         let cpu = self.end_threads();
         let counters = self.shared.counters(&*self.control).into_iter().sum();
         let (vcpu, end, registers) = match message {
             Some(Message::Ended { vcpu, end, registers }) => (vcpu, end, registers),
-            Some(Message::Stopped { vcpu, registers }) => (vcpu, End::Stopped, registers),
+            Some(Message::Stopped { vcpu, registers, .. }) => (vcpu, End::Stopped, registers),
             None => (0, End::Died { reason: "its vCPUs' threads ended".into() }, Registers::default()),
         };
-        let view =
-            View { memory: &self.shared.memory, mappings: &self.mappings, root: self.shared.roots.kernel() };
+        let view = self.shared.view(AddressSpace::Kernel);
         let end = match end {
             End::Crash { fault, hint: None } => {
                 End::Crash { fault, hint: backtrace::hint(fault, &registers, &view) }
@@ -445,14 +518,18 @@ impl Vm {
         let backtrace = match end {
             End::Shutdown { .. } => Vec::new(),
             _ => {
-                let addresses = backtrace::walk(&view, &registers);
-                backtrace::symbolise(&self.image.bytes, &addresses)
+                let stack = backtrace::walk(&view, &registers, MOST_FRAMES);
+                backtrace::symbolise(&self.image.bytes, &stack.addresses)
             }
         };
         self.control.wait_until_gone();
+        if let Some(debug) = &self.shared.debug {
+            debug.ended(&end);
+        }
         tracing::debug!(%end, "ended");
+        let core = wants_core.then(|| self.core((vcpu, registers), Some(&end)));
         let devices = self.shared.devices().stats();
-        Report { end, vcpu, registers, backtrace, counters, cpu, devices }
+        Report { end, vcpu, registers, backtrace, counters, cpu, devices, core }
     }
 }
 

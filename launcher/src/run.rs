@@ -6,19 +6,23 @@
 
 use crate::cli::RunOptions;
 use crate::console::{Console, Sink};
-use crate::control::{self, Entry, Listening, Name, Served, Subject};
+use crate::control::{self, Entry, Listening, Name, Served, Streams, Subject};
+use crate::core_file::CoreFile;
 use crate::devices::Opened;
 use crate::exit_code::Cause;
 use crate::failure::Failure;
+use crate::gdb;
 use crate::input::{self, Terminal};
 use crate::lockdown::Kept;
 use crate::output::{self, Style};
 use crate::signals::Signals;
+use crate::trace::{self, Recorder};
 use crate::{devices, images, lockdown, report, shares};
 use hv_core::cpu_share::{CpuShare, Peers};
 use hv_core::vm::Stopper;
 use hv_core::{Config, End, Vm};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -34,27 +38,33 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     }
     let image = images::load(&options.image)?;
     let ramdisk = options.ramdisk.as_deref().map(images::ramdisk).transpose()?.unwrap_or_default();
+    let gdb = options.gdb.as_ref().map(|place| wait_for_gdb(place, &options.image)).transpose()?;
     let cannot_watch = |error| Failure::cannot("the host does not let hv wait for signals", error);
     let signals = Signals::catch().map_err(cannot_watch)?;
     let sink = Sink::new().map_err(cannot_watch)?;
     let listening = listen(options)?;
     let cpu = CpuShare { cap: options.cpu_cap, weight: options.cpu_weight.map(join_peers).transpose()? };
     let Opened { devices, keyboard } = devices::open(&options.devices, &image)?;
+    let trace = options.trace.as_deref().map(trace::open).transpose()?;
+    let core = options.core.as_deref().map(CoreFile::create).transpose()?;
     let control = listening.as_ref().map(Listening::directory);
     let landlocked = lockdown::apply(&Kept { control, shares: &shares::among(&devices) })
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
     tracing::debug!(?landlocked, "locked down");
-    let vm = Vm::start(Config {
+    let mut vm = Vm::start(Config {
         memory: options.memory,
         vcpus: options.cpus,
         engine: options.engine.into(),
         command_line: options.args.clone(),
         ramdisk,
         rewrite: !options.no_rewrite,
+        debug: gdb.is_some(),
         console: Box::new(Console(sink.clone())),
         console_input: keyboard.is_none(),
         check_tables: options.check_tables,
         cpu,
+        core: core.is_some(),
+        trace: trace.is_some(),
         devices,
         ..Config::new(image)
     })
@@ -63,8 +73,18 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let ending = Arc::new(Ending { cause: OnceLock::new(), stopper: vm.stopper(), sink: sink.clone() });
     sink.stop_with(vm.stopper());
     let image = options.image.to_string_lossy().into_owned();
-    let subject =
-        Subject { image, started, handle: vm.handle(), memory: vm.memory_control(), ending: ending.clone() };
+    let recorder = trace.zip(vm.take_trace()).map(|(file, session)| file.record(session, &image));
+    let recorder = recorder.transpose()?;
+    let streams = Streams::new()
+        .map_err(|error| Failure::cannot("the host does not let hv wait for commands", error))?;
+    let subject = Subject {
+        image,
+        started,
+        handle: vm.handle(),
+        memory: vm.memory_control(),
+        ending: ending.clone(),
+        streams: streams.clone(),
+    };
     let served = listening.map(|listening| control::serve(listening, subject)).transpose();
     let served =
         served.map_err(|error| Failure::cannot("the host does not let hv wait for commands", error))?;
@@ -89,8 +109,19 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     });
     thread.map_err(|error| Failure::cannot("the host does not let hv wait for input", error))?;
 
+    let session = gdb
+        .zip(vm.debugger())
+        .map(|((link, image), debugger)| gdb::Session::start(link, image, debugger, vm.stopper()))
+        .transpose()
+        .map_err(|error| Failure::cannot("the host does not let hv wait for gdb's commands", error))?;
+
     let report = vm.wait();
+    streams.finish();
+    let recorded = recorder.map_or(Ok(()), Recorder::finish);
     drop(served);
+    if let Some(session) = session {
+        session.finish();
+    }
     terminal.restore();
     let stopped = ending.cause.get();
     let told = report::Told { cause: cause(&report.end, stopped, &sink), report, timeout: options.timeout };
@@ -100,8 +131,21 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         }
         _ => {}
     }
-    output::tell(&if options.json { told.json() } else { told.text(&Style::stderr(), &sink) });
+    let write_core = || core.zip(told.report.core.as_ref()).map(|(file, core)| file.write(core));
+    if options.json {
+        output::tell(&told.json(write_core().as_ref()));
+    } else {
+        output::tell(&told.text(&Style::stderr(), &sink)); // first: a large core takes its time
+        output::tell(&write_core().map_or_else(String::new, |core| core.text(&options.image)));
+    }
+    recorded?;
     Ok(told.exit_code())
+}
+
+/// Waits until gdb has connected. What it reads of the image it reads from here.
+fn wait_for_gdb(place: &gdb::Place, image: &Path) -> Result<(gdb::Link, gdb::ImageFile), Failure> {
+    let file = gdb::ImageFile::new(image, images::bytes(image)?);
+    Ok((gdb::connect(place, image)?, file))
 }
 
 /// Takes the VM's name. One that nobody asked for is worth a warning and no more.

@@ -1,10 +1,11 @@
 //! Reports: whatever a guest's registers, its stack and its image's symbols are, a backtrace of bounded size that
 //! cannot be taken for anything else.
 
-use crate::backtrace::{Address, MOST_FRAMES, StackFrame, View, hint, symbolise, walk};
+use crate::backtrace::{Address, MOST_FRAMES, StackFrame, hint, symbolise, walk};
 use crate::engine::{Access, Fault, Mapping, Registers};
 use crate::memory::GuestMemory;
 use crate::symbols::{LONGEST_TEXT, find};
+use crate::view::View;
 use arbitrary::Unstructured;
 use hv_abi::{GuestPhys, PAGE_SIZE};
 
@@ -44,8 +45,8 @@ impl Case<'_> {
         let mapping =
             |virt, execute: bool| Mapping { virt, phys: 0, length: PAGE_SIZE, write: !execute, execute };
         let mappings = [mapping(CODE, true), mapping(STACK, false)];
-        let view = View { memory: &memory, mappings: &mappings, root: None };
-        let mut addresses = walk(&view, &self.registers);
+        let view = View::kernel(&memory, &mappings, None);
+        let mut addresses = walk(&view, &self.registers, MOST_FRAMES).addresses;
         assert!(addresses.len() <= MOST_FRAMES);
         for access in [Access::Read, Access::Write, Access::Execute] {
             hint(Fault::PageFault { address: self.registers.rip, access }, &self.registers, &view);

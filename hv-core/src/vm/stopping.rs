@@ -3,10 +3,12 @@
 //! Start at [`Vm::pause`].
 
 use super::{Message, Vm};
+use crate::coredump::CoreDump;
 use crate::engine::Registers;
 use crate::memory::GuestMemory;
 use crate::report::Report;
 use crate::vcpu::Order;
+use crate::view::{AddressSpace, View};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -63,10 +65,8 @@ impl Vm {
             }
             let until = Instant::now() + ASK_AGAIN;
             while let Ok(message) = self.messages.recv_deadline(until) {
-                let Message::Stopped { vcpu, registers } = message else { return Stop::Ended(message) };
-                self.control.cancel_stop(vcpu);
-                let cpu_time = self.control.cpu_time(vcpu);
-                self.standing.insert(vcpu, Standing { registers, cpu_time });
+                let Message::Stopped { vcpu, registers, .. } = message else { return Stop::Ended(message) };
+                self.stands(vcpu, registers);
                 if self.standing.len() >= self.shared.vcpus().started().len() {
                     break;
                 }
@@ -74,11 +74,31 @@ impl Vm {
         }
     }
 
-    /// Has all vCPUs that stand run on. A guest that ran while it said that it stood is ended instead: nobody could rely on
+    /// After one vCPU has ended the VM, brings the others to stopping points, to see where they are. Those that do not come,
+    /// or have ended, too, are left out.
+    pub(super) fn stop_others(&mut self, ended: u32, registers: Registers) {
+        self.standing.insert(ended, Standing { registers, cpu_time: None });
+        if let Stop::Unanswered(vcpu) = self.stop_vcpus() {
+            tracing::warn!(vcpu, "a vCPU did not stop, and is not in the core");
+        }
+    }
+
+    /// A vCPU stands, and waits for an order.
+    pub(super) fn stands(&mut self, vcpu: u32, registers: Registers) {
+        self.control.cancel_stop(vcpu);
+        let cpu_time = self.control.cpu_time(vcpu);
+        self.standing.insert(vcpu, Standing { registers, cpu_time });
+    }
+
+    /// Has vCPUs that stand run on: all, or only some. A guest that ran while it said that it stood is ended instead: nobody could rely on
     /// its pauses.
-    pub(super) fn resume_vcpus(&mut self) {
-        let standing = std::mem::take(&mut self.standing);
-        for (vcpu, Standing { cpu_time, .. }) in &standing {
+    pub(super) fn resume_vcpus(&mut self, only: Option<&[u32]>) {
+        let (going, staying) = std::mem::take(&mut self.standing)
+            .into_iter()
+            .partition(|(vcpu, _)| only.is_none_or(|only| only.contains(vcpu)));
+        self.standing = staying;
+        let going: BTreeMap<u32, Standing> = going;
+        for (vcpu, Standing { cpu_time, .. }) in &going {
             let now = self.control.cpu_time(*vcpu);
             let ran = now.zip(*cpu_time).map_or(0, |(now, then)| now.saturating_sub(then));
             if ran > STANDING_CPU_TIME.as_nanos() as u64 {
@@ -88,8 +108,10 @@ impl Vm {
         }
         self.shared.paused.store(false, SeqCst);
         self.shared.devices().resume();
-        self.shared.stopping.iter().for_each(|stopping| stopping.store(false, SeqCst));
-        standing.keys().for_each(|vcpu| self.shared.vcpus().order(*vcpu, Order::Resume));
+        let stays = |vcpu: u32| self.standing.contains_key(&vcpu);
+        let stopping = (0..).zip(&self.shared.stopping);
+        stopping.filter(|(vcpu, _)| !stays(*vcpu)).for_each(|(_, stopping)| stopping.store(false, SeqCst));
+        going.keys().for_each(|vcpu| self.shared.vcpus().order(*vcpu, Order::Resume));
     }
 }
 
@@ -111,7 +133,7 @@ pub struct Paused(Vm);
 
 /// A vCPU that has stopped.
 pub(super) struct Standing {
-    registers: Registers,
+    pub(super) registers: Registers,
     /// Its processor time when it said that it had stopped.
     cpu_time: Option<u64>,
 }
@@ -127,9 +149,24 @@ impl Paused {
         &self.0.shared.memory
     }
 
+    /// Guest memory by the addresses of the guest kernel or of one of its programs.
+    pub fn view(&self, space: AddressSpace) -> View<'_> {
+        self.0.shared.view(space)
+    }
+
+    /// A core of it as it stands, to be written before it goes on.
+    ///
+    /// # Panics
+    ///
+    /// Never: a VM has a vCPU that is started.
+    pub fn core(&self) -> CoreDump {
+        let (vcpu, standing) = self.0.standing.first_key_value().expect("a VM has a vCPU that is started");
+        self.0.core((*vcpu, standing.registers), None)
+    }
+
     /// Runs on. A guest that ran while it said that it stood is ended instead: nobody could rely on its pauses.
     pub fn resume(mut self) -> Vm {
-        self.0.resume_vcpus();
+        self.0.resume_vcpus(None);
         self.0
     }
 }

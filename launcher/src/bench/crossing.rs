@@ -3,12 +3,13 @@
 use crate::bench::progress::Steps;
 use crate::bench::{Figure, Phase, command, guest, host, host_signal};
 
-pub(super) const STEPS: u32 = 20;
+pub(super) const STEPS: u32 = 23;
 
 const SAMPLES: usize = 301;
 
 pub(super) fn measure(phase: Phase, progress: &mut Steps) -> Vec<Figure> {
     let mut figures = crossings(phase, progress);
+    figures.extend(traces(phase, progress));
     figures.extend(latencies(phase, progress));
     figures.extend(starts(phase, progress));
     progress.next("idle VM, ten seconds");
@@ -50,6 +51,17 @@ fn crossings(phase: Phase, progress: &mut Steps) -> Vec<Figure> {
     }
     figures.extend([null, host_spin, guest_spin, host_clock, clock, signal, trap]);
     figures
+}
+
+/// What it costs to be watched, and to have something to tell.
+fn traces(phase: Phase, progress: &mut Progress) -> Vec<Figure> {
+    progress.next("null hypercall, traced");
+    let traced = guest::traced("null hypercall while traced", phase, "null");
+    progress.next("marks");
+    let (mark, _) = guest::picoseconds("mark of a guest, nobody watches", phase, "mark");
+    progress.next("marks, traced");
+    let marked = guest::traced("mark of a guest, traced", phase, "mark").at_most(60.0);
+    vec![traced, mark, marked]
 }
 
 /// From an event until somebody runs.

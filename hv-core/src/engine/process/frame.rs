@@ -173,6 +173,14 @@ pub(super) fn write_first(exchange: &SharedFile, vcpu: u32, registers: &Register
     stack + FIRST_CONTEXT
 }
 
+/// Changes the registers that the guest kernel goes on with, if its context is where it should be.
+pub(super) fn set_registers(exchange: &SharedFile, vcpu: u32, handover: &Handover, registers: &Registers) {
+    if let Some(context) = stack_offset(vcpu, handover.frame.load(Relaxed), ucontext::SIZE as u64) {
+        write_registers(exchange, context, registers);
+        handover.set_registers(registers);
+    }
+}
+
 /// Writes the general registers of the context at `offset` in the exchange file. FS base is elsewhere.
 fn write_registers(exchange: &SharedFile, offset: u64, registers: &Registers) {
     let words: [u64; USER_WORDS] = zerocopy::transmute!(*registers);

@@ -41,11 +41,6 @@ impl Machine {
     }
 }
 
-/// How many threads want a processor, over the last minute.
-pub(super) fn load() -> f64 {
-    sysinfo().loads[0] as f64 / 65_536.0
-}
-
 /// The hypervisor under which this machine runs, by the name that it gives itself.
 fn hypervisor() -> String {
     let leaf = __cpuid(0x4000_0000);

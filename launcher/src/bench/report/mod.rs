@@ -73,7 +73,7 @@ impl Report {
             hv: format!("{} (ABI {})", env!("CARGO_PKG_VERSION"), hv_abi::ABI_VERSION),
             date: date::utc(since.as_secs()),
             machine: Machine::this(),
-            load: Some(machine::load()),
+            load: Some(rustix::system::sysinfo().loads[0] as f64 / f64::from(1 << 16)),
             options,
             seconds: 0.0,
             complete: false,
