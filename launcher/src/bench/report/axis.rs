@@ -23,19 +23,17 @@ impl Dimension {
 
     /// A power of ten of it, as one would say it.
     fn label(&self, exponent: i32) -> String {
-        let Self::Time = self else {
-            let Self::Other(unit) = self else { unreachable!("there are two") };
-            let digits = usize::try_from(-exponent).unwrap_or(0);
-            return format!("{:.digits$} {unit}", 10_f64.powi(exponent)).trim_end().to_owned();
+        let (exponent, unit) = match self {
+            Self::Time => match exponent {
+                ..3 => (exponent, "ns"),
+                3..6 => (exponent - 3, "µs"),
+                6..9 => (exponent - 6, "ms"),
+                9.. => (exponent - 9, "s"),
+            },
+            Self::Other(unit) => (exponent, unit.as_str()),
         };
-        let (start, unit) = match exponent {
-            ..0 => return format!("{:.*} ns", exponent.unsigned_abs() as usize, 10_f64.powi(exponent)),
-            0..3 => (0, "ns"),
-            3..6 => (3, "µs"),
-            6..9 => (6, "ms"),
-            9.. => (9, "s"),
-        };
-        format!("{} {unit}", 10_u64.pow((exponent - start).unsigned_abs()))
+        let digits = usize::try_from(-exponent).unwrap_or(0);
+        format!("{:.digits$} {unit}", 10_f64.powi(exponent)).trim_end().to_owned()
     }
 }
 
