@@ -252,6 +252,10 @@ fn an_endpoint_tells_of_the_vms_that_run_when_it_is_scraped() {
     let samples = parse(&scraped());
     assert_eq!((samples.get("hv_up vm=first"), samples.get("hv_up vm=second")), (Some(&1.0), Some(&1.0)));
     first.signal(Signal::STOP); // it cannot answer, and holds the other up for a moment only
+    let start = Instant::now();
+    while parse(&scraped()).get("hv_up vm=first") != Some(&0.0) {
+        assert!(start.elapsed() < PATIENCE, "its threads stop one by one");
+    }
     for _ in 0..3 {
         let samples = parse(&scraped());
         assert_eq!((samples.get("hv_up vm=first"), samples.get("hv_up vm=second")), (Some(&0.0), Some(&1.0)));

@@ -1,7 +1,7 @@
 //! All running VMs of this user, asked how they are: once, or again and again.
 //!
 //! They are asked together, and one that does not answer in time is said to be silent and holds no other up. Its connection is
-//! kept: what it answers in the end is what it was asked, and a new connection each time would fill its queue.
+//! kept: a new one each time would fill its queue.
 //!
 //! Start at [`Roster::look`].
 
@@ -26,6 +26,20 @@ struct Asked {
     connection: Connection,
     /// It has yet to answer, and did not in the time that it had.
     late: bool,
+}
+
+impl Asked {
+    /// Asks, unless it has yet to answer. An answer that came late is of then, and not taken for one of now.
+    fn ask(&mut self) -> Result<(), NoAnswer> {
+        if self.late {
+            match self.connection.receive(Instant::now()) {
+                Err(NoAnswer::Late) => return Ok(()),
+                answer => drop(answer?),
+            }
+            self.late = false;
+        }
+        self.connection.send(Wanted::Status)
+    }
 }
 
 /// What was seen of a VM.
@@ -70,11 +84,7 @@ impl Roster {
 
     /// Asks a VM how it is, unless it has not answered yet.
     fn ask(&mut self, name: &Name) -> Result<(), Seen> {
-        let asked = match self.asked.get_mut(name) {
-            Some(asked) if asked.late => Ok(()),
-            Some(asked) => asked.connection.send(Wanted::Status),
-            None => Err(NoAnswer::Gone),
-        };
+        let asked = self.asked.get_mut(name).map_or(Err(NoAnswer::Gone), Asked::ask);
         match asked {
             Err(NoAnswer::Gone) => self.connect(name),
             asked => asked,
