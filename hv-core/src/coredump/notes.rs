@@ -15,7 +15,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 /// The owner of hv's own note, and its kind: a line of JSON.
 const OWN_NAME: &[u8] = b"hv\0";
-const OWN_KIND: elf::NoteType = elf::NoteType(1);
+const OWN_KIND: elf::NoteType = elf::NoteType(0x100); // 1 and the like mean something by themselves
 
 /// Selectors of 64-bit user mode on Linux.
 const CODE_SELECTOR: u64 = 0x33;
@@ -44,8 +44,8 @@ const _: () = assert!(size_of::<Status>() == 336 && core::mem::offset_of!(Status
 pub(super) fn all(core: &CoreDump) -> Vec<u8> {
     let mut notes = Vec::new();
     let signal = core.end.as_ref().map_or(0, signal);
-    for (index, (vcpu, registers)) in core.threads.iter().enumerate() {
-        let signal = if index == 0 { signal } else { 0 };
+    for (vcpu, registers) in &core.threads {
+        // Each has the signal, as on Linux: gdb takes it from whichever it reads last.
         append(&mut notes, b"CORE\0", elf::NT_PRSTATUS, status(*vcpu, registers, signal).as_bytes());
     }
     append(&mut notes, OWN_NAME, OWN_KIND, own(core).as_bytes());
