@@ -7,10 +7,11 @@ use crate::gdb;
 use crate::logging::LogFormat;
 use crate::net::{ConnectorOptions, SwitchOptions, UserNetOptions};
 use crate::profile::HIGHEST_FREQUENCY;
+use crate::stats::StatsOptions;
+use crate::top::TopOptions;
 use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hv_core::EngineKind;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -260,79 +261,6 @@ pub(crate) struct StopOptions {
     /// How long to wait until it is gone, such as 500ms, 10s, 2m or 1h
     #[arg(long, short, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
     pub(crate) timeout: Duration,
-}
-
-/// `hv stats`
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  hv stats                          all running VMs
-  hv stats shell                    one of them
-  hv stats shell --json | jq .counters.hypercalls
-  hv stats --serve                  at http://127.0.0.1:9464/metrics, for a Prometheus to scrape
-  hv stats --prometheus >hv.prom    once, for the textfile collector
-
-Counters are of the whole time since the VM's start, and of what came to its monitor; `hv top` shows rates.
-docs/observing.md says what each figure is.")]
-pub(crate) struct StatsOptions {
-    /// The VM's name, as `hv ps` shows it, or the beginning of it [default: all]
-    pub(crate) name: Option<String>,
-    /// Print a JSON object, or an array of them for all
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Print metrics in Prometheus's text format
-    #[arg(long, conflicts_with = "json")]
-    pub(crate) prometheus: bool,
-    /// Serve these metrics over HTTP, of all VMs that run when it is asked, until Ctrl-C
-    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "127.0.0.1:9464")]
-    #[arg(conflicts_with_all = ["name", "json", "prometheus"])]
-    pub(crate) serve: Option<SocketAddr>,
-}
-
-/// `hv top`
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  hv top
-  hv top --interval 5s --sort traps
-  hv top --batch 3                  three tables, for scripts and mails
-  hv top --batch 1 --json | jq '.vms[] | {name, cpu: .rates.cpu_percent}'
-
-Keys: arrows select a VM, Enter shows its vCPUs and devices, p pauses it or lets it run on, c h t s m d n sort, r turns
-the order round, q ends. CPU, STEAL and SPIN are in percent of one processor; a figure that is not known is a dash.
-docs/observing.md says what each figure is.")]
-pub(crate) struct TopOptions {
-    /// Time from one look to the next, such as 500ms or 5s
-    #[arg(long, short, value_name = "TIME", default_value = "1s", value_parser = units::parse_duration)]
-    pub(crate) interval: Duration,
-    /// What to sort by
-    #[arg(long, short, value_name = "COLUMN", default_value = "cpu")]
-    pub(crate) sort: SortBy,
-    /// Print so many tables, and end
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) batch: Option<u64>,
-    /// Print one line of JSON for each interval, until Ctrl-C or as many as --batch says
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// What VMs are sorted by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum SortBy {
-    /// Processor time
-    Cpu,
-    /// Hypercalls
-    Hypercalls,
-    /// Traps
-    Traps,
-    /// Time spent waiting for a processor
-    Steal,
-    /// Memory that the host holds
-    Memory,
-    /// Requests of devices
-    Devices,
-    /// Name
-    Name,
 }
 
 /// `hv trace`

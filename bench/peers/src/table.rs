@@ -16,7 +16,7 @@ pub(crate) fn text(report: &Report, peers: &[Peer], markdown: bool) -> String {
         text.push('\n');
     };
     section.notes.iter().for_each(|note| line(note));
-    section.errors.iter().for_each(|error| line(&format!("Not measured: {error}")));
+    section.errors.iter().for_each(|error| line(&format!("Not measured {error}")));
     if !report.complete {
         line("Incomplete: it was interrupted.");
     }

@@ -17,12 +17,12 @@ use std::iter::Sum;
 pub struct Counters {
     /// Hypercalls that reached the monitor.
     pub hypercalls: u64,
-    /// The same by which they were.
+    /// How often each call was made.
     #[serde(skip_serializing_if = "CallCounts::is_empty")]
     pub calls: CallCounts,
     /// Traps of guest code.
     pub traps: u64,
-    /// The same by what they were.
+    /// How often each kind of trap came.
     pub trap_kinds: TrapCounts,
     /// System calls of programs that trapped often and do not any more: each is a place in a program.
     pub rewritten: u64,

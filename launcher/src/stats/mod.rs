@@ -7,11 +7,12 @@
 
 mod endpoint;
 mod exposition;
+mod options;
 mod sheet;
 
+pub(crate) use options::StatsOptions;
 pub(crate) use sheet::state_name;
 
-use crate::cli::StatsOptions;
 use crate::control::{Roster, Seen, commands};
 use crate::failure::Failure;
 use crate::output::{self, Style};

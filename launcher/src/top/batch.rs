@@ -3,7 +3,7 @@
 use super::Looker;
 use super::columns::{self, Column, GAP};
 use super::history::{Row, sort};
-use crate::cli::{SortBy, TopOptions};
+use super::options::{SortBy, TopOptions};
 use crate::failure::Failure;
 use crate::output;
 use serde_json::json;

@@ -3,7 +3,7 @@
 //! Start at [`fitting`].
 
 use super::history::Row;
-use crate::cli::SortBy;
+use super::options::SortBy;
 use crate::control::Status;
 use crate::report::printable;
 use crate::units::show_span;

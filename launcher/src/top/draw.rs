@@ -84,9 +84,9 @@ fn draw_details(frame: &mut Frame<'_>, view: &mut View, area: Rect) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::SortBy;
     use crate::control::{NoAnswer, Seen, Status};
     use crate::top::history::History;
+    use crate::top::options::SortBy;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use ratatui::crossterm::event::{KeyCode, KeyEvent};

@@ -1,7 +1,7 @@
 //! What is shown of each VM: how it is, and what it did since the last look.
 
+use super::options::SortBy;
 use super::rates::Rates;
-use crate::cli::SortBy;
 use crate::control::{Seen, Status};
 use serde::Serialize;
 use std::cmp::Ordering;

@@ -11,15 +11,16 @@ mod columns;
 mod detail;
 mod draw;
 mod history;
+mod options;
 mod rates;
 mod screen;
 mod view;
 
-use crate::cli::TopOptions;
 use crate::control::Roster;
 use crate::exit_code::Cause;
 use crate::failure::Failure;
 use history::{History, Row};
+pub(crate) use options::TopOptions;
 use std::io::IsTerminal;
 use std::time::Duration;
 

@@ -8,8 +8,8 @@
 use super::Looker;
 use super::draw::draw;
 use super::history::Row;
+use super::options::TopOptions;
 use super::view::{View, Wish};
-use crate::cli::TopOptions;
 use crate::control::commands;
 use crate::exit_code::Cause;
 use crate::failure::Failure;

@@ -3,7 +3,7 @@
 //! Start at [`View::key`].
 
 use super::history::{Row, sort};
-use crate::cli::SortBy;
+use super::options::SortBy;
 use crate::control::State;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::widgets::TableState;

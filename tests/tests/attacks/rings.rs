@@ -24,7 +24,7 @@ fn harms_itself_alone(attack: &Attack, report: &Report) {
 fn rings_registers_and_resets_of_any_kind_harm_their_guest_alone() {
     let arena = Arena::enter();
     let limit = Duration::from_secs(2);
-    let attacks = (0..400 * factor()).map(|seed| Attack { limit, ..attack("rings", &[seed, 2000]) });
+    let attacks = (0..160 * factor()).map(|seed| Attack { limit, ..attack("rings", &[seed, 2000]) });
     let (requests, ends) = (RefCell::new(BTreeMap::<u32, u64>::new()), RefCell::new(0));
     arena.send(attacks, |attack, report| {
         harms_itself_alone(attack, report);

@@ -4,7 +4,7 @@
 //! read now and then, by whoever wants to know, and may be a moment old.
 
 use super::spin;
-use crate::engine::{CALL_KINDS, CallCounts, Counters, TrapCounts};
+use crate::engine::{CALL_KINDS, CallCounts, Counters, TrapCounts, UserCause};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A number that one thread raises and any reads.
@@ -25,16 +25,27 @@ impl Count {
 /// Traps, by what they are: see [`TrapCounts`].
 #[derive(Debug, Default)]
 pub(super) struct Traps {
-    pub system_calls: Count,
-    pub page_faults: Count,
-    pub exceptions: Count,
-    pub interrupted: Count,
-    pub killed: Count,
+    system_calls: Count,
+    page_faults: Count,
+    exceptions: Count,
+    interrupted: Count,
+    killed: Count,
     pub mended: Count,
     pub kernel: Count,
 }
 
 impl Traps {
+    /// Those of programs that came back so.
+    pub(super) fn came_back(&self, cause: UserCause) -> &Count {
+        match cause {
+            UserCause::SystemCall => &self.system_calls,
+            UserCause::PageFault { .. } => &self.page_faults,
+            UserCause::Exception { .. } => &self.exceptions,
+            UserCause::Interrupted => &self.interrupted,
+            UserCause::Killed => &self.killed,
+        }
+    }
+
     fn counts(&self) -> TrapCounts {
         TrapCounts {
             system_calls: self.system_calls.get(),

@@ -397,14 +397,7 @@ impl Vcpu {
 
     /// The program's guest kernel goes on, and may enter it again by itself.
     fn user_exit(&mut self, user: &Arc<InUser>, cause: UserCause, registers: Registers) -> Exit {
-        let traps = &self.tally().traps;
-        match cause {
-            UserCause::SystemCall => traps.system_calls.add(1),
-            UserCause::PageFault { .. } => traps.page_faults.add(1),
-            UserCause::Exception { .. } => traps.exceptions.add(1),
-            UserCause::Interrupted => traps.interrupted.add(1),
-            UserCause::Killed => traps.killed.add(1),
-        }
+        self.tally().traps.came_back(cause).add(1);
         self.leave_user(user);
         user.shared.cancel_stop(self.vcpu); // the program may have written there, too
         if !self.process.sees_entries {
@@ -414,7 +407,7 @@ impl Vcpu {
     }
 
     fn user_killed(&mut self, user: &Arc<InUser>) -> Exit {
-        self.tally().traps.killed.add(1);
+        self.tally().traps.came_back(UserCause::Killed).add(1);
         self.process.users.kill(user.root);
         self.leave_user(user);
         let registers = Registers::default();
