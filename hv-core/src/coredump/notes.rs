@@ -15,7 +15,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 /// The owner of hv's own note, and its kind: a line of JSON.
 const OWN_NAME: &[u8] = b"hv\0";
-const OWN_KIND: elf::NoteType = elf::NoteType(1);
+const OWN_KIND: elf::NoteType = elf::NoteType(0x100); // 1 and the like mean something by themselves
 
 /// Selectors of 64-bit user mode on Linux.
 const CODE_SELECTOR: u64 = 0x33;
@@ -40,30 +40,13 @@ struct Status {
 }
 const _: () = assert!(size_of::<Status>() == 336 && core::mem::offset_of!(Status, registers) == 112);
 
-/// `struct elf_prpsinfo`.
-#[derive(Immutable, IntoBytes)]
-#[repr(C)]
-struct Process {
-    state: [u8; 4],
-    padding: u32,
-    flags: u64,
-    owner: [u32; 2],
-    ids: [i32; 4],
-    name: [u8; 16],
-    arguments: [u8; 80],
-}
-const _: () = assert!(size_of::<Process>() == 136);
-
 /// All notes of a core, one behind the other.
 pub(super) fn all(core: &CoreDump) -> Vec<u8> {
     let mut notes = Vec::new();
     let signal = core.end.as_ref().map_or(0, signal);
-    for (index, (vcpu, registers)) in core.threads.iter().enumerate() {
-        let signal = if index == 0 { signal } else { 0 };
+    for (vcpu, registers) in &core.threads {
+        // Each has the signal, as on Linux: gdb takes it from whichever it reads last.
         append(&mut notes, b"CORE\0", elf::NT_PRSTATUS, status(*vcpu, registers, signal).as_bytes());
-        if index == 0 {
-            append(&mut notes, b"CORE\0", elf::NT_PRPSINFO, process(&core.command_line).as_bytes());
-        }
     }
     append(&mut notes, OWN_NAME, OWN_KIND, own(core).as_bytes());
     notes
@@ -146,23 +129,6 @@ fn status(vcpu: u32, r: &Registers, signal: i32) -> Status {
         ],
         has_floating_point: 0,
         padding_after: 0,
-    }
-}
-
-fn process(command_line: &str) -> Process {
-    let mut arguments = [0; 80];
-    let shown = command_line.len().min(arguments.len() - 1);
-    arguments[..shown].copy_from_slice(&command_line.as_bytes()[..shown]);
-    let mut name = [0; 16];
-    name[..8].copy_from_slice(b"hv-guest");
-    Process {
-        state: [0, b'R', 0, 0],
-        padding: 0,
-        flags: 0,
-        owner: [0; 2],
-        ids: [1, 0, 1, 1],
-        name,
-        arguments,
     }
 }
 

@@ -99,7 +99,7 @@ fn the_crashed_vcpu_is_first_and_a_call_is_shown_as_returned() {
         }
     }
     let crashed = (2, libc::SIGILL, CODE + 1, 0, 5);
-    let in_call = (1, 0, CODE + 2, IN_CALL.rsp + 8, 0);
+    let in_call = (1, libc::SIGILL, CODE + 2, IN_CALL.rsp + 8, 0);
     assert_eq!(threads, [crashed, in_call]);
     for part in ["\"vcpus\":[1,0]", "\"command_line\":\"a guest\"", "illegal instruction"] {
         assert!(own.contains(part), "{part} is not in {own}");

@@ -373,14 +373,17 @@ impl Vcpu {
         Some(self.user_exit(user, cause, frame.registers))
     }
 
-    /// Whether a program was stopped to see where it is, and for nothing else.
+    /// Whether a program was stopped to see where it is. If it is wanted for something else, too, it stops again.
     fn was_sampled(&self, user: &InUser) -> bool {
         let sampled = self.process.samples[self.vcpu as usize].swap(false, SeqCst);
         if sampled {
             // Whoever calls the program back says so first, and then has it stop: here it is the other way round.
             user.shared.cancel_stop(self.vcpu);
+            if user.wanted.load(SeqCst) || self.process.upcall_pending(self.vcpu) {
+                user.call_back(self.vcpu);
+            }
         }
-        sampled && !user.wanted.load(SeqCst) && !self.process.upcall_pending(self.vcpu)
+        sampled
     }
 
     /// A program's system call has trapped often.
