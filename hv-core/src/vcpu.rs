@@ -228,10 +228,11 @@ impl VcpuThread {
         }
     }
 
-    /// Says where the vCPU is, if somebody wants to know.
+    /// It was stopped, or found in a call: says where it is, if somebody wants to know.
     fn sample(&self, space: AddressSpace, registers: &Registers) {
+        // Also if nobody wants to know any more. A stop that others ask for meanwhile is asked for again.
+        self.control.cancel_stop(self.vcpu);
         if self.vm.sampler.take(self.vcpu) {
-            self.control.cancel_stop(self.vcpu); // a stop that was asked for meanwhile is asked for again
             self.vm.sampler.give(&self.vm, self.vcpu, space, registers);
         }
     }

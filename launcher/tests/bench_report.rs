@@ -57,7 +57,8 @@ fn a_report_has_the_suites_and_what_is_added_and_is_drawn_again_as_it_was() {
     assert!(done.status.success(), "{told}");
     assert!(told.contains("mmu, pinned to one core\n") && !told.contains('\x1b'), "{told}");
 
-    let report = read_json(&results.join("report.json"));
+    let written = results.join("report.json");
+    let report = read_json(&written);
     let printed: Value = serde_json::from_slice(&done.stdout).expect("JSON");
     assert_eq!(report, printed);
     assert_eq!((&report["schema"], &report["complete"]), (&json!(1), &json!(true)));
@@ -69,12 +70,12 @@ fn a_report_has_the_suites_and_what_is_added_and_is_drawn_again_as_it_was() {
     let page = fs::read_to_string(results.join("report.html")).expect("it is written");
     assert!(page.contains(">one demand fault, alone<") && page.contains(">null system call<"), "{page}");
     let again = output.path().join("again.html");
-    let arguments = ["report", text(&results.join("report.json")), "--output", text(&again)];
+    let arguments = ["report", text(&written), "--output", text(&again)];
     let done = bench(temporary.path(), &arguments).output().expect("hv can be started");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     assert_eq!(fs::read_to_string(&again).expect("it is written"), page);
 
-    let arguments = ["report", text(&results.join("report.json")), "--markdown"];
+    let arguments = ["report", text(&written), "--markdown"];
     let done = bench(temporary.path(), &arguments).output().expect("hv can be started");
     assert!(String::from_utf8_lossy(&done.stdout).contains("| null system call, other |  |  | 900 ns |"));
     assert_eq!(fs::read_dir(temporary.path()).expect("it is there").count(), 0, "files are left behind");
@@ -110,9 +111,10 @@ fn what_is_no_report_is_told_before_anything_is_measured() {
     let (temporary, output) = (directory(), directory());
     let other = output.path().join("other.json");
     fs::write(&other, "{\"schema\": 99}").expect("it can be written");
+    let page = output.path().join("x.html");
     for arguments in [
         ["all", "--add", text(&other), "--output", text(output.path())],
-        ["report", text(&other), "--output", text(&output.path().join("x.html")), "--add=x"],
+        ["report", text(&other), "--output", text(&page), "--add=x"],
     ] {
         let done = bench(temporary.path(), &arguments[..]).output().expect("hv can be started");
         let told = String::from_utf8_lossy(&done.stderr);

@@ -96,10 +96,10 @@ impl Figure {
         }
     }
 
-    /// Compared with the host's. There is no ratio to one that could not be told from nothing.
+    /// Compared with the host's. There is no ratio where one of the two could not be told from nothing.
     pub(crate) fn against(&mut self, host: &Self) {
         self.compared_with = Some(host.name.clone());
-        self.ratio = (host.median > 0.0).then(|| self.median / host.median);
+        self.ratio = (host.median > 0.0 && self.median > 0.0).then(|| self.median / host.median);
     }
 }
 

@@ -10,7 +10,6 @@
 //! Start at [`measure::all`].
 
 mod figure;
-mod machine;
 mod measure;
 mod peer;
 mod processes;

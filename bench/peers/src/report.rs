@@ -1,8 +1,14 @@
 //! The results as a file, in the format of `hv bench all`, whose `--add` takes them: a report with one section.
 
+// The launcher's own: the machine and the date are to be told alike.
+#[path = "../../../launcher/src/bench/report/date.rs"]
+mod date;
+#[path = "../../../launcher/src/bench/report/machine.rs"]
+mod machine;
+
 use crate::Options;
 use crate::figure::Figure;
-use crate::machine::Machine;
+use machine::Machine;
 use serde::Serialize;
 use std::time::{Duration, SystemTime};
 
@@ -52,10 +58,11 @@ impl Default for Section {
 
 impl Report {
     pub(crate) fn new(options: &Options, took: Duration, complete: bool, section: Section) -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {
             schema: SCHEMA,
             hv: format!("{} (ABI {})", env!("CARGO_PKG_VERSION"), hv_abi::ABI_VERSION),
-            date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            date: date::utc(since.as_secs()),
             machine: Machine::this(),
             options: if options.quick { vec!["--quick".into()] } else { Vec::new() },
             seconds: took.as_secs_f64(),

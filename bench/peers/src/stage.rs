@@ -28,7 +28,7 @@ impl Stage {
         let root = directory.path().join("root");
         fs::create_dir(&root)?;
         let stage = Self { directory, root };
-        let data: Vec<u8> = (0..DATA).map(|i| (i * 31 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..DATA).map(|i| ((i * 31) >> 3) as u8).collect();
         fs::write(stage.program(), sample_guests::HOST_LAT)?;
         fs::set_permissions(stage.program(), fs::Permissions::from_mode(0o755))?;
         fs::write(stage.data(), &data)?;

@@ -61,6 +61,7 @@ fn measure(options: &AllOptions, report: &mut Report) -> Result<Option<Cause>, F
     for suite in suites {
         let quick = is_quick(suite, options);
         let mut section = section(suite, quick);
+        let section_begun = Instant::now();
         for phase in phases {
             bar.part(format!("{}, {phase}", suite.name()), expected(suite));
             let time = PHASE_TIME.min(TIME.saturating_sub(begun.elapsed()));
@@ -75,6 +76,7 @@ fn measure(options: &AllOptions, report: &mut Report) -> Result<Option<Cause>, F
                 }
             }
         }
+        section.seconds = section_begun.elapsed().as_secs_f64();
         report.sections.push(section);
     }
     report.seconds = begun.elapsed().as_secs_f64();
@@ -101,6 +103,7 @@ fn section(suite: Suite, quick: bool) -> Section {
         name: suite.name().into(),
         title: suite.title().into(),
         notes,
+        seconds: 0.0,
         errors: Vec::new(),
         figures: Vec::new(),
     }

@@ -54,7 +54,7 @@ fn crossings(phase: Phase, progress: &mut Steps) -> Vec<Figure> {
 }
 
 /// What it costs to be watched, and to have something to tell.
-fn traces(phase: Phase, progress: &mut Progress) -> Vec<Figure> {
+fn traces(phase: Phase, progress: &mut Steps) -> Vec<Figure> {
     progress.next("null hypercall, traced");
     let traced = guest::traced("null hypercall while traced", phase, "null");
     progress.next("marks");

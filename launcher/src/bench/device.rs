@@ -130,6 +130,7 @@ fn disk(phase: Phase, samples: usize, path: &Path, access: Access) -> Vec<Figure
 /// The guest's figure for a file in a folder, beside the host's for the same file.
 fn folder(phase: Phase, samples: usize, file: &DiskFile, access: Access) -> [Figure; 2] {
     let host = host_disk::measure(phase, samples, &file.0, access);
+    let host = Figure { name: format!("{access}, of a file in the folder, on the host"), ..host };
     let arguments = [
         "folder",
         &samples.to_string(),

@@ -118,7 +118,9 @@ mod tests {
     use super::*;
 
     fn bar() -> Bar {
-        Bar { terminal: false, ..Bar::new(100.0) }
+        let mut bar = Bar::new(100.0);
+        bar.terminal = false;
+        bar
     }
 
     #[test]

@@ -49,9 +49,11 @@ pub(crate) struct Peer {
     pub version: String,
     /// Where the program finds the file to read.
     pub data: String,
-    /// The command that runs the program with arguments.
-    command: Box<dyn Fn(&[&str]) -> Command>,
+    command: ProgramWith,
 }
+
+/// The command that runs the program with arguments.
+type ProgramWith = Box<dyn Fn(&[&str]) -> Command>;
 
 impl Peer {
     /// The command that runs the program with arguments.

@@ -2,7 +2,7 @@
 
 use crate::bench::Phase;
 use crate::bench::figure::Figure;
-use crate::bench::report::plot::{panel, shown, shown_aim};
+use crate::bench::report::plot::{panel, verdict};
 use crate::bench::report::{Report, Section};
 use crate::bench::table::number;
 use crate::units::{show_size, show_span};
@@ -44,7 +44,7 @@ pub(in crate::bench) fn page(report: &Report) -> String {
          <meta name=\"color-scheme\" content=\"light dark\">\n\
          <title>hv bench, {date}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n\
          <header>\n<h1>What things cost under hv</h1>\n{facts}{warnings}</header>\n\
-         <nav>{links}</nav>\n{aims}{LEGEND}{body}</body>\n</html>\n",
+         <nav>{links}</nav>\n{aims}<section>\n<h2>How to read the plots</h2>\n{LEGEND}</section>\n{body}</body>\n</html>\n",
         date = escaped(&report.date),
         facts = facts(report),
         warnings = warnings(report),
@@ -70,6 +70,7 @@ fn facts(report: &Report) -> String {
         ("Kernel", machine.kernel.clone()),
         ("Virtualised", virtualised),
         ("Options", options),
+        ("Load before", report.load.map_or_else(|| "not known".into(), number)),
     ];
     let mut html = String::from("<dl>\n");
     for (name, value) in rows {
@@ -84,6 +85,15 @@ fn warnings(report: &Report) -> String {
     if !report.complete {
         html += "<p class=\"warning\">Incomplete: the run was ended before it was done.</p>\n";
     }
+    let (noisy, all) = (report.figures().filter(|row| row.noisy).count(), report.figures().count());
+    if noisy > 0 {
+        let class = if noisy * 4 > all { "warning" } else { "note" };
+        writeln!(
+            html,
+            "<p class=\"{class}\">{noisy} of {all} figures are noisy: something else was running.</p>"
+        )
+        .expect("a string takes it");
+    }
     for section in report.sections.iter().filter(|section| !section.errors.is_empty()) {
         let name = escaped(&section.name);
         writeln!(
@@ -97,44 +107,42 @@ fn warnings(report: &Report) -> String {
 
 /// How many aims are met, and which are not.
 fn aims(report: &Report) -> String {
-    let (mut met, mut missed) = (0, String::new());
-    for section in &report.sections {
-        for row in &section.figures {
-            match (row.met, row.aim) {
-                (Some(true), _) => met += 1,
-                (Some(false), Some(aim)) => missed += &missed_row(&section.name, row, &shown_aim(row, aim)),
-                _ => {}
-            }
-        }
-    }
-    let count = missed.matches("<tr>").count();
-    let noisy = report.figures().filter(|row| row.noisy).count();
+    let count = |met: bool| report.figures().filter(|row| row.met == Some(met)).count();
+    let missed: String = report.sections.iter().map(missed).collect();
     let mut html = format!(
-        "<section>\n<h2>Aims</h2>\n<p>{met} met, {count} missed. {noisy} of {} figures are noisy: their medians say little.</p>\n",
-        report.figures().count()
+        "<section>\n<h2>Aims</h2>\n<p>{} met, {} missed: an aim is the most that a figure should be.</p>\n",
+        count(true),
+        count(false)
     );
-    if count > 0 {
+    if !missed.is_empty() {
         writeln!(
             html,
-            "<div class=\"scroll\"><table>\n<caption>Missed</caption>\n<tr><th>figure</th><th></th><th>median</th>\
-             <th>times the host's</th><th>aim</th></tr>\n{missed}</table></div>"
+            "<table>\n<caption>Missed</caption>\n<tr><th>figure</th><th>{}</th><th>{}</th></tr>\n{missed}</table>",
+            Phase::Spare,
+            Phase::Pinned
         )
         .expect("a string takes it");
     }
     html + "</section>\n"
 }
 
-fn missed_row(section: &str, row: &Figure, aim: &str) -> String {
-    format!(
-        "<tr><td><a href=\"#{}\">{}</a></td><td>{}</td><td>{}{}</td><td>{}</td><td>{}</td></tr>\n",
-        escaped(section),
-        escaped(&row.title()),
-        row.phase,
-        escaped(&shown(row, row.median)),
-        if row.noisy { " ~" } else { "" },
-        row.ratio.map(number).unwrap_or_default(),
-        escaped(aim)
-    )
+/// The figures of a section that miss an aim in one phase or in both.
+fn missed(section: &Section) -> String {
+    let mut titles: Vec<String> = Vec::new();
+    for title in section.figures.iter().filter(|row| row.met == Some(false)).map(Figure::title) {
+        if !titles.contains(&title) {
+            titles.push(title);
+        }
+    }
+    let rows = titles.into_iter().map(|title| {
+        let cells = Phase::ALL.map(|phase| {
+            let row = section.figures.iter().find(|row| row.phase == phase && row.title() == title);
+            row.map(verdict).unwrap_or_default()
+        });
+        let cells = cells.map(|cell| format!("<td>{cell}</td>")).concat();
+        format!("<tr><td><a href=\"#{}\">{}</a></td>{cells}</tr>\n", escaped(&section.name), escaped(&title))
+    });
+    rows.collect()
 }
 
 fn section(section: &Section) -> String {

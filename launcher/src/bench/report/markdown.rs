@@ -21,7 +21,7 @@ pub(in crate::bench) fn tables(report: &Report) -> String {
 }
 
 fn table(section: &Section) -> String {
-    let mut text = format!("\n## {}\n\n", escaped(&section.title));
+    let mut text = format!("\n### {}\n\n", escaped(&section.title));
     for note in &section.notes {
         writeln!(text, "{}\n", escaped(note)).expect("a string takes it");
     }

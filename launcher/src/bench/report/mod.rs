@@ -33,6 +33,9 @@ pub(super) struct Report {
     /// When it began, in UTC, as in `2026-11-21T18:04:05Z`.
     pub date: String,
     pub machine: Machine,
+    /// How many threads wanted a processor before it began, over a minute.
+    #[serde(default)]
+    pub load: Option<f64>,
     /// The options that say what was measured.
     pub options: Vec<String>,
     /// How long it took.
@@ -51,6 +54,9 @@ pub(super) struct Section {
     /// What a reader has to know: that few samples were taken, versions of what was compared, what was left out and why.
     #[serde(default)]
     pub notes: Vec<String>,
+    /// How long it took.
+    #[serde(default)]
+    pub seconds: f64,
     /// What could not be measured, and why.
     #[serde(default)]
     pub errors: Vec<String>,
@@ -67,6 +73,7 @@ impl Report {
             hv: format!("{} (ABI {})", env!("CARGO_PKG_VERSION"), hv_abi::ABI_VERSION),
             date: date::utc(since.as_secs()),
             machine: Machine::this(),
+            load: Some(rustix::system::sysinfo().loads[0] as f64 / f64::from(1 << 16)),
             options,
             seconds: 0.0,
             complete: false,

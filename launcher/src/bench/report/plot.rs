@@ -118,7 +118,7 @@ fn lane(html: &mut String, axis: &Axis, row: &Figure, group: &Group<'_>) {
         html,
         "<div class=\"lane {class}\"><span class=\"name\">{name}</span>{}<span class=\"value\">{}</span></div>",
         marks(axis, row, group.host),
-        words(row),
+        verdict(row),
     )
     .expect("a string takes it");
 }
@@ -180,20 +180,19 @@ fn level(shapes: &mut String, class: &str, from: f64, to: f64) {
 }
 
 /// The median, how many times the host's that is, and what there is to say of it.
-fn words(row: &Figure) -> String {
+pub(super) fn verdict(row: &Figure) -> String {
     let mut words = format!("<b>{}</b>", escaped(&shown(row, row.median)));
     if let Some(ratio) = row.ratio {
-        write!(words, " <span class=\"ratio\">{}×</span>", number(ratio)).expect("a string takes it");
+        words += &format!(" <span class=\"ratio\">{}×</span>", number(ratio));
     }
-    match (row.aim.map(|aim| shown_aim(row, aim)), row.met) {
-        (Some(aim), Some(false)) => {
-            write!(words, " <strong>missed: {}</strong>", escaped(&aim))
-        }
-        (Some(aim), Some(true)) => write!(words, " <span class=\"met\">met: {}</span>", escaped(&aim)),
-        (Some(aim), None) => write!(words, " <span>aim: {}</span>", escaped(&aim)),
-        (None, _) => Ok(()),
+    if let Some(aim) = row.aim {
+        let aim = escaped(&shown_aim(row, aim));
+        words += &match row.met {
+            Some(false) => format!(" <strong>missed: {aim}</strong>"),
+            Some(true) => format!(" <span class=\"met\">met: {aim}</span>"),
+            None => format!(" <span>aim: {aim}</span>"),
+        };
     }
-    .expect("a string takes it");
     if row.noisy {
         words += " <em>~ noisy</em>";
     }
