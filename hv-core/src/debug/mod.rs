@@ -104,6 +104,8 @@ pub(crate) struct State {
     kernel_root: Option<u64>,
     /// There is a debugger, or there will be.
     attached: AtomicBool,
+    /// The guest has begun, or is about to.
+    has_begun: AtomicBool,
     /// It has all vCPUs stand.
     holds: AtomicBool,
     events: Sender<Event>,
@@ -140,6 +142,7 @@ impl State {
             fixed: fixed.to_vec(),
             kernel_root,
             attached: AtomicBool::new(true),
+            has_begun: AtomicBool::new(false),
             holds: AtomicBool::new(false),
             events,
             inner: Mutex::new(inner),
@@ -165,6 +168,11 @@ impl State {
     /// Whether the guest stops for a debugger.
     pub(crate) fn is_attached(&self) -> bool {
         self.attached.load(SeqCst)
+    }
+
+    /// A vCPU is about to run. Whether it is the first one.
+    pub(crate) fn begins(&self) -> bool {
+        !self.has_begun.swap(true, SeqCst)
     }
 
     /// Whether a debugger has the VM stand.
@@ -317,6 +325,8 @@ impl Debugger {
     ///
     /// The VM has ended.
     pub fn detach(&self) -> Result<(), RequestError> {
+        // None may be on its way from a breakpoint.
+        self.interrupt()?;
         self.state.attached.store(false, SeqCst);
         {
             let mut inner = self.state.inner();

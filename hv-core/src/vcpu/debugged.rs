@@ -36,7 +36,8 @@ struct Program {
 /// A step that is not over.
 #[derive(Clone, Copy)]
 struct Step {
-    space: AddressSpace,
+    /// Whose it is, if it is not the guest kernel's.
+    program: Option<Program>,
     /// Where it began.
     from: u64,
 }
@@ -51,18 +52,21 @@ pub(crate) struct Debugged {
     over: Option<u64>,
     /// The program that runs does so in single steps.
     traces_program: bool,
-    has_begun: bool,
 }
 
 impl Debugged {
     pub(crate) fn new(state: Arc<State>) -> Self {
-        Self { state, program: None, step: None, over: None, traces_program: false, has_begun: false }
+        Self { state, program: None, step: None, over: None, traces_program: false }
     }
 
-    /// Flags with which guest code of `space` goes on.
-    fn flags(&self, space: AddressSpace, flags: u64) -> u64 {
-        let steps = self.step.is_some_and(|step| step.space == space);
-        if steps || self.over.is_some() || self.state.watches() { flags | TF } else { flags & !TF }
+    /// Whether the program, or the guest kernel, is to make a step.
+    fn steps(&self, program: Option<Program>) -> bool {
+        self.step.is_some_and(|step| step.program == program)
+    }
+
+    /// Flags with which the program, or the guest kernel, goes on.
+    fn flags(&self, program: Option<Program>, flags: u64) -> u64 {
+        if self.steps(program) || self.over.is_some() || self.state.watches() { flags | TF } else { flags & !TF }
     }
 }
 
@@ -96,7 +100,8 @@ impl VcpuThread {
         let Ok(Order::Resume) = order else { return Err(Then::End(End::Stopped, registers)) };
         let Some(debugged) = &mut self.debugged else { return Ok(registers) };
         let (registers, steps) = debugged.state.goes_on(self.vcpu).unwrap_or((registers, false));
-        debugged.step = steps.then_some(Step { space, from: registers.rip });
+        let program = debugged.program.filter(|_| space != AddressSpace::Kernel);
+        debugged.step = steps.then_some(Step { program, from: registers.rip });
         Ok(registers)
     }
 
@@ -131,7 +136,7 @@ impl VcpuThread {
     /// Goes on in the guest kernel.
     fn go_on(&mut self, mut registers: Registers) -> Then {
         if let Some(debugged) = self.debugged() {
-            registers.rflags = debugged.flags(AddressSpace::Kernel, registers.rflags);
+            registers.rflags = debugged.flags(None, registers.rflags);
         }
         self.runner.set_registers(&registers);
         self.runner.resume();
@@ -152,8 +157,8 @@ impl VcpuThread {
     /// The vCPU has stopped in its guest kernel, for a debugger or for others, or is at its first instruction.
     pub(super) fn stopped_for_debugger(&mut self, registers: Registers) -> Then {
         let vcpu = self.vcpu;
-        let Some(debugged) = &mut self.debugged else { return self.go_on(registers) };
-        let is_first = !std::mem::replace(&mut debugged.has_begun, true) && vcpu == 0;
+        let Some(debugged) = &self.debugged else { return self.go_on(registers) };
+        let is_first = debugged.state.begins();
         match is_first {
             true => self.stand_in_kernel(Reason::Start, registers),
             false if self.vm.stopping[vcpu as usize].load(SeqCst) => {
@@ -170,7 +175,7 @@ impl VcpuThread {
         let Some(debugged) = self.debugged() else {
             return Then::End(End::Crash { fault, hint: None }, registers);
         };
-        let steps = debugged.step.is_some_and(|step| step.space == AddressSpace::Kernel);
+        let steps = debugged.steps(None);
         let reason = match fault {
             Fault::Exception { vector: DEBUG, .. } => {
                 if let Some(over) = debugged.over.take() {
@@ -242,8 +247,9 @@ impl VcpuThread {
     ) -> Result<(), Then> {
         let Some(debugged) = self.debugged() else { return Ok(()) };
         let space = AddressSpace::User { root };
-        let same = debugged.program.replace(Program { root, context }) == Some(Program { root, context });
-        let has_stepped = |step: Step| same && step.space == space && step.from != program.rip;
+        let entered = Some(Program { root, context });
+        debugged.program = entered;
+        let has_stepped = |step: Step| step.program == entered && step.from != program.rip;
         let stops = debugged.state.enters(root) || debugged.step.is_some_and(has_stepped);
         if stops {
             let registers = Registers::from(&*program);
@@ -252,7 +258,7 @@ impl VcpuThread {
         }
         if let Some(debugged) = self.debugged() {
             debugged.state.enters(root);
-            program.rflags = debugged.flags(space, program.rflags);
+            program.rflags = debugged.flags(entered, program.rflags);
             debugged.traces_program = program.rflags & TF != 0;
         }
         Ok(())
@@ -278,7 +284,7 @@ impl VcpuThread {
                 }
                 match debugged.state.changed() {
                     Some(address) => Some(Reason::Watch { address }),
-                    None => debugged.step.is_some_and(|step| step.space == space).then_some(Reason::Step),
+                    None => debugged.steps(Some(program)).then_some(Reason::Step),
                 }
             }
             UserCause::Exception { vector: BREAKPOINT } => {
@@ -304,7 +310,7 @@ impl VcpuThread {
         }
         if let Some(debugged) = self.debugged() {
             debugged.state.enters(program.root);
-            registers.rflags = debugged.flags(space, registers.rflags);
+            registers.rflags = debugged.flags(Some(program), registers.rflags);
             debugged.traces_program = registers.rflags & TF != 0;
         }
         Some(self.reenter(program, registers))
