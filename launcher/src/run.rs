@@ -95,7 +95,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
 
     let session = gdb
         .zip(vm.debugger())
-        .map(|(link, debugger)| gdb::Session::start(link, file, debugger, vm.stopper()))
+        .map(|(link, debugger)| gdb::Session::start(link, file, debugger, ending.clone()))
         .transpose()
         .map_err(|error| Failure::cannot("the host does not let hv wait for gdb's commands", error))?;
 

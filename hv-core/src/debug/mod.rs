@@ -118,7 +118,7 @@ struct Inner {
     watched: Vec<Watched>,
     /// Whose addresses those of programs were when they were last watched.
     spaces: BTreeMap<u64, AddressSpace>,
-    /// The next program that is entered is stopped for.
+    /// The next program that is entered and is there is stopped for.
     stops_at_entry: bool,
 }
 
@@ -232,11 +232,18 @@ impl State {
         self.inner().breakpoints.lift(&self.kernel(), at, lift);
     }
 
-    /// A program is about to be entered. Whether it is to be stopped for.
-    pub(crate) fn enters(&self, root: u64) -> bool {
+    /// A program is about to run: it has the breakpoints that are set in programs.
+    pub(crate) fn enters(&self, root: u64) {
+        self.inner().breakpoints.apply(&View::user(&self.memory, root));
+    }
+
+    /// Whether a program that is about to be entered at V `at` is to be stopped for: if it is there already. What is loaded
+    /// on demand faults first, and is entered again.
+    pub(crate) fn stops_at_entry(&self, root: u64, at: u64) -> bool {
         let mut inner = self.inner();
-        inner.breakpoints.apply(&View::user(&self.memory, root));
-        std::mem::take(&mut inner.stops_at_entry)
+        let stops = inner.stops_at_entry && View::user(&self.memory, root).is_executable(at);
+        inner.stops_at_entry &= !stops;
+        stops
     }
 
     /// Whether anything is watched.

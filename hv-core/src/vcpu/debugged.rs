@@ -250,7 +250,8 @@ impl VcpuThread {
         let entered = Some(Program { root, context });
         debugged.program = entered;
         let has_stepped = |step: Step| step.program == entered && step.from != program.rip;
-        let stops = debugged.state.enters(root) || debugged.step.is_some_and(has_stepped);
+        let has_stepped = debugged.step.is_some_and(has_stepped);
+        let stops = debugged.state.stops_at_entry(root, program.rip) || has_stepped;
         if stops {
             let registers = Registers::from(&*program);
             let registers = self.stand(Standing::new(space, Reason::Step, registers))?;
