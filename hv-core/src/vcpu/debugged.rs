@@ -66,7 +66,7 @@ impl Debugged {
 
     /// Flags with which the program, or the guest kernel, goes on.
     fn flags(&self, program: Option<Program>, flags: u64) -> u64 {
-        if self.steps(program) || self.over.is_some() || self.state.watches() { flags | TF } else { flags & !TF }
+        if self.steps(program) || self.over.is_some() || self.state.watches_by_steps() { flags | TF } else { flags & !TF }
     }
 }
 
@@ -90,7 +90,7 @@ impl VcpuThread {
                 debugged.state.lift(over, false);
             }
             debugged.step = None;
-            debugged.state.stands(self.vcpu, standing);
+            debugged.state.stands(self.vcpu, self.runner.guest_thread(), standing);
         }
         let preempted = &self.vm.pages.page(self.vcpu).preempted;
         preempted.store(1, SeqCst);
@@ -120,6 +120,7 @@ impl VcpuThread {
         if self.debugged().is_some_and(|debugged| debugged.step.is_some()) {
             state.set_return(self.vcpu, registers.rip);
         }
+        self.arm(AddressSpace::Kernel);
         Ok(())
     }
 
@@ -133,8 +134,17 @@ impl VcpuThread {
         })
     }
 
+    /// Is about to go on in its guest kernel, or in the program that has been entered.
+    pub(super) fn arm(&mut self, space: AddressSpace) {
+        let (vcpu, thread) = (self.vcpu, self.runner.guest_thread());
+        if let (Some(debugged), Some(thread)) = (self.debugged(), thread) {
+            debugged.state.arm(vcpu, space, thread);
+        }
+    }
+
     /// Goes on in the guest kernel.
     fn go_on(&mut self, mut registers: Registers) -> Then {
+        self.arm(AddressSpace::Kernel);
         if let Some(debugged) = self.debugged() {
             registers.rflags = debugged.flags(None, registers.rflags);
         }
@@ -213,6 +223,11 @@ impl VcpuThread {
             Fault::InEngine { signal: libc::SIGTRAP, .. } if registers.rflags & TF != 0 => {
                 return self.leave_engine(fault, registers);
             }
+            // It has written to what is watched, for the guest: an upcall's frame.
+            Fault::InEngine { signal: libc::SIGTRAP, .. } if debugged.state.watches() => {
+                self.runner.resume();
+                return Then::Run;
+            }
             _ => Some(Reason::Fault(fault)),
         };
         match reason {
@@ -278,7 +293,7 @@ impl VcpuThread {
             registers.rflags &= !TF;
         }
         let reason = match exit.cause {
-            UserCause::Exception { vector: DEBUG } if traces => {
+            UserCause::Exception { vector: DEBUG } if traces || debugged.state.watches() => {
                 if GATE_PAGE.contains(&registers.rip) {
                     let registers = *registers;
                     return Some(self.reenter(program, registers)); // to its guest kernel, without a step
@@ -331,6 +346,7 @@ impl VcpuThread {
             let number = user::trapped(&self.vm.memory, &exit);
             self.runner.answer(hv_abi::Status::SUCCESS, number.into());
         }
+        self.arm(AddressSpace::User { root });
         Then::Run
     }
 }

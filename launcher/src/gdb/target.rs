@@ -37,6 +37,8 @@ pub(super) struct Guest {
     /// What gdb wants of vCPUs when they go on.
     steps: Vec<u32>,
     goes: Vec<u32>,
+    /// That a watchpoint is slow has been said.
+    told_of_steps: bool,
     /// Those that it said nothing of stay.
     is_locked: bool,
 }
@@ -54,7 +56,7 @@ pub(super) fn tid(vcpu: u32) -> Tid {
 impl Guest {
     pub(super) fn new(debugger: Debugger, image: ImageFile) -> Self {
         let (steps, goes) = Default::default();
-        Self { debugger, image, space: None, stopped: 0, steps, goes, is_locked: false }
+        Self { debugger, image, space: None, stopped: 0, steps, goes, told_of_steps: false, is_locked: false }
     }
 
     /// All vCPUs stand, for this one.
@@ -286,7 +288,12 @@ impl SwBreakpoint for Guest {
 
 impl HwWatchpoint for Guest {
     fn add_hw_watchpoint(&mut self, at: u64, length: u64, kind: WatchKind) -> TargetResult<bool, Self> {
-        Ok(kind == WatchKind::Write && self.debugger.watch(at, length, self.program()))
+        let set = kind == WatchKind::Write && self.debugger.watch(at, length, self.program());
+        if let Some(why) = self.debugger.steps_to_watch().filter(|_| set && !self.told_of_steps) {
+            self.told_of_steps = true;
+            tracing::warn!(%why, "the host's debug registers cannot watch that, and the guest runs in single steps");
+        }
+        Ok(set)
     }
 
     fn remove_hw_watchpoint(&mut self, at: u64, length: u64, _: WatchKind) -> TargetResult<bool, Self> {
