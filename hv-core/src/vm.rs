@@ -14,8 +14,8 @@ use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
-use crate::debug::{self, Debugger};
 use crate::cpu_share::{Gate, Keeper, Measured};
+use crate::debug::{self, Debugger};
 use crate::devices::{Devices, Plan};
 use crate::engine::process::ProcessEngine;
 use crate::engine::{AddressSpaces, Control, Counters, Engine, EngineKind, Mapping, Registers, Setup};
@@ -49,11 +49,7 @@ pub(crate) enum Message {
         held: bool,
     },
     /// By the first vCPU that ends; the others are silent.
-    Ended {
-        vcpu: u32,
-        end: End,
-        registers: Registers,
-    },
+    Ended { vcpu: u32, end: End, registers: Registers },
 }
 
 /// What a VM's threads share.
@@ -286,8 +282,10 @@ impl Vm {
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
         let devices = Devices::new(plan, &loaded.devices, &shared.memory, &shared.events, control.clone());
         shared.devices = Some(devices.map_err(host("a device"))?);
-        let (state, debug_events) =
-            config.debug.then(|| debug::State::new(&shared.memory, &shared.mappings, shared.roots.kernel())).unzip();
+        let (state, debug_events) = config
+            .debug
+            .then(|| debug::State::new(&shared.memory, &shared.mappings, shared.roots.kernel()))
+            .unzip();
         shared.debug = state;
         let (messages_in, messages) = unbounded();
         let clock = GuestClock::start(shared.pages.clock());

@@ -154,7 +154,8 @@ mod tests {
         let shares: Vec<_> = shares.iter().map(open).collect();
         let thread = std::thread::spawn(move || {
             let shares: Vec<_> = shares.iter().map(|(file, access)| (file.as_fd(), *access)).collect();
-            let kept = Kept { control: control.as_ref().map(AsFd::as_fd), shares: &shares, ..Kept::default() };
+            let kept =
+                Kept { control: control.as_ref().map(AsFd::as_fd), shares: &shares, ..Kept::default() };
             attack(apply(&kept).expect("this host has seccomp"));
         });
         thread.join().expect("the attack is repelled");

@@ -44,8 +44,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let cpu = CpuShare { cap: options.cpu_cap, weight: options.cpu_weight.map(join_peers).transpose()? };
     let Opened { devices, keyboard } = devices::open(&options.devices, &image)?;
     let control = listening.as_ref().map(Listening::directory);
-    let landlocked = lockdown::apply(&Kept { control, shares: &shares::among(&devices), watchpoints: gdb.is_some() })
-        .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
+    let landlocked =
+        lockdown::apply(&Kept { control, shares: &shares::among(&devices), watchpoints: gdb.is_some() })
+            .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
     tracing::debug!(?landlocked, "locked down");
     let mut vm = Vm::start(Config {
         memory: options.memory,

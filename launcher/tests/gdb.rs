@@ -43,7 +43,8 @@ impl Guest {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hv"));
         command.args(["run", "--timeout", PATIENCE, &format!("--gdb={place}")]).args(options).args(guest);
         command.env("HV_RUNTIME_DIR", directory.join("control")).env_remove("RUST_LOG").stdin(Stdio::null());
-        let mut hv = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("hv can be started");
+        let mut hv =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("hv can be started");
         let mut told = String::new();
         let mut stderr = BufReader::new(hv.stderr.take().expect("piped"));
         stderr.read_line(&mut told).expect("it says how to connect");
@@ -61,7 +62,8 @@ impl Guest {
             gdb.args(["-ex", command]);
         }
         let output = gdb.stdin(Stdio::null()).output().expect("gdb can be started");
-        let told = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let told =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         eprintln!("{told}");
         told
     }
@@ -179,7 +181,17 @@ fn a_breakpoint_in_a_program_and_memory_of_its_address_space() {
         &code, // no memory of the kernel's
         "detach",
     ]);
-    has(&told, &["Temporary breakpoint 1, ", &entry, &entry, "0x", "Temporary breakpoint 2, ", "Cannot access memory"]);
+    has(
+        &told,
+        &[
+            "Temporary breakpoint 1, ",
+            &entry,
+            &entry,
+            "0x",
+            "Temporary breakpoint 2, ",
+            "Cannot access memory",
+        ],
+    );
     assert!(!told.contains("0xcc"), "a breakpoint shows:\n{told}");
     let output = guest.end();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "hello\n", "it runs on after gdb has gone");
@@ -205,10 +217,16 @@ fn threads_are_vcpus_and_an_interrupt_stops_all() {
         return;
     }
     // A port that is free, at the loopback.
-    let port = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it is bound").port();
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("it is bound").port();
     let directory = std::env::temp_dir().join(format!("hv-gdb-threads-{}", std::process::id()));
     fs::create_dir_all(&directory).expect("a directory");
-    let guest = Guest::start_at(directory, &format!(":{port}"), &["minios", "--cpus", "3"], &["--", "-c", "sleep 100"]);
+    let guest = Guest::start_at(
+        directory,
+        &format!(":{port}"),
+        &["minios", "--cpus", "3"],
+        &["--", "-c", "sleep 100"],
+    );
     let told = guest.gdb(&[
         "python import threading, time",
         "python threading.Timer(2, lambda: gdb.post_event(lambda: gdb.execute('interrupt'))).start()",

@@ -80,7 +80,8 @@ impl Breakpoints {
 
     pub(super) fn clear_all(&mut self) {
         self.programs.clear();
-        let owners: BTreeSet<_> = self.patches.values().flat_map(|patch| patch.owners.iter().copied()).collect();
+        let owners: BTreeSet<_> =
+            self.patches.values().flat_map(|patch| patch.owners.iter().copied()).collect();
         for owner in owners {
             self.unpatch(owner);
         }
@@ -108,7 +109,8 @@ impl Breakpoints {
             if let Some(phys) = code(program, at) {
                 let copied = self.originals.get(&at).copied();
                 let found = self.byte(phys);
-                if let (Some(original), Some(INT3), false) = (copied, found, self.patches.contains_key(&phys)) {
+                if let (Some(original), Some(INT3), false) = (copied, found, self.patches.contains_key(&phys))
+                {
                     // The guest kernel has copied the page from one that has it.
                     let _ = self.memory.write(GuestPhys(phys), &original);
                 }
@@ -220,12 +222,7 @@ fn code(view: &View<'_>, at: u64) -> Option<u64> {
 }
 
 /// Tells of each run of guest memory in `length` bytes from `address` on: its P, and where in them it is.
-fn each_run(
-    view: &View<'_>,
-    address: u64,
-    length: usize,
-    mut act: impl FnMut(u64, std::ops::Range<usize>),
-) {
+fn each_run(view: &View<'_>, address: u64, length: usize, mut act: impl FnMut(u64, std::ops::Range<usize>)) {
     let mut done = 0;
     while done < length {
         let Some((phys, run)) = view.translate(address + done as u64) else { return };

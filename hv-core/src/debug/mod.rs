@@ -18,8 +18,8 @@ use crate::report::End;
 use crate::view::{AddressSpace, View};
 use breakpoints::Breakpoints;
 pub(crate) use breakpoints::Hit;
-use hardware::Armed;
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use hardware::Armed;
 use hv_abi::address::SLOT_255;
 use hv_abi::user::LOWEST_USER;
 use std::collections::BTreeMap;
@@ -453,7 +453,9 @@ impl Debugger {
         let stands = |(vcpu, _): &(&u32, &i32)| inner.standing.contains_key(vcpu);
         let tried = inner.threads.iter().find(stands).map(|(vcpu, thread)| {
             let places = inner.watched.iter().map(|place| (place.address, place.bytes.len() as u64));
-            places.map(|(address, length)| Armed::new(*vcpu, *thread, address, length)).collect::<Result<Vec<_>, _>>()
+            places
+                .map(|(address, length)| Armed::new(*vcpu, *thread, address, length))
+                .collect::<Result<Vec<_>, _>>()
         });
         inner.not_armed = tried.and_then(Result::err).map(|error| error.to_string());
         true

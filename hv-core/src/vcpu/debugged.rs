@@ -66,7 +66,11 @@ impl Debugged {
 
     /// Flags with which the program, or the guest kernel, goes on.
     fn flags(&self, program: Option<Program>, flags: u64) -> u64 {
-        if self.steps(program) || self.over.is_some() || self.state.watches_by_steps() { flags | TF } else { flags & !TF }
+        if self.steps(program) || self.over.is_some() || self.state.watches_by_steps() {
+            flags | TF
+        } else {
+            flags & !TF
+        }
     }
 }
 

@@ -31,7 +31,10 @@ impl FromStr for Place {
         match (text.parse(), port) {
             (Ok(address), _) => Ok(Self::Tcp(address)),
             (_, Ok(port)) => Ok(Self::Tcp((Ipv4Addr::LOCALHOST, port).into())),
-            _ => Err("it is neither ADDRESS:PORT, nor a port, nor a path with a slash in it, such as ./gdb".into()),
+            _ => {
+                Err("it is neither ADDRESS:PORT, nor a port, nor a path with a slash in it, such as ./gdb"
+                    .into())
+            }
         }
     }
 }
@@ -53,7 +56,8 @@ impl Place {
             Self::Tcp(address) => TcpListener::bind(address).map(Listener::Tcp),
             Self::Unix(path) => {
                 // One that nobody listens at any more was left behind by an hv that was killed.
-                let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+                let is_socket =
+                    std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
                 if is_socket && UnixStream::connect(path).is_err() {
                     std::fs::remove_file(path)?;
                 }

@@ -48,7 +48,9 @@ pub(crate) fn connect(place: &Place, image: &Path) -> Result<Link, Failure> {
     let cannot = |error| Failure::cannot(format!("gdb cannot be waited for at {place}"), error);
     let listener = place.listen().map_err(cannot)?;
     let file = if image.is_file() { format!(" {}", image.display()) } else { String::new() };
-    output::tell(&format!("hv: the guest waits for gdb; connect it by:  gdb{file} -ex 'target remote {place}'\n"));
+    output::tell(&format!(
+        "hv: the guest waits for gdb; connect it by:  gdb{file} -ex 'target remote {place}'\n"
+    ));
     listener.accept().map_err(cannot)
 }
 
@@ -142,7 +144,9 @@ fn happened(guest: &mut Guest) -> Option<MultiThreadStopReason<u64>> {
     match guest.debugger.wait(LOOK) {
         Ok(Some(Event::Stopped { vcpu, reason })) => Some(guest.has_stopped(vcpu, reason)),
         Ok(Some(Event::Ended(End::Shutdown { code }))) => Some(MultiThreadStopReason::Exited(code)),
-        Ok(Some(Event::Ended(_))) => Some(MultiThreadStopReason::Terminated(gdbstub::common::Signal::SIGKILL)),
+        Ok(Some(Event::Ended(_))) => {
+            Some(MultiThreadStopReason::Terminated(gdbstub::common::Signal::SIGKILL))
+        }
         Ok(Some(_) | None) => None,
         Err(error) => {
             tracing::warn!(%error, "a vCPU stands, and another could not be stopped");

@@ -107,16 +107,7 @@ impl Frame {
     fn put_fx_state(&mut self, state: &[u8]) {
         let half = |at: usize| u32::from(u16::from_le_bytes([state[at], state[at + 1]]));
         let word = |at: usize| u32::from_le_bytes([state[at], state[at + 1], state[at + 2], state[at + 3]]);
-        let control = [
-            half(0),
-            half(2),
-            full_tags(state),
-            half(12),
-            word(8),
-            half(20),
-            word(16),
-            half(6),
-        ];
+        let control = [half(0), half(2), full_tags(state), half(12), word(8), half(20), word(16), half(6)];
         for (number, value) in (CONTROL..XMM).zip(control) {
             self.put(Number(number), &value.to_le_bytes());
         }

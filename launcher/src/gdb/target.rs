@@ -62,7 +62,8 @@ impl Guest {
     /// All vCPUs stand, for this one.
     pub(super) fn has_stopped(&mut self, by: u32, reason: Reason) -> MultiThreadStopReason<u64> {
         self.stopped = by;
-        let (tid, signal) = (tid(by), |signal| MultiThreadStopReason::SignalWithThread { tid: tid(by), signal });
+        let (tid, signal) =
+            (tid(by), |signal| MultiThreadStopReason::SignalWithThread { tid: tid(by), signal });
         match reason {
             Reason::Breakpoint => MultiThreadStopReason::SwBreak(tid),
             Reason::Watch { address } => {
@@ -168,7 +169,8 @@ impl MultiThreadBase for Guest {
 
     fn read_addrs(&mut self, address: u64, bytes: &mut [u8], tid: Tid) -> TargetResult<usize, Self> {
         let mut spaces = self.spaces(tid).into_iter();
-        let read = spaces.find_map(|space| Some(self.debugger.read(space, address, bytes)).filter(|n| *n > 0));
+        let read =
+            spaces.find_map(|space| Some(self.debugger.read(space, address, bytes)).filter(|n| *n > 0));
         read.ok_or(TargetError::NonFatal)
     }
 
