@@ -13,7 +13,8 @@ pub const NOTE_LIKED: Features = Features::EVENTS
     .union(Features::SMP)
     .union(Features::PAGE_REPORTING)
     .union(Features::DEVICES)
-    .union(Features::CONSOLE_INPUT);
+    .union(Features::CONSOLE_INPUT)
+    .union(Features::TRACE);
 
 /// Makes `main` the guest's entry: writes the ELF note, the panic handler, the global allocator and the first
 /// instructions into the image. To be used once, in the binary.
@@ -74,6 +75,7 @@ pub fn start<T: Termination>(boot: *const (), main: fn() -> T) -> ! {
     // SAFETY: `entry!` passes what the host gave the entry point; frames are `USABLE` memory only, so it stays unchanged.
     unsafe { crate::boot::set(boot.cast::<BootInfo>()) };
     crate::mem::init(crate::boot::info().cpu_features);
+    crate::trace::init_first();
     crate::upcall::init();
     crate::process::exit(main().code())
 }

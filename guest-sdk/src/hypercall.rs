@@ -4,6 +4,7 @@
 
 use crate::memory::{phys_of, phys_of_mut};
 use crate::raw;
+use crate::trace::{Name, Span};
 use hv_abi::call::{MULTICALL_MAX, MulticallEntry, PanicReport};
 use hv_abi::mmu::MmuUpdate;
 use hv_abi::pages::PageRun;
@@ -139,6 +140,8 @@ pub fn vcpu_stop() -> Status {
 /// Gives the CPU back until an event is pending, or until `deadline` on the guest's clock, in nanoseconds
 /// ([`NEVER`](hv_abi::call::NEVER) for none). May return early. True if the deadline has passed.
 pub fn block(deadline: u64) -> bool {
+    const BLOCK: &Name = &Name::new("block");
+    let _span = Span::crossing(BLOCK, 0);
     raw::block(deadline).value == hv_abi::call::woken_by::DEADLINE
 }
 
@@ -318,8 +321,12 @@ pub unsafe fn user_xstate(context: &mut UserContext) -> Result<(), Status> {
 ///    last.
 pub unsafe fn enter_user(root: GuestPhys, context: &mut UserContext) -> Result<u32, Status> {
     let at = phys_of_mut(core::slice::from_mut(context)).ok_or(Status::BAD_ADDRESS)?;
+    const PROGRAM: &Name = &Name::new("program");
+    let mut span = Span::crossing(PROGRAM, 0);
     // SAFETY: the host writes the context, which the caller lent us to write; the rest the caller answers for.
-    unsafe { raw::enter_user(root.0, at.0) }.result().map(|trap| trap as u32)
+    let answer = unsafe { raw::enter_user(root.0, at.0) };
+    span.set_value(answer.value);
+    answer.result().map(|trap| trap as u32)
 }
 
 /// Tells the host that pages are free: it takes their memory back, and they are zero when they are claimed.
@@ -358,6 +365,22 @@ pub fn pages_claim(runs: &[PageRun]) -> Result<(), Status> {
 /// `UNKNOWN_CALL` without `PAGE_REPORTING`.
 pub fn balloon(held: u64) -> Result<u64, Status> {
     call(Call::BALLOON, [held, 0, 0, 0, 0])
+}
+
+/// Says where this vCPU's trace records are: a [`TraceRing`](hv_abi::trace::TraceRing) at `ring`, and so many records, a power
+/// of two. 0 takes the ring back.
+///
+/// # Errors
+///
+/// `OUT_OF_RANGE` for more than [`TRACE_RECORDS_MAX`](hv_abi::trace::TRACE_RECORDS_MAX), `BAD_ARGUMENT` if it is no power of two,
+/// `BAD_ADDRESS` if the ring is not in memory that the host can see, or misaligned, `UNKNOWN_CALL` without `TRACE`.
+///
+/// # Safety
+///
+/// The ring is memory that the host may write, and `head` and `tail` are zero, until the ring is taken back or another takes
+/// its place.
+pub unsafe fn trace_ring(ring: GuestPhys, records: u64) -> Result<(), Status> {
+    call(Call::TRACE_RING, [ring.0, records, 0, 0, 0]).map(drop)
 }
 
 #[cfg(test)]

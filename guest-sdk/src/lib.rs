@@ -32,6 +32,7 @@ pub mod sync;
 pub mod task;
 pub mod testing;
 pub mod time;
+pub mod trace;
 mod upcall;
 pub mod user;
 

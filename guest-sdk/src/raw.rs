@@ -112,6 +112,29 @@ mod real {
         unsafe { &*core::ptr::with_exposed_provenance(page as usize) }
     }
 
+    /// Whether somebody watches this VM.
+    #[inline]
+    pub(crate) fn is_traced() -> bool {
+        let traced: u32;
+        // SAFETY: as in `number`; a host that does not know of traces leaves zeros there.
+        unsafe {
+            core::arch::asm!(
+                "mov {:e}, gs:[{}]",
+                out(reg) traced,
+                const core::mem::offset_of!(VcpuPage, trace),
+                options(nostack, readonly, preserves_flags)
+            );
+        }
+        traced != 0
+    }
+
+    /// The time-stamp counter, give or take the instructions around.
+    #[inline]
+    pub(crate) fn ticks() -> u64 {
+        // SAFETY: as in `tsc`.
+        unsafe { core::arch::x86_64::_rdtsc() }
+    }
+
     /// The time-stamp counter.
     pub(crate) fn tsc() -> u64 {
         // SAFETY: the ABI lets guests execute RDTSC to read the clock page; LFENCE is baseline SSE2.

@@ -211,6 +211,7 @@ mod real {
         // SAFETY: `launch` made it by `Box::into_raw`, and only this vCPU was given it.
         let Launch { stack_end, main } = *unsafe { Box::from_raw(launch) };
         listen();
+        crate::trace::init_other();
         crate::upcall::init();
         main();
         crate::upcall::Masked::set();

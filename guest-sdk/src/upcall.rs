@@ -11,6 +11,7 @@
 
 use crate::events;
 use crate::raw;
+use crate::trace::{Name, Span};
 use core::sync::atomic::Ordering;
 use hv_abi::vcpu::upcall;
 
@@ -127,6 +128,8 @@ pub(crate) fn init() {
 
 /// Runs the handlers of all pending, unmasked channels. Upcalls are masked.
 pub(crate) fn take_events() {
+    const UPCALL: &Name = &Name::new("upcall");
+    let _span = Span::crossing(UPCALL, 0);
     let page = raw::vcpu_page();
     while page.upcall.fetch_and(!upcall::PENDING, Ordering::SeqCst) & upcall::PENDING != 0 {
         events::run_pending(page);

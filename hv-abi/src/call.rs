@@ -79,6 +79,8 @@ macro_rules! for_each_call {
             /// Takes bytes that were typed on the console.
             27 CONSOLE_READ console_read(buffer, length) -> read,
                 [BAD_ADDRESS, OUT_OF_RANGE, NOT_FOUND], data, served;
+            /// Says where this vCPU's trace records are.
+            28 TRACE_RING trace_ring(ring, records) -> none, [BAD_ADDRESS, OUT_OF_RANGE], data, served;
         }
     };
 }
@@ -170,6 +172,7 @@ impl Call {
             Self::PAGES_REPORT | Self::PAGES_CLAIM | Self::BALLOON => Features::PAGE_REPORTING,
             Self::DEVICE_READ | Self::DEVICE_WRITE | Self::DEVICE_NOTIFY => Features::DEVICES,
             Self::CONSOLE_READ => Features::CONSOLE_INPUT,
+            Self::TRACE_RING => Features::TRACE,
             _ => Features::empty(),
         }
     }

@@ -30,6 +30,8 @@ bitflags! {
         const PACKED_RINGS = 1 << 7;
         /// Reading from the console.
         const CONSOLE_INPUT = 1 << 8;
+        /// Records of the guest's own in a trace of its VM.
+        const TRACE = 1 << 9;
         const _ = !0;
     }
 }

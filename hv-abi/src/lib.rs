@@ -11,7 +11,7 @@
 //! * Widths are fixed, padding is explicit, and an assertion under each structure pins its layout.
 //! * Numbers are never reused. To change the contract, add.
 //!
-//! Start at [`call`], the table of hypercalls, then [`boot`], [`vcpu`], [`mmu`], [`user`], [`pages`] and [`device`].
+//! Start at [`call`], the table of hypercalls, then [`boot`], [`vcpu`], [`mmu`], [`user`], [`pages`], [`device`] and [`trace`].
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -28,6 +28,7 @@ pub mod note;
 pub mod pages;
 pub mod status;
 pub mod testing;
+pub mod trace;
 pub mod user;
 pub mod vcpu;
 

@@ -80,8 +80,12 @@ pub struct VcpuPage {
     pub pending: [AtomicU64; EVENT_WORDS],
     /// Channels that must not cause an upcall or end a `block`. All bits are set at start.
     pub masked: [AtomicU64; EVENT_WORDS],
+    /// Not 0 while somebody watches: the guest may write [records](crate::trace). The host sets it.
+    pub trace: AtomicU32,
+    /// Zero.
+    pub reserved: u32,
 }
-const _: () = assert!(size_of::<VcpuPage>() == 192);
+const _: () = assert!(size_of::<VcpuPage>() == 200 && core::mem::offset_of!(VcpuPage, trace) == 192);
 const _: () = assert!(core::mem::offset_of!(VcpuPage, upcall_entry) == 8);
 const _: () = assert!(core::mem::offset_of!(VcpuPage, engine0) == 32);
 const _: () = assert!(core::mem::offset_of!(VcpuPage, processor) == 36);

@@ -50,10 +50,17 @@ pub(crate) enum Address {
     Nowhere(u64),
 }
 
-/// The addresses on a stack, innermost first, and at most so many.
-pub(crate) fn walk(view: &View<'_>, registers: &Registers, most: usize) -> Vec<Address> {
+/// What was found on a stack.
+pub(crate) struct Stack {
+    /// Innermost first.
+    pub addresses: Vec<Address>,
+    /// It was walked to the outermost frame, whose frame pointer is 0.
+    pub complete: bool,
+}
+
+/// Walks a stack, for at most so many addresses.
+pub(crate) fn walk(view: &View<'_>, registers: &Registers, most: usize) -> Stack {
     let executable = |address| view.is_executable(address);
-    let read = |address| view.read_word(address);
     let mut addresses = Vec::new();
     match registers.rip {
         0 => {}
@@ -63,21 +70,25 @@ pub(crate) fn walk(view: &View<'_>, registers: &Registers, most: usize) -> Vec<A
     // In a hypercall RIP is not known, and after a jump to nowhere it says nothing; both have left the return address
     // of their call on top of the stack.
     if !executable(registers.rip) {
-        addresses.extend(read(registers.rsp).filter(|address| executable(*address)).map(Address::Return));
+        let top = view.read_word(registers.rsp).filter(|address| executable(*address));
+        addresses.extend(top.map(Address::Return));
     }
     let mut frame = registers.rbp;
     while addresses.len() < most {
-        let (Some(next), Some(address)) = (read(frame), read(frame.wrapping_add(8))) else { break };
+        let (Some(next), Some(address)) = (view.read_word(frame), view.read_word(frame.wrapping_add(8)))
+        else {
+            break;
+        };
         if !executable(address) {
             break;
         }
         addresses.push(Address::Return(address));
-        if next <= frame {
+        let last = std::mem::replace(&mut frame, next);
+        if next <= last {
             break; // stacks grow down, so frames go up
         }
-        frame = next;
     }
-    addresses
+    Stack { addresses, complete: frame == 0 }
 }
 
 /// A telling sign about a fault.
@@ -98,7 +109,14 @@ pub(crate) fn hint(fault: Fault, registers: &Registers, view: &View<'_>) -> Opti
     }
 }
 
-/// Names the functions at some addresses, inlined ones included.
+/// Names the functions at some addresses, innermost first, inlined ones included. The result is in the order of addresses, each
+/// once. An image is a stranger's: what takes too much work stays unnamed.
+pub fn names(image: &[u8], addresses: impl Iterator<Item = u64>) -> Vec<(u64, Vec<StackFrame>)> {
+    let found = symbols::find(image, addresses, symbols::WORK);
+    found.into_iter().map(|found| (found.at, found.frames)).collect()
+}
+
+/// Names the functions on a stack, inlined ones included.
 pub(crate) fn symbolise(image: &[u8], addresses: &[Address]) -> Vec<StackFrame> {
     // The address shown, and the one looked up.
     let addresses = addresses.iter().map(|address| match *address {

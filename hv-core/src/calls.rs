@@ -10,6 +10,7 @@ use crate::memory::BadAddress;
 use crate::memory::GuestMemory;
 use crate::presence::Held;
 use crate::report::{End, Place};
+use crate::trace;
 use crate::vcpus::NotStarted;
 use crate::vm::Shared;
 use hv_abi::address::{LOWEST_MAPPABLE, SLOT_255};
@@ -296,6 +297,12 @@ impl Hypercalls for Calls<'_> {
 
     fn device_notify(&mut self, device: u64, queue: u64) -> CallResult {
         self.devices()?.notify(device, queue).map(|()| 0)
+    }
+
+    fn trace_ring(&mut self, ring: u64, records: u64) -> CallResult {
+        let ring = trace::check_guest_ring(&self.vm.memory, ring, records)?;
+        self.vm.tracer.vcpu(self.vcpu).set_guest_ring(ring);
+        Ok(0)
     }
 
     fn multicall(&mut self, entries: u64, count: u64) -> CallResult {

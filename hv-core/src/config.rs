@@ -41,6 +41,9 @@ pub struct Config {
     /// Whether somebody will type on the guest's console, by [`Vm::console_input`](crate::Vm::console_input). Default: no,
     /// and the guest is told that its input has ended.
     pub console_input: bool,
+    /// Whether a guest that crashes leaves a [`CoreDump`](crate::CoreDump) in its report. Its other vCPUs then run on for a
+    /// moment, until they are seen to stop. Default: no.
+    pub core: bool,
     /// What becomes of an `int3`.
     pub breakpoints: Breakpoints,
     /// Whether live page tables are compared with what `MMU_UPDATE` made them; a store that bypassed it ends the VM. For
@@ -54,6 +57,8 @@ pub struct Config {
     pub debug: bool,
     /// How much processor time it gets. Default: what the host's scheduler gives it.
     pub cpu: CpuShare,
+    /// Whether somebody watches from the first instruction on, by [`Vm::take_trace`](crate::Vm::take_trace). Default: no.
+    pub trace: bool,
     /// Its devices, at most 32; an image that does not know of devices can have none. Default: none.
     pub devices: Vec<DeviceConfig>,
 }
@@ -70,11 +75,13 @@ impl Config {
             ramdisk: Vec::new(),
             console: Box::new(std::io::stdout()),
             console_input: false,
+            core: false,
             breakpoints: Breakpoints::Crash,
             check_tables: false,
             rewrite: true,
             debug: false,
             cpu: CpuShare::default(),
+            trace: false,
             devices: Vec::new(),
         }
     }

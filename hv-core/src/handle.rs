@@ -6,11 +6,14 @@
 //! Start at [`VmHandle`].
 
 use crate::devices::DeviceStats;
-use crate::engine::{Control, Counters};
+use crate::engine::{Control, Counters, SpaceCounts};
 use crate::presence::MemoryStats;
+use crate::profile::{ProfileError, Profiler};
+use crate::trace::Session;
 use crate::vm::Shared;
 use crossbeam_channel::{Sender, bounded};
-use serde::Serialize;
+use hv_abi::vcpu::run_state;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Weak};
 
@@ -29,6 +32,19 @@ pub enum RequestError {
     /// A debugger has it stand.
     #[error("a debugger holds the VM, and lets it go on")]
     Debugged,
+}
+
+/// Why a VM cannot be watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TraceError {
+    /// There is no VM any more.
+    #[error("the VM has ended")]
+    Ended,
+    /// A trace is one person's at a time: two would take events away from each other.
+    #[error(
+        "the VM is being traced already, and by one at a time: wait for the end of that trace, or end it"
+    )]
+    Taken,
 }
 
 /// What is asked of the thread that waits for a VM.
@@ -60,12 +76,50 @@ pub struct Stats {
     pub paused: bool,
     /// Its memory.
     pub memory: MemoryStats,
-    /// What its crossings cost so far, vCPU by vCPU.
-    pub counters: Vec<Counters>,
+    /// Its vCPUs.
+    pub vcpus: Vec<VcpuStats>,
+    /// What was done for its address spaces so far.
+    pub spaces: SpaceCounts,
+    /// Nanoseconds for which its guest code was held back so far, to keep its share of the processors.
+    pub held_back_ns: u64,
     /// Host processes that carry its guest code.
     pub processes: Vec<u32>,
     /// What its devices did so far, in the order of the guest's table.
     pub devices: Vec<DeviceStats>,
+}
+
+/// What there is to see of one vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuStats {
+    /// What it does.
+    pub state: VcpuState,
+    /// Nanoseconds for which its guest code was ready to run and had no processor, as the host says.
+    #[serde(default)]
+    pub steal_ns: u64,
+    /// Processor time of its thread that runs the guest kernel; of programs only their VM's is known.
+    #[serde(default)]
+    pub kernel_cpu_ns: u64,
+    /// Processor time of the monitor's thread that serves it, since it was started.
+    #[serde(default)]
+    pub monitor_cpu_ns: u64,
+    /// What its crossings cost so far.
+    #[serde(default)]
+    pub counters: Counters,
+}
+
+/// What a vCPU does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VcpuState {
+    /// It is not started, or has stopped itself.
+    Stopped,
+    /// It runs, or would if it had a processor.
+    Running,
+    /// It waits for an event, as it says.
+    Blocked,
+    /// Something that a later hv knows.
+    #[serde(other)]
+    Other,
 }
 
 impl VmHandle {
@@ -99,6 +153,25 @@ impl VmHandle {
         answered.recv().unwrap_or(Err(RequestError::Ended))
     }
 
+    /// Samples its stacks, from now on.
+    ///
+    /// # Errors
+    ///
+    /// [`ProfileError`]: it has ended, or is being profiled.
+    pub fn profile(&self) -> Result<Profiler, ProfileError> {
+        Profiler::new(self.shared.clone(), self.control.clone())
+    }
+
+    /// Watches each crossing from now on, until the session is dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`TraceError`].
+    pub fn trace(&self) -> Result<Session, TraceError> {
+        let shared = self.shared.upgrade().ok_or(TraceError::Ended)?;
+        Session::begin(&shared).ok_or(TraceError::Taken)
+    }
+
     /// What there is to see at the moment.
     ///
     /// # Errors
@@ -110,9 +183,26 @@ impl VmHandle {
         Ok(Stats {
             paused: shared.paused.load(SeqCst),
             memory: shared.memory.stats(),
-            counters: shared.counters(&*control),
+            vcpus: vcpus(&shared, &*control),
+            spaces: control.space_counts(),
+            held_back_ns: control.held_back().as_nanos() as u64,
             processes: control.processes(),
             devices: shared.devices().stats(),
         })
     }
+}
+
+fn vcpus(shared: &Shared, control: &dyn Control) -> Vec<VcpuStats> {
+    let of = |(vcpu, monitor_cpu): (u32, Option<u64>)| VcpuStats {
+        state: match (monitor_cpu, shared.pages.page(vcpu).run_state.load(SeqCst)) {
+            (None, _) => VcpuState::Stopped,
+            (Some(_), run_state::BLOCKED) => VcpuState::Blocked,
+            (Some(_), _) => VcpuState::Running,
+        },
+        steal_ns: control.run_delay(vcpu),
+        kernel_cpu_ns: control.cpu_time(vcpu).unwrap_or(0),
+        monitor_cpu_ns: monitor_cpu.unwrap_or(0),
+        counters: control.counters(vcpu),
+    };
+    (0..).zip(shared.vcpus().cpu_times()).map(of).collect()
 }

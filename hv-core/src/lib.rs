@@ -6,6 +6,7 @@ mod calls;
 pub mod clock;
 pub mod config;
 pub mod console_input;
+pub mod coredump;
 mod cpu;
 mod cpu_clock;
 pub mod cpu_share;
@@ -24,9 +25,11 @@ pub mod memory;
 mod mmu;
 pub mod net;
 mod presence;
+pub mod profile;
 pub mod report;
 mod shared;
 mod symbols;
+pub mod trace;
 mod user;
 mod vcpu;
 mod vcpus;
@@ -36,6 +39,7 @@ mod watched;
 
 pub use config::{Breakpoints, Config, StartError};
 pub use console_input::ConsoleInput;
+pub use coredump::CoreDump;
 pub use cpu_share::CpuShare;
 pub use devices::DeviceConfig;
 pub use engine::EngineKind;
@@ -68,4 +72,5 @@ pub fn offered_features() -> Features {
         | Features::PAGE_REPORTING
         | Features::DEVICES
         | Features::CONSOLE_INPUT
+        | Features::TRACE
 }

@@ -11,7 +11,7 @@ use crate::shared::memory_file;
 use crate::watched::{Watched, Writes, WritesFrom};
 use hv_abi::{GuestPhys, PAGE_SIZE};
 use rustix::fd::{AsFd, BorrowedFd};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -157,6 +157,27 @@ impl GuestMemory {
         }
     }
 
+    /// The parts of a range that the host holds, in whole pages; what is between them is zero. A host that does not say holds
+    /// all of it.
+    pub(crate) fn present(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let mut parts = Vec::new();
+        let mut at = range.start;
+        while at < range.end {
+            let start = match rustix::fs::seek(&self.file, SeekFrom::Data(at)) {
+                Ok(start) => start.max(at),
+                Err(rustix::io::Errno::NXIO) => break, // there is no more
+                Err(_) => at,
+            };
+            let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start)).unwrap_or(range.end).min(range.end);
+            if start >= range.end || end <= start {
+                break;
+            }
+            parts.push(start..end);
+            at = end;
+        }
+        parts
+    }
+
     /// Whether the whole range is guest memory; an empty one is, wherever it is.
     pub fn contains(&self, start: GuestPhys, length: u64) -> bool {
         length == 0 || start.0.checked_add(length).is_some_and(|end| end <= self.size)
@@ -231,6 +252,16 @@ impl GuestMemory {
         let old = word.swap(new, Ordering::SeqCst);
         self.watched.note_write(at.0, 8);
         Ok(old)
+    }
+
+    /// Loads a 32-bit word, before all that this thread loads afterwards.
+    ///
+    /// # Errors
+    ///
+    /// [`BadAddress`] if it is not in guest memory, or misaligned.
+    pub(crate) fn load_word(&self, at: GuestPhys) -> Result<u32, BadAddress> {
+        let address = self.check(at, 4, 4)?;
+        self.map.load(address, Ordering::Acquire).map_err(|_| self.bad(at, 4))
     }
 
     /// Stores a 32-bit word, after all that this thread has stored so far.
@@ -330,6 +361,18 @@ mod tests {
             memory.read_bytes(GuestPhys(page * 4096), &mut bytes).unwrap();
             assert_eq!(bytes, [byte; 4096], "page {page}");
         }
+    }
+
+    #[test]
+    fn what_the_host_holds_is_told_page_by_page() {
+        let memory = GuestMemory::new(64 * 4096).unwrap();
+        assert_eq!(memory.present(0..64 * 4096), []);
+        for page in [0, 3, 4, 63] {
+            memory.write_bytes(GuestPhys(page * 4096), &[1]).unwrap();
+        }
+        let pages = |from: u64, to: u64| from * 4096..to * 4096;
+        assert_eq!(memory.present(pages(0, 64)), [pages(0, 1), pages(3, 5), pages(63, 64)]);
+        assert_eq!(memory.present(pages(4, 63)), [pages(4, 5)]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use hv_abi::address::{KERNEL_SPACE, SLOT_255};
 use hv_abi::mmu::{Entry, ROOTS_MAX};
 use hv_abi::{GuestPhys, PAGE_SIZE, Status};
 use std::collections::BTreeSet;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::sync::{Mutex, MutexGuard};
 
 /// Bytes of a large page.
@@ -94,6 +94,51 @@ pub(crate) fn walk(
             Leaf::Table { table } => step = Step { table, level: step.level - 1, base, rights },
             Leaf::Absent => return None,
         }
+    }
+}
+
+/// Tells `seen` of each page that the tables under `root` translate in `range`, with its V, in the order of V. Ends when so many
+/// tables were read, for tables can be linked in circles, or when `seen` has had enough.
+pub(crate) fn each_page(
+    memory: &GuestMemory,
+    root: u64,
+    range: &Range<u64>,
+    tables: usize,
+    seen: &mut dyn FnMut(u64, Translation) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let first = Step { table: root, level: 4, base: 0, rights: Rights::ALL };
+    Pages { memory, range, tables, seen }.beneath(first)
+}
+
+/// A walk through all tables; four deep.
+struct Pages<'a> {
+    memory: &'a GuestMemory,
+    range: &'a Range<u64>,
+    /// How many more may be read.
+    tables: usize,
+    seen: &'a mut dyn FnMut(u64, Translation) -> ControlFlow<()>,
+}
+
+impl Pages<'_> {
+    fn beneath(&mut self, step: Step) -> ControlFlow<()> {
+        let Some(left) = self.tables.checked_sub(1) else { return ControlFlow::Break(()) };
+        self.tables = left;
+        for index in 0..ENTRIES {
+            let base = step.base + index * span(step.level);
+            if base + span(step.level) <= self.range.start || base >= self.range.end {
+                continue;
+            }
+            let Some(entry) = entry(self.memory, step.table, index) else { break };
+            let rights = step.rights.and(entry);
+            match leaf(self.memory, entry, step.level) {
+                Leaf::Page { phys, size } => (self.seen)(base, Translation { phys, size, rights })?,
+                Leaf::Table { table } => {
+                    self.beneath(Step { table, level: step.level - 1, base, rights })?;
+                }
+                Leaf::Absent => {}
+            }
+        }
+        ControlFlow::Continue(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! How a VM ended, and what is said of it then.
 
 use crate::backtrace::StackFrame;
+use crate::coredump::CoreDump;
 use crate::cpu_share::Measured;
 use crate::devices::DeviceStats;
 use crate::engine::{Counters, Fault, Registers};
@@ -55,6 +56,13 @@ pub enum End {
     },
 }
 
+impl End {
+    /// Whether it is a failure of the guest's, and no end that somebody wanted.
+    pub(crate) fn is_failure(&self) -> bool {
+        !matches!(self, Self::Shutdown { .. } | Self::Stopped)
+    }
+}
+
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -95,4 +103,7 @@ pub struct Report {
     /// What its devices did.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<DeviceStats>,
+    /// All of it for a debugger, if [`Config::core`](crate::Config::core) asked for that and the guest has crashed.
+    #[serde(skip)]
+    pub core: Option<CoreDump>,
 }

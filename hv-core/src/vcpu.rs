@@ -78,16 +78,22 @@ impl VcpuThread {
         let vm = self.vm.clone();
         let mut calls = Calls { vm: &vm, vcpu: self.vcpu, timer: None, then: None };
         let mut next = self.next(calls.timer);
+        let trace = vm.tracer.vcpu(self.vcpu);
         loop {
             if calls.timer != next.timer {
                 next = self.next(calls.timer);
             }
-            let exit = self.runner.run(next.monotonic);
+            let mut exit = self.runner.run(next.monotonic);
             let slept_to_the_end = matches!(exit, Exit::Deadline);
-            match self.handle(exit, &mut calls) {
-                Then::Run => {}
-                Then::End(end, registers) => return self.end(end, registers),
+            let begun = if trace.is_on() { Some(trace.begin(&exit)) } else { None };
+            match self.handle(&mut exit, &mut calls) {
+                Then::Run => trace.end(begun),
+                Then::End(end, registers) => {
+                    trace.end(begun);
+                    return self.end(end, registers);
+                }
                 Then::Stop => {
+                    trace.end(begun);
                     self.vm.vcpus().has_stopped(self.vcpu, || {
                         self.vm.pages.page(self.vcpu).run_state.store(run_state::STOPPED, SeqCst);
                         self.runner.park();
@@ -106,8 +112,11 @@ impl VcpuThread {
     /// Ends the VM, if no other vCPU has.
     fn end(&self, end: End, registers: Registers) {
         if !self.vm.ended.swap(true, SeqCst) {
-            // Nothing of the guest runs on, whoever may be looking at the report, or not yet.
-            self.control.kill();
+            // Nothing of the guest runs on, whoever may be looking at the report, or not yet; but for a core, the other vCPUs
+            // come to stopping points first.
+            if !(self.vm.leaves_core && end.is_failure()) {
+                self.control.kill();
+            }
             // The VM may be gone already; then nobody asks.
             let _ = self.messages.send(Message::Ended { vcpu: self.vcpu, end, registers });
         }
@@ -127,29 +136,36 @@ impl VcpuThread {
         Next { timer, monotonic, tsc: clock.to_tsc(guest) }
     }
 
-    fn handle(&mut self, exit: Exit, calls: &mut Calls<'_>) -> Then {
-        match exit {
+    fn handle(&mut self, exit: &mut Exit, calls: &mut Calls<'_>) -> Then {
+        match *exit {
             Exit::Hypercall { number, arguments } => return self.hypercall(number, arguments, calls),
             Exit::Trap(Trap { fault, registers }) => return self.trap(fault, registers),
-            Exit::Stopped(registers) if self.is_debugged() => return self.stopped_for_debugger(registers),
             Exit::Stopped(registers) => {
+                self.sample(AddressSpace::Kernel, &registers);
+                if self.is_debugged() {
+                    return self.stopped_for_debugger(registers);
+                }
                 if let Some(end) = self.stopped(registers) {
                     return end;
                 }
                 self.runner.resume();
             }
-            Exit::StoppedInBlock if self.stops_at_return() => {
-                self.runner.answer(Status::SUCCESS, woken_by::EVENT);
-            }
             Exit::StoppedInBlock => {
-                let end = self.stopped_in_call();
+                self.sample(AddressSpace::Kernel, &self.runner.registers_in_call());
+                let end = if self.stops_at_return() { None } else { self.stopped_in_call() };
                 self.runner.answer(Status::SUCCESS, woken_by::EVENT);
                 return end.unwrap_or(Then::Run);
             }
             Exit::EnterUser { root, context } => return self.enter_user(root, context),
-            Exit::User(exit) => return self.user_exit(exit),
+            Exit::Sampled { root, registers } => {
+                self.sample(AddressSpace::User { root }, &registers);
+                self.runner.resume();
+            }
+            Exit::User(ref mut exit) => return self.user_exit(exit),
             Exit::Deadline => {} // the time is looked at after every exit
-            Exit::Died(reason) => return Then::End(End::Died { reason }, Registers::default()),
+            Exit::Died(ref reason) => {
+                return Then::End(End::Died { reason: reason.clone() }, Registers::default());
+            }
         }
         Then::Run
     }
@@ -212,8 +228,20 @@ impl VcpuThread {
         }
     }
 
+    /// It was stopped, or found in a call: says where it is, if somebody wants to know.
+    fn sample(&self, space: AddressSpace, registers: &Registers) {
+        // Also if nobody wants to know any more. A stop that others ask for meanwhile is asked for again.
+        self.control.cancel_stop(self.vcpu);
+        if self.vm.sampler.take(self.vcpu) {
+            self.vm.sampler.give(&self.vm, self.vcpu, space, registers);
+        }
+    }
+
     /// A call is answered, and not yet returned from: a stopping point.
     fn stop_after_call(&mut self) -> Option<Then> {
+        if self.vm.sampler.is_wanted(self.vcpu) {
+            self.sample(AddressSpace::Kernel, &self.runner.registers_in_call());
+        }
         let wanted = self.vm.stopping[self.vcpu as usize].load(SeqCst);
         if !wanted || self.stops_at_return() { None } else { self.stopped_in_call() }
     }
@@ -264,12 +292,12 @@ impl VcpuThread {
     }
 
     /// A program has come back: its guest kernel goes on.
-    fn user_exit(&mut self, mut exit: UserExit) -> Then {
-        if let Some(then) = self.user_exit_for_debugger(&mut exit) {
+    fn user_exit(&mut self, exit: &mut UserExit) -> Then {
+        if let Some(then) = self.user_exit_for_debugger(exit) {
             return then;
         }
         self.arm(AddressSpace::Kernel);
-        let number = user::trapped(&self.vm.memory, &exit);
+        let number = user::trapped(&self.vm.memory, exit);
         self.runner.answer(Status::SUCCESS, number.into());
         self.stop_after_call().unwrap_or(Then::Run)
     }

@@ -170,6 +170,11 @@ impl Vcpus {
         inner.stopped_cpu_time + inner.clocks.iter().flatten().filter_map(|clock| clock.read()).sum::<u64>()
     }
 
+    /// The same for each vCPU that is started.
+    pub(crate) fn cpu_times(&self) -> Vec<Option<u64>> {
+        self.lock().clocks.iter().map(|clock| clock.as_ref()?.read()).collect()
+    }
+
     /// Tells a vCPU that has stopped for the host what to do.
     pub(crate) fn order(&self, vcpu: u32, order: Order) {
         if let State::Started(started) = &self.lock().vcpus[vcpu as usize] {

@@ -8,14 +8,17 @@
 
 use crate::engine::Mapping;
 use crate::memory::GuestMemory;
-use crate::mmu::{self, KERNEL, Translation};
+use crate::mmu::{self, KERNEL, Rights, Translation};
 use hv_abi::address::SLOT_255;
 use hv_abi::user::LOWEST_USER;
 use hv_abi::{GuestPhys, PAGE_SIZE};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 /// What a user program's page tables can translate.
 const USER: Range<u64> = LOWEST_USER..SLOT_255;
+
+/// Tables that are read for [`View::regions`], at the most: those of 8 GiB in small pages.
+const MOST_TABLES: usize = 4096;
 
 /// Whose addresses they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -59,6 +62,29 @@ impl<'a> View<'a> {
             return Some(Mapping { virt, phys, length, write: rights.write, execute: rights.execute });
         }
         self.fixed.iter().find(|m| (m.virt..m.virt + m.length).contains(&address)).copied()
+    }
+
+    /// All that is mapped, sorted, in at most so many runs of both V and P; what the tables map beyond that is left out.
+    pub(crate) fn regions(&self, most: usize) -> Vec<Mapping> {
+        let mut regions = self.fixed.to_vec();
+        regions.sort_by_key(|region| region.virt);
+        let Some((root, range)) = self.tables else { return regions };
+        let _ = mmu::each_page(self.memory, root, range, MOST_TABLES, &mut |virt, page| {
+            let Rights { write, execute, .. } = page.rights;
+            let goes_on = |last: &&mut Mapping| {
+                (last.virt + last.length, last.phys + last.length) == (virt, page.phys)
+                    && (last.write, last.execute) == (write, execute)
+            };
+            if let Some(last) = regions.last_mut().filter(goes_on) {
+                last.length += page.size;
+            } else if regions.len() < most {
+                regions.push(Mapping { virt, phys: page.phys, length: page.size, write, execute });
+            } else {
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        });
+        regions
     }
 
     /// The P of an address, and how many bytes from there are in one run of guest memory.
@@ -195,6 +221,24 @@ mod tests {
         assert_eq!(view.translate(0x40_1234), Some((GuestPhys((6 << 20) + 0x1234), (2 << 20) - 0x1234)));
         link(&memory, 0x3000, 2, (6 << 20) + PAGE_SIZE, USABLE | Entry::LARGE);
         assert_eq!(view.translate(0x40_1234), None, "misaligned");
+    }
+
+    #[test]
+    fn regions_are_runs_of_pages_and_their_number_has_a_bound() {
+        let memory = tables();
+        let region = |virt, phys, length, execute| Mapping { virt, phys, length, write: true, execute };
+        let view = View::user(&memory, ROOT);
+        let two = [region(0x40_0000, 0x9000, 0x1000, true), region(0x40_1000, 0x7000, 0x1000, false)];
+        assert_eq!(view.regions(9), two);
+        assert_eq!(view.regions(1), two[..1]);
+        link(&memory, 0x4000, 1, 0xa000, USABLE);
+        assert_eq!(view.regions(9), [region(0x40_0000, 0x9000, 0x2000, true)]);
+        // Each entry of each table leads back to the root.
+        (0..512).for_each(|index| link(&memory, ROOT, index, ROOT, USABLE));
+        assert_eq!(View::user(&memory, ROOT).regions(100).len(), 100);
+        let unreachable = Entry::PRESENT | Entry::LARGE; // at level 4 and 3 none, at 2 a page
+        (0..512).for_each(|index| link(&memory, ROOT, index, 0, unreachable));
+        assert_eq!(View::user(&memory, ROOT).regions(100), []);
     }
 
     #[test]

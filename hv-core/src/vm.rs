@@ -14,6 +14,7 @@ use crate::boot::{self, Boot};
 use crate::clock::GuestClock;
 use crate::config::{Breakpoints, Config, StartError, check};
 use crate::console_input::ConsoleInput;
+use crate::coredump::CoreDump;
 use crate::cpu_share::{Gate, Keeper, Measured};
 use crate::debug::{self, Debugger};
 use crate::devices::{Devices, Plan};
@@ -26,7 +27,9 @@ use crate::ledger::Ledger;
 use crate::memory::GuestMemory;
 use crate::mmu::Roots;
 use crate::presence::MemoryStats;
+use crate::profile::Sampler;
 use crate::report::{End, Report};
+use crate::trace::{Session, Tracer};
 use crate::vcpu::Order;
 use crate::vcpus::{NotStarted, Vcpus};
 use crate::view::{AddressSpace, View};
@@ -75,10 +78,16 @@ pub(crate) struct Shared {
     pub vcpus: Option<Vcpus>,
     /// Its devices; `None` in a VM without an engine.
     pub devices: Option<Devices>,
+    /// What it has for being watched.
+    pub tracer: Arc<Tracer>,
     /// What a debugger holds it by, if there is to be one.
     pub debug: Option<Arc<debug::State>>,
     /// A vCPU has ended the VM.
     pub ended: AtomicBool,
+    /// If it crashes, it is to be seen where the other vCPUs are.
+    pub leaves_core: bool,
+    /// Who wants to know where its vCPUs are.
+    pub sampler: Sampler,
     console: Mutex<Option<Box<dyn Write + Send>>>,
 }
 
@@ -107,8 +116,11 @@ impl Shared {
             paused: AtomicBool::new(false),
             vcpus: None,
             devices: None,
+            tracer: Arc::new(Tracer::new(pages.vcpus())),
             debug: None,
             ended: AtomicBool::new(false),
+            leaves_core: false,
+            sampler: Sampler::new(pages.vcpus()),
             console: Mutex::new(Some(console)),
             pages,
         }
@@ -175,11 +187,13 @@ pub struct Vm {
     gate: Arc<Gate>,
     keeper: Option<Keeper>,
     image: Image,
+    command_line: String,
     messages: Receiver<Message>,
     stop_requests: (Sender<()>, Receiver<()>),
     requests: (Sender<Request>, Receiver<Request>),
     /// The vCPUs that have stopped for the host, and wait for an order.
     standing: BTreeMap<u32, Standing>,
+    trace: Option<Session>,
     /// What its debugger is to hear of, until there is one.
     debug_events: Option<Receiver<debug::Event>>,
 }
@@ -279,6 +293,7 @@ impl Vm {
         );
         shared.console_input = ConsoleInput::new(shared.events.clone(), config.console_input);
         shared.mappings = mappings;
+        shared.leaves_core = config.core;
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));
         let devices = Devices::new(plan, &loaded.devices, &shared.memory, &shared.events, control.clone());
         shared.devices = Some(devices.map_err(host("a device"))?);
@@ -291,6 +306,7 @@ impl Vm {
         let clock = GuestClock::start(shared.pages.clock());
         shared.vcpus = Some(Vcpus::new(config.vcpus, control.clone(), clock, messages_in));
         let shared = Arc::new(shared);
+        let trace = if config.trace { Session::begin(&shared) } else { None };
         match shared.vcpus().start(&shared, 0, config.image.entry, loaded.info) {
             Ok(()) => {}
             Err(NotStarted::Engine(error)) => return Err(error.into()),
@@ -306,10 +322,12 @@ impl Vm {
             gate,
             keeper: None,
             image: config.image,
+            command_line: config.command_line.join(" "),
             messages,
             stop_requests: bounded(1),
             requests: unbounded(),
             standing: BTreeMap::new(),
+            trace,
             debug_events,
         };
         vm.keeper = Keeper::start(config.cpu, &vm.gate, &vm.control, &vm.shared)
@@ -429,6 +447,11 @@ impl Vm {
         }
     }
 
+    /// The trace from the first instruction on, if [`Config::trace`] asked for it, and it has not been taken yet.
+    pub fn take_trace(&mut self) -> Option<Session> {
+        self.trace.take()
+    }
+
     /// Where to type for the guest, if [`Config::console_input`] says that somebody will.
     pub fn console_input(&self) -> ConsoleInput {
         self.shared.console_input.clone()
@@ -463,8 +486,21 @@ impl Vm {
         self.keeper.take().map(Keeper::finish)
     }
 
+    /// A core of the vCPUs that stand, with one of them first.
+    fn core(&self, first: (u32, Registers), end: Option<&End>) -> CoreDump {
+        let others = self.standing.iter().map(|(vcpu, standing)| (*vcpu, standing.registers));
+        let threads = std::iter::once(first).chain(others.filter(|(vcpu, _)| *vcpu != first.0));
+        let view = self.shared.view(AddressSpace::Kernel);
+        CoreDump::new(&self.shared.memory, &view, threads, end, &self.command_line)
+    }
+
     /// Ends everything and writes the report.
     fn finish(&mut self, message: Option<Message>) -> Report {
+        let wants_core = self.shared.leaves_core
+            && matches!(&message, Some(Message::Ended { end, .. }) if end.is_failure());
+        if let Some(Message::Ended { vcpu, registers, .. }) = message.as_ref().filter(|_| wants_core) {
+            self.stop_others(*vcpu, *registers);
+        }
         let cpu = self.end_threads();
         let counters = self.shared.counters(&*self.control).into_iter().sum();
         let (vcpu, end, registers) = match message {
@@ -482,8 +518,8 @@ impl Vm {
         let backtrace = match end {
             End::Shutdown { .. } => Vec::new(),
             _ => {
-                let addresses = backtrace::walk(&view, &registers, MOST_FRAMES);
-                backtrace::symbolise(&self.image.bytes, &addresses)
+                let stack = backtrace::walk(&view, &registers, MOST_FRAMES);
+                backtrace::symbolise(&self.image.bytes, &stack.addresses)
             }
         };
         self.control.wait_until_gone();
@@ -491,8 +527,9 @@ impl Vm {
             debug.ended(&end);
         }
         tracing::debug!(%end, "ended");
+        let core = wants_core.then(|| self.core((vcpu, registers), Some(&end)));
         let devices = self.shared.devices().stats();
-        Report { end, vcpu, registers, backtrace, counters, cpu, devices }
+        Report { end, vcpu, registers, backtrace, counters, cpu, devices, core }
     }
 }
 

@@ -1,14 +1,16 @@
 //! The command line: what can be asked for, and the help that teaches it. Nothing is done here.
 
-use crate::bench::Phase;
+use crate::bench::BenchOptions;
 use crate::control::Name;
 use crate::devices::DeviceOptions;
 use crate::gdb;
 use crate::logging::LogFormat;
 use crate::net::{ConnectorOptions, SwitchOptions, UserNetOptions};
+use crate::profile::HIGHEST_FREQUENCY;
 use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hv_core::EngineKind;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -49,8 +51,14 @@ pub(crate) enum Command {
     Resume(NameOptions),
     /// Stop a running VM, and wait until it is gone
     Stop(StopOptions),
-    /// Show what a running VM does and holds
+    /// Show what running VMs did and hold, as text, JSON or for Prometheus
     Stats(StatsOptions),
+    /// Record every crossing of a running VM, for a trace viewer and as a table
+    Trace(TraceOptions),
+    /// Watch running VMs, as `top` does processes
+    Top(TopOptions),
+    /// Find out where a running VM spends its time, as a flame graph and as a table
+    Profile(ProfileOptions),
     /// Ask a guest to give up memory, or let it have it back
     Balloon(BalloonOptions),
     /// List the built-in guests
@@ -83,9 +91,12 @@ impl Command {
             Self::Run(options) => options.json,
             Self::Ps(options) => options.json,
             Self::Stats(options) => options.json,
+            Self::Trace(options) => options.json,
+            Self::Top(options) => options.json,
+            Self::Profile(options) => options.json,
             Self::Images(options) => options.json,
             Self::Doctor(options) => options.json,
-            Self::Bench(options) => options.json,
+            Self::Bench(options) => options.json(),
             Self::Demo(options) => match &options.demo {
                 Demo::Gap(options) => options.json,
             },
@@ -143,6 +154,14 @@ pub(crate) struct RunOptions {
     pub(crate) cpu_weight: Option<u32>,
     #[command(flatten)]
     pub(crate) devices: DeviceOptions,
+    /// If the guest crashes, leave an ELF core there, for `gdb IMAGE FILE`: docs/observing.md
+    ///
+    /// It is made, or emptied, before the guest starts, and stays empty if the guest does not crash.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) core: Option<PathBuf>,
+    /// Record every crossing from the first instruction on, for a trace viewer: docs/observing.md
+    #[arg(long, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
     /// Look for page tables that the guest kernel changed other than by MMU_UPDATE, and end it there: for finding its mistakes
     #[arg(long)]
     pub(crate) check_tables: bool,
@@ -247,17 +266,158 @@ pub(crate) struct StopOptions {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  hv stats shell
+  hv stats                          all running VMs
+  hv stats shell                    one of them
   hv stats shell --json | jq .counters.hypercalls
-  watch -n 1 hv stats shell
+  hv stats --serve                  at http://127.0.0.1:9464/metrics, for a Prometheus to scrape
+  hv stats --prometheus >hv.prom    once, for the textfile collector
 
-Counters are of the whole time since the VM's start.")]
+Counters are of the whole time since the VM's start, and of what came to its monitor; `hv top` shows rates.
+docs/observing.md says what each figure is.")]
 pub(crate) struct StatsOptions {
+    /// The VM's name, as `hv ps` shows it, or the beginning of it [default: all]
+    pub(crate) name: Option<String>,
+    /// Print a JSON object, or an array of them for all
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Print metrics in Prometheus's text format
+    #[arg(long, conflicts_with = "json")]
+    pub(crate) prometheus: bool,
+    /// Serve these metrics over HTTP, of all VMs that run when it is asked, until Ctrl-C
+    #[arg(long, value_name = "ADDR", num_args = 0..=1, default_missing_value = "127.0.0.1:9464")]
+    #[arg(conflicts_with_all = ["name", "json", "prometheus"])]
+    pub(crate) serve: Option<SocketAddr>,
+}
+
+/// `hv top`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv top
+  hv top --interval 5s --sort traps
+  hv top --batch 3                  three tables, for scripts and mails
+  hv top --batch 1 --json | jq '.vms[] | {name, cpu: .rates.cpu_percent}'
+
+Keys: arrows select a VM, Enter shows its vCPUs and devices, p pauses it or lets it run on, c h t s m d n sort, r turns
+the order round, q ends. CPU, STEAL and SPIN are in percent of one processor; a figure that is not known is a dash.
+docs/observing.md says what each figure is.")]
+pub(crate) struct TopOptions {
+    /// Time from one look to the next, such as 500ms or 5s
+    #[arg(long, short, value_name = "TIME", default_value = "1s", value_parser = units::parse_duration)]
+    pub(crate) interval: Duration,
+    /// What to sort by
+    #[arg(long, short, value_name = "COLUMN", default_value = "cpu")]
+    pub(crate) sort: SortBy,
+    /// Print so many tables, and end
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) batch: Option<u64>,
+    /// Print one line of JSON for each interval, until Ctrl-C or as many as --batch says
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What VMs are sorted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SortBy {
+    /// Processor time
+    Cpu,
+    /// Hypercalls
+    Hypercalls,
+    /// Traps
+    Traps,
+    /// Time spent waiting for a processor
+    Steal,
+    /// Memory that the host holds
+    Memory,
+    /// Requests of devices
+    Devices,
+    /// Name
+    Name,
+}
+
+/// `hv trace`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv trace shell                    until Ctrl-C, or the end of the VM; then a table, and shell.trace.json
+  hv trace shell --for 2s --output boot.json
+  hv trace shell --for 1s --summary-only
+  hv trace shell --for 1s --summary-only --json | jq '.rows[] | select(.seen_by == \"monitor\")'
+  hv run hello --trace hello.json   from the first instruction on
+
+Open the file with https://ui.perfetto.dev (it stays on your machine) or chrome://tracing.
+A guest adds marks of its own with guest_sdk::trace!(\"name\") and guest_sdk::trace_span!(\"name\").
+docs/observing.md says what is seen and what is not. A VM is traced by one at a time.")]
+pub(crate) struct TraceOptions {
     /// The VM's name, as `hv ps` shows it, or the beginning of it
     pub(crate) name: String,
+    /// The file to write [default: NAME.trace.json]
+    #[arg(long, short, value_name = "FILE", conflicts_with = "summary_only")]
+    output: Option<PathBuf>,
+    /// How long, such as 500ms, 10s, 2m or 1h [default: until Ctrl-C]
+    #[arg(long = "for", value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) time: Option<Duration>,
+    /// Write no file: a table is enough
+    #[arg(long)]
+    pub(crate) summary_only: bool,
+    /// Print the summary as a JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+impl TraceOptions {
+    /// The file to write, for the VM of this name.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| format!("{name}.trace.json").into())
+    }
+}
+
+/// `hv profile`
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  hv profile shell --for 10s        the hottest functions, and shell.profile.svg, a flame graph
+  hv profile shell                  until Ctrl-C, or the end of the VM
+  hv profile shell --for 5s --symbols my-program
+  hv profile shell --for 5s --json | jq '.functions[0]'
+
+It samples stacks of the guest kernel and of its user programs, by frame pointers: guests are to be built with
+-Cforce-frame-pointers=yes, as `hv new` does. A vCPU that sleeps is idle and not disturbed.
+Programs are found by themselves in the kernel's image, or by --symbols. docs/observing.md says more.")]
+pub(crate) struct ProfileOptions {
+    /// The VM's name, as `hv ps` shows it, or the beginning of it
+    pub(crate) name: String,
+    /// How long, such as 500ms, 10s, 2m or 1h [default: until Ctrl-C]
+    #[arg(long = "for", value_name = "TIME", value_parser = units::parse_duration)]
+    pub(crate) time: Option<Duration>,
+    /// Samples a second of each vCPU, 1 to 5000
+    #[arg(long, value_name = "HZ", default_value_t = 99, value_parser = clap::value_parser!(u32).range(1..=HIGHEST_FREQUENCY as i64))]
+    pub(crate) frequency: u32,
+    /// The flame graph [default: NAME.profile.svg]
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Also write the stacks, one a line with how often it was found, for other tools
+    #[arg(long, value_name = "FILE")]
+    pub(crate) folded: Option<PathBuf>,
+    /// A user program's ELF file, to name its functions; can be given several times
+    #[arg(long, value_name = "FILE")]
+    pub(crate) symbols: Vec<PathBuf>,
+    /// Where the guest kernel's image is [default: where `hv run` had it]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Option<PathBuf>,
+    /// Tell the vCPUs apart in the flame graph
+    #[arg(long)]
+    pub(crate) vcpus: bool,
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+impl ProfileOptions {
+    /// The file to write, for the VM of this name.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| format!("{name}.profile.svg").into())
+    }
 }
 
 /// `hv balloon`
@@ -368,48 +528,6 @@ pub(crate) struct DoctorOptions {
     /// Print a JSON object
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// `hv bench`
-#[derive(Args, Debug)]
-#[command(
-    arg_required_else_help = true,
-    after_help = "\
-Examples:
-  hv bench crossing                 a table, in half a minute
-  hv bench mmu --quick              a rough one, in a few seconds
-  hv bench crossing --json | jq -r '.[] | [.name, .phase, .median, .unit] | @tsv'
-
-Everything is measured twice, with a spare core and pinned to one, each beside the host's own figure of the same run.
-Other work on the machine spoils the figures: compare ratios, not times."
-)]
-pub(crate) struct BenchOptions {
-    /// What to measure
-    pub(crate) suite: Suite,
-    /// Print a JSON array
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// Take few samples: rough figures, in a few seconds. Not for `crossing`
-    #[arg(long)]
-    pub(crate) quick: bool,
-    /// One phase, in this process, as JSON: how the benchmark runs itself.
-    #[arg(long, hide = true)]
-    pub(crate) phase: Option<Phase>,
-}
-
-/// What `hv bench` can measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Suite {
-    /// Hypercalls, traps, upcalls, wake-ups, starts, and what an idle VM costs
-    Crossing,
-    /// Page tables: changes of entries, faults, protection, mapping
-    Mmu,
-    /// Programs: system calls, processes, pipes, switches, fresh memory
-    Process,
-    /// Many idle VMs: their start, memory, host CPU, and stop
-    Density,
-    /// Devices: disks and shared folders beside their files, networks, kv beside redis-server
-    Device,
 }
 
 /// `hv demo`

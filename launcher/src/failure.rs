@@ -45,6 +45,11 @@ impl Failure {
         self.cause.code()
     }
 
+    /// It and what is behind it, in one line.
+    pub(crate) fn brief(&self) -> String {
+        std::iter::once(self.message.clone()).chain(self.reasons()).collect::<Vec<_>>().join(": ")
+    }
+
     fn text(&self, style: &Style) -> String {
         let mut text = format!("{} {}\n", style.red("error:"), self.message);
         for reason in self.reasons() {

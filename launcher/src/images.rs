@@ -13,7 +13,7 @@ use std::error::Error;
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// No image is larger; a device that never ends must not fill the host's memory.
 const LARGEST: u64 = 1 << 30;
@@ -59,6 +59,16 @@ pub(crate) fn is_native(path: &Path) -> bool {
     let program =
         |error| matches!(error, ImageError::Dynamic | ImageError::NotExecutable { .. } | ImageError::NoNote);
     built_in(path).is_none() && read(path).is_ok_and(|bytes| Image::parse(bytes).is_err_and(program))
+}
+
+/// Whether the name is a built-in image's.
+pub(crate) fn is_built_in(path: &Path) -> bool {
+    built_in(path).is_some()
+}
+
+/// An image as a process in another directory finds it.
+pub(crate) fn location(path: &Path) -> PathBuf {
+    if is_built_in(path) { path.into() } else { std::path::absolute(path).unwrap_or_else(|_| path.into()) }
 }
 
 /// The built-in image of that name, unless it is plainly a path.

@@ -7,6 +7,7 @@ mod bench;
 mod cli;
 mod console;
 mod control;
+mod core_file;
 mod cpu_time;
 mod demo;
 mod devices;
@@ -22,11 +23,15 @@ mod net;
 mod new;
 mod output;
 mod ports;
+mod profile;
 mod report;
 mod run;
 mod shares;
 mod signals;
+mod stats;
 mod test;
+mod top;
+mod trace;
 mod units;
 
 use clap::Parser;
@@ -49,7 +54,10 @@ fn dispatch(cli: &Cli) -> Result<u8, Failure> {
         Command::Pause(options) => control::commands::pause(options),
         Command::Resume(options) => control::commands::resume(options),
         Command::Stop(options) => control::commands::stop(options),
-        Command::Stats(options) => control::commands::stats(options),
+        Command::Stats(options) => stats::stats(options),
+        Command::Top(options) => top::top(options),
+        Command::Trace(options) => trace::watch(options),
+        Command::Profile(options) => profile::watch(options),
         Command::Balloon(options) => control::commands::balloon(options),
         Command::Images(options) => images::list(options),
         Command::Test(options) => test::run(options),

@@ -26,6 +26,17 @@ pub(crate) struct Told {
     pub(crate) timeout: Option<Duration>,
 }
 
+/// What became of the core of a guest that crashed.
+#[derive(Serialize)]
+pub(crate) struct Core {
+    pub(crate) file: String,
+    /// What the host spends on it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<String>,
+}
+
 impl Told {
     /// The command's exit code.
     pub(crate) fn exit_code(&self) -> u8 {
@@ -36,15 +47,17 @@ impl Told {
     }
 
     /// One line of JSON.
-    pub(crate) fn json(&self) -> String {
+    pub(crate) fn json(&self, core: Option<&Core>) -> String {
         #[derive(Serialize)]
         struct Line<'a> {
             exit_code: u8,
             cause: Cause,
             #[serde(flatten)]
             report: &'a Report,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            core: Option<&'a Core>,
         }
-        let line = Line { exit_code: self.exit_code(), cause: self.cause, report: &self.report };
+        let line = Line { exit_code: self.exit_code(), cause: self.cause, report: &self.report, core };
         let line = serde_json::to_string(&line).expect("a report holds nothing that JSON cannot say");
         format!("{line}\n")
     }

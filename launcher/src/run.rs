@@ -6,7 +6,8 @@
 
 use crate::cli::RunOptions;
 use crate::console::{Console, Sink};
-use crate::control::{self, Entry, Listening, Name, Served, Subject};
+use crate::control::{self, Entry, Listening, Name, Served, Streams, Subject};
+use crate::core_file::CoreFile;
 use crate::devices::Opened;
 use crate::exit_code::Cause;
 use crate::failure::Failure;
@@ -15,6 +16,7 @@ use crate::input::{self, Terminal};
 use crate::lockdown::Kept;
 use crate::output::{self, Style};
 use crate::signals::Signals;
+use crate::trace::{self, Recorder};
 use crate::{devices, images, lockdown, report, shares};
 use hv_core::cpu_share::{CpuShare, Peers};
 use hv_core::vm::Stopper;
@@ -43,6 +45,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let listening = listen(options)?;
     let cpu = CpuShare { cap: options.cpu_cap, weight: options.cpu_weight.map(join_peers).transpose()? };
     let Opened { devices, keyboard } = devices::open(&options.devices, &image)?;
+    let trace = options.trace.as_deref().map(trace::open).transpose()?;
+    let core = options.core.as_deref().map(CoreFile::create).transpose()?;
     let control = listening.as_ref().map(Listening::directory);
     let landlocked =
         lockdown::apply(&Kept { control, shares: &shares::among(&devices), watchpoints: gdb.is_some() })
@@ -60,6 +64,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         console_input: keyboard.is_none(),
         check_tables: options.check_tables,
         cpu,
+        core: core.is_some(),
+        trace: trace.is_some(),
         devices,
         ..Config::new(image)
     })
@@ -68,8 +74,18 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let ending = Arc::new(Ending { cause: OnceLock::new(), stopper: vm.stopper(), sink: sink.clone() });
     sink.stop_with(vm.stopper());
     let image = options.image.to_string_lossy().into_owned();
-    let subject =
-        Subject { image, started, handle: vm.handle(), memory: vm.memory_control(), ending: ending.clone() };
+    let recorder = trace.zip(vm.take_trace()).map(|(file, session)| file.record(session, &image));
+    let recorder = recorder.transpose()?;
+    let streams = Streams::new()
+        .map_err(|error| Failure::cannot("the host does not let hv wait for commands", error))?;
+    let subject = Subject {
+        image,
+        started,
+        handle: vm.handle(),
+        memory: vm.memory_control(),
+        ending: ending.clone(),
+        streams: streams.clone(),
+    };
     let served = listening.map(|listening| control::serve(listening, subject)).transpose();
     let served =
         served.map_err(|error| Failure::cannot("the host does not let hv wait for commands", error))?;
@@ -101,6 +117,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         .map_err(|error| Failure::cannot("the host does not let hv wait for gdb's commands", error))?;
 
     let report = vm.wait();
+    streams.finish();
+    let recorded = recorder.map_or(Ok(()), Recorder::finish);
     drop(served);
     if let Some(session) = session {
         session.finish();
@@ -114,7 +132,14 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
         }
         _ => {}
     }
-    output::tell(&if options.json { told.json() } else { told.text(&Style::stderr(), &sink) });
+    let write_core = || core.zip(told.report.core.as_ref()).map(|(file, core)| file.write(core));
+    if options.json {
+        output::tell(&told.json(write_core().as_ref()));
+    } else {
+        output::tell(&told.text(&Style::stderr(), &sink)); // first: a large core takes its time
+        output::tell(&write_core().map_or_else(String::new, |core| core.text(&options.image)));
+    }
+    recorded?;
     Ok(told.exit_code())
 }
 

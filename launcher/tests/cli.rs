@@ -177,7 +177,7 @@ fn a_crash_is_134_with_cause_registers_and_backtrace() {
 fn a_time_out_is_124_and_says_where_the_guest_was() {
     let begin = Instant::now();
     let output = run(&["run", "crash", "--timeout", "300ms", "loop"]);
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(begin.elapsed() < Duration::from_secs(60));
     assert_told(&output, 124, &["time-out", "300 ms", "backtrace", "--timeout"]);
 }
 
@@ -269,7 +269,7 @@ fn a_reader_that_is_stuck_does_not_keep_the_guest_from_being_stopped() {
     let begin = Instant::now();
     let mut command = hv(&["run", "hello", "--timeout", "300ms"]);
     let output = command.stdout(write).output().expect("hv can be started");
-    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert!(begin.elapsed() < Duration::from_secs(60));
     assert_told(&output, 124, &["time-out"]);
 }
 

@@ -11,7 +11,7 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// How long a VM or command may take before a test gives up on it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A directory of control sockets of one test's own, removed at the end.
 struct Directory(PathBuf);
@@ -247,7 +247,9 @@ fn names_are_completed_and_wrong_ones_told_what_there_is() {
             &["no VM called `x`", "running: db, web, web-1"],
         );
         assert_told(&directory.output(&[command, "we"]), 125, &["several names: web, web-1"]);
-        assert_told(&directory.output(&[command]), 2, &["<NAME>"]);
+        if command != "stats" {
+            assert_told(&directory.output(&[command]), 2, &["<NAME>"]);
+        }
     }
     assert_eq!(directory.does(&["pause", "d"]), "db is paused\n");
     assert_eq!(directory.does(&["pause", "web"]), "web is paused\n"); // a whole name is no beginning

@@ -271,8 +271,8 @@ fn a_running_vm_tells_what_it_does() {
     let (vm, console) = start("bench", &["idle"]);
     console.wait_for("idle");
     let stats = vm.handle().stats().unwrap();
-    assert_eq!((stats.paused, stats.memory.size, stats.counters.len()), (false, vm.memory().size(), 1));
-    assert!(stats.counters[0].hypercalls > 0, "it has written to its console");
+    assert_eq!((stats.paused, stats.memory.size, stats.vcpus.len()), (false, vm.memory().size(), 1));
+    assert!(stats.vcpus[0].counters.hypercalls > 0, "it has written to its console");
     assert!((1..=stats.memory.size).contains(&stats.memory.host), "{:?}", stats.memory);
     assert_eq!(stats.processes, vm.processes());
 }

@@ -5,6 +5,7 @@ use super::{End, Place};
 use hv_abi::call::{
     CONSOLE_READ_MAX, CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport,
 };
+use hv_abi::trace::{TRACE_RECORDS_MAX, TraceRecord};
 use hv_abi::vcpu::{CONSOLE_CHANNEL, EVENT_CHANNELS, FIRST_DYNAMIC_CHANNEL};
 use hv_abi::{ABI_VERSION, Call, GuestPhys, Status};
 use std::string::String;
@@ -117,9 +118,21 @@ unsafe fn serve(vm: &Vm, host: &mut Host, call: Call, [a, b, c, ..]: [u64; 5]) -
         // SAFETY: as above.
         Call::PAGES_CLAIM => unsafe { host.pages.claim(&host.lent, GuestPhys(a), b) },
         Call::BALLOON => Ok(host.pages.hold(a)),
+        Call::TRACE_RING => trace_ring(host, GuestPhys(a), b),
         Call::DEVICE_READ | Call::DEVICE_WRITE | Call::DEVICE_NOTIFY => vm.call_device(call, [a, b, c]),
         _ => Err(Status::UNKNOWN_CALL),
     }
+}
+
+/// A ring, of which nothing is ever taken.
+fn trace_ring(host: &Host, ring: GuestPhys, records: u64) -> CallResult {
+    if records > 0 {
+        if records > TRACE_RECORDS_MAX || !records.is_power_of_two() {
+            misuse!("TRACE_RING of {records} records: a power of two, at most {TRACE_RECORDS_MAX}");
+        }
+        host.lent.check_table::<TraceRecord>("TRACE_RING's ring", ring, records + 1, false);
+    }
+    Ok(0)
 }
 
 /// Several calls: all copied in, then made, then status and value written.

@@ -112,6 +112,16 @@ pub(crate) fn clock_page() -> &'static ClockPage {
     &vm().clock
 }
 
+/// Whether the test watches this VM.
+pub(crate) fn is_traced() -> bool {
+    vm().page.trace.load(SeqCst) != 0
+}
+
+/// As [`tsc`], for what happens by itself and is not waiting.
+pub(crate) fn ticks() -> u64 {
+    vm().now.get()
+}
+
 /// The time-stamp counter: ns of virtual time.
 pub(crate) fn tsc() -> u64 {
     if !std::thread::panicking() {

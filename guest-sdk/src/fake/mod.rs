@@ -265,6 +265,11 @@ pub fn set_features(features: Features) {
     vm().forget_boot();
 }
 
+/// Watches the VM, or does so no more: whether [`trace::enabled`](crate::trace::enabled). No record is ever taken.
+pub fn set_traced(traced: bool) {
+    vm().page.trace.store(traced.into(), core::sync::atomic::Ordering::SeqCst);
+}
+
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).expect("584 years are enough")
 }

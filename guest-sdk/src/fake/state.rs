@@ -29,7 +29,8 @@ pub(super) const OFFERED: Features = Features::EVENTS
     .union(Features::MMU)
     .union(Features::PAGE_REPORTING)
     .union(Features::DEVICES)
-    .union(Features::CONSOLE_INPUT);
+    .union(Features::CONSOLE_INPUT)
+    .union(Features::TRACE);
 
 /// Channels that are always open.
 const FIXED_CHANNELS: [u32; 3] = [TIMER_CHANNEL, BALLOON_CHANNEL, CONSOLE_CHANNEL];
@@ -144,6 +145,8 @@ impl Vm {
                 engine1: [0; 3],
                 pending: [const { AtomicU64::new(0) }; EVENT_WORDS],
                 masked: [const { AtomicU64::new(u64::MAX) }; EVENT_WORDS],
+                trace: AtomicU32::new(0),
+                reserved: 0,
             },
             clock: ClockPage {
                 scale: AtomicU64::new(1 << 32),
@@ -166,7 +169,7 @@ impl Vm {
     /// Starts anew, with the same settings, the same calls to fail, and what is still to be typed.
     pub(super) fn restart(&self) {
         let page = &self.page;
-        for zero in [&page.upcall, &page.vcpu, &page.run_state, &page.preempted] {
+        for zero in [&page.upcall, &page.vcpu, &page.run_state, &page.preempted, &page.trace] {
             zero.store(0, SeqCst);
         }
         page.steal_ns.store(0, SeqCst);

@@ -106,6 +106,12 @@ impl Gate {
         (now - state.start).saturating_sub(state.was_closed)
     }
 
+    /// How long it has been closed, all times together.
+    pub(crate) fn held_back(&self) -> Duration {
+        let state = self.lock();
+        state.was_closed + state.closed.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     /// Closes it, once nobody passes. Not, and gives `false`, if it is lifted.
     pub(super) fn close(&self) -> bool {
         let mut state = self.lock();

@@ -29,6 +29,8 @@ struct Cursor {
     segments: Segments,
     next: usize,
     left: usize,
+    /// Bytes of all.
+    length: usize,
 }
 
 /// A chain that was popped from a ring. It is to be pushed, or put back.
@@ -52,8 +54,8 @@ pub(crate) struct TooShort;
 
 impl Cursor {
     fn new(segments: Segments) -> Self {
-        let left = segments.iter().map(|segment| segment.length as usize).sum();
-        Self { segments, next: 0, left }
+        let length = segments.iter().map(|segment| segment.length as usize).sum();
+        Self { segments, next: 0, left: length, length }
     }
 
     /// Takes the next run of at most `most` bytes.
@@ -102,6 +104,11 @@ impl Chain {
     /// Bytes written to it so far.
     pub(crate) fn written(&self) -> u32 {
         self.written
+    }
+
+    /// Bytes of the driver's that were read so far.
+    pub(super) fn taken(&self) -> usize {
+        self.readable.length - self.readable.left
     }
 
     /// Bytes of the driver's that were not read.

@@ -8,19 +8,24 @@ use crate::events::Events;
 use crate::memory::GuestMemory;
 use hv_abi::GuestPhys;
 use hv_abi::device::{DevicePage, interrupt, status};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// What a device did so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DeviceStats {
     /// Its virtio device id.
     pub kind: u32,
     /// Chains of buffers that it gave back.
     pub requests: u64,
+    /// Bytes that it read from buffers of the guest's, with the headers of requests.
+    pub bytes_from_guest: u64,
+    /// Bytes that it wrote into them.
+    pub bytes_to_guest: u64,
     /// How often the guest rang its doorbell.
     pub doorbells: u64,
     /// How often it told the guest.
@@ -43,6 +48,8 @@ pub(crate) struct Line {
     pub(super) status: AtomicU32,
     config: Mutex<Config>,
     pub(super) requests: AtomicU64,
+    pub(super) from_guest: AtomicU64,
+    pub(super) to_guest: AtomicU64,
     pub(super) doorbells: AtomicU64,
     pub(super) interrupts: AtomicU64,
     pub(super) sleeps: AtomicU64,
@@ -73,6 +80,8 @@ impl Line {
             status: AtomicU32::new(0),
             config: Mutex::new(Config { bytes: Vec::new(), generation: 0 }),
             requests: AtomicU64::new(0),
+            from_guest: AtomicU64::new(0),
+            to_guest: AtomicU64::new(0),
             doorbells: AtomicU64::new(0),
             interrupts: AtomicU64::new(0),
             sleeps: AtomicU64::new(0),
@@ -167,6 +176,8 @@ impl Line {
         DeviceStats {
             kind,
             requests: self.requests.load(Relaxed),
+            bytes_from_guest: self.from_guest.load(Relaxed),
+            bytes_to_guest: self.to_guest.load(Relaxed),
             doorbells: self.doorbells.load(Relaxed),
             interrupts: self.interrupts.load(Relaxed),
             sleeps: self.sleeps.load(Relaxed),

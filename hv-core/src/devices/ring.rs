@@ -50,9 +50,18 @@ pub(crate) struct Ring {
     used: Wrapping<u16>,
     published: Wrapping<u16>,
     told: Wrapping<u16>,
-    /// Chains that were popped and not yet pushed, and all that were ever pushed.
+    /// Chains that were popped and not yet pushed; and those that were pushed since this was last asked.
     in_flight: u32,
-    completed: u64,
+    completed: Completed,
+}
+
+/// What was done with chains that were pushed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Completed {
+    pub chains: u64,
+    /// Bytes of the driver's that were read, and bytes that were written for it.
+    pub taken: u64,
+    pub written: u64,
 }
 
 impl Ring {
@@ -91,7 +100,7 @@ impl Ring {
             published: zero,
             told: zero,
             in_flight: 0,
-            completed: 0,
+            completed: Completed::default(),
         })
     }
 
@@ -157,7 +166,9 @@ impl Ring {
         written.expect("the ring is in guest memory");
         self.used += 1;
         self.in_flight -= 1;
-        self.completed += 1;
+        self.completed.chains += 1;
+        self.completed.taken += chain.taken() as u64;
+        self.completed.written += u64::from(chain.written());
         if (self.used - self.published).0 as usize >= self.at_once {
             self.publish();
         }
@@ -182,7 +193,7 @@ impl Ring {
     }
 
     /// Chains pushed since this was last asked.
-    pub(super) fn take_completed(&mut self) -> u64 {
+    pub(super) fn take_completed(&mut self) -> Completed {
         std::mem::take(&mut self.completed)
     }
 

@@ -206,8 +206,10 @@ impl Worker {
         for ring in rings.iter_mut().flatten() {
             ring.publish();
             let completed = ring.take_completed();
-            if completed > 0 {
-                self.line.requests.fetch_add(completed, Relaxed);
+            if completed.chains > 0 {
+                self.line.requests.fetch_add(completed.chains, Relaxed);
+                self.line.from_guest.fetch_add(completed.taken, Relaxed);
+                self.line.to_guest.fetch_add(completed.written, Relaxed);
                 wanted |= ring.wants_interrupt();
             }
         }

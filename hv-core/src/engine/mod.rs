@@ -3,7 +3,11 @@
 //! An `Engine` puts a guest kernel's address space somewhere and runs its vCPUs; everything else (hypercalls,
 //! events, time) is the same for all engines and lives outside. Start at `Control`, what an engine gives.
 
+mod counters;
 pub(crate) mod process;
+
+pub(crate) use counters::CALL_KINDS;
+pub use counters::{CallCounts, Counters, SpaceCounts, TrapCounts};
 
 use crate::cpu_share::Gate;
 use crate::events::{Notify, VcpuPages};
@@ -11,9 +15,9 @@ use crate::memory::GuestMemory;
 use core::fmt;
 use hv_abi::Status;
 use hv_abi::user::UserContext;
-use serde::{Deserialize, Serialize};
-use std::iter::Sum;
+use serde::Serialize;
 use std::sync::Arc;
+use std::time::Duration;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Which engine runs a VM.
@@ -94,7 +98,7 @@ pub(crate) trait VcpuRunner: Send {
     /// Answers the hypercall that the last [`Exit::Hypercall`] reported. [`run`](Self::run) goes on with it.
     fn answer(&mut self, status: Status, value: u64);
 
-    /// Goes on after [`Exit::Trap`] or [`Exit::Stopped`], with what the guest was doing.
+    /// Goes on after [`Exit::Trap`], [`Exit::Stopped`] or [`Exit::Sampled`], with what the guest was doing.
     fn resume(&mut self);
 
     /// Readies the user program of the last [`Exit::EnterUser`], whose context is at P `context`:
@@ -165,8 +169,15 @@ pub(crate) trait Control: Notify + AddressSpaces {
     /// hypercall. To be repeated until it did.
     fn request_stop(&self, vcpu: u32);
 
-    /// Takes the request back.
+    /// Takes the request back, also one of a sample.
     fn cancel_stop(&self, vcpu: u32);
+
+    /// Whether a vCPU does something, as it says: it does not sleep, and is started.
+    fn computes(&self, vcpu: u32) -> bool;
+
+    /// Interrupts a vCPU, to see where it is: its guest kernel gives [`Exit::Stopped`], its program [`Exit::Sampled`], or it is
+    /// found to be in a hypercall. It may be missed.
+    fn request_sample(&self, vcpu: u32);
 
     /// Ends all guest code. It may still be ending when this returns.
     fn kill(&self);
@@ -179,6 +190,12 @@ pub(crate) trait Control: Notify + AddressSpaces {
 
     /// How often, and for how long, a vCPU crossed and span, so far.
     fn counters(&self, vcpu: u32) -> Counters;
+
+    /// What was done for its address spaces, so far.
+    fn space_counts(&self) -> SpaceCounts;
+
+    /// For how long guest code was held back, so far.
+    fn held_back(&self) -> Duration;
 
     /// Processor time, in nanoseconds, of all host processes that carry the VM's guest code or have carried it, whatever
     /// they did. A guest cannot forge it.
@@ -214,6 +231,11 @@ pub(crate) enum Exit {
     },
     /// The user program that was entered has come back.
     User(UserExit),
+    /// The user program that runs was [to be seen](Control::request_sample), and goes on when it is [resumed](VcpuRunner::resume).
+    Sampled {
+        root: u64,
+        registers: Registers,
+    },
     Deadline,
     /// Guest code is gone: the reason.
     Died(String),
@@ -339,41 +361,6 @@ pub struct Registers {
     pub rip: u64,
     pub rflags: u64,
     pub fs_base: u64,
-}
-
-/// What a vCPU's crossings cost.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Counters {
-    /// Hypercalls that reached the monitor.
-    pub hypercalls: u64,
-    /// Traps of guest code.
-    pub traps: u64,
-    /// System calls of programs that trapped often and do not any more: each is a place in a program.
-    pub rewritten: u64,
-    /// How often one was looked at that has to go on to trap.
-    pub not_rewritten: u64,
-    /// Times the monitor's thread went to sleep.
-    pub sleeps: u64,
-    /// Nanoseconds that the monitor's thread span for requests, about.
-    pub host_spin_ns: u64,
-    /// Nanoseconds that the vCPU's thread span for answers, about, as it says.
-    pub guest_spin_ns: u64,
-}
-
-impl Sum for Counters {
-    /// Of several vCPUs together.
-    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), |a, b| Self {
-            hypercalls: a.hypercalls + b.hypercalls,
-            traps: a.traps + b.traps,
-            rewritten: a.rewritten + b.rewritten,
-            not_rewritten: a.not_rewritten + b.not_rewritten,
-            sleeps: a.sleeps + b.sleeps,
-            host_spin_ns: a.host_spin_ns + b.host_spin_ns,
-            guest_spin_ns: a.guest_spin_ns.saturating_add(b.guest_spin_ns), // the guest says so
-        })
-    }
 }
 
 impl fmt::Display for Fault {

@@ -66,7 +66,10 @@ fn step(u: &mut Unstructured<'_>) -> arbitrary::Result<Step> {
         }
         16 if u.ratio(1, 8)? => Step::EndInput,
         16 => Step::Type(u.arbitrary()?),
-        17 => Step::Call(27, arguments(u, 27)?),
+        17 => {
+            let number = u.int_in_range(27..=28)?;
+            Step::Call(number, arguments(u, number)?)
+        }
         18 => {
             // A run of pages, where calls look for them.
             let count = if u.ratio(7, 8)? { u.int_in_range(0..=4)? } else { edge(u)? };

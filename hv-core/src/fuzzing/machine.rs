@@ -202,6 +202,8 @@ pub(super) fn arguments(u: &mut Unstructured<'_>, number: u32) -> arbitrary::Res
             (23, 0) if u.ratio(3, 4)? => u.int_in_range(0..=20)?,
             (18 | 21 | 22, 1) if u.ratio(3, 4)? => u.int_in_range(0..=4)?,
             (18, 2) if u.ratio(7, 8)? => u.int_in_range(0..=1)?,
+            (28, 0) if u.ratio(3, 4)? => page(u)? + 64 * u64::from(u.arbitrary::<u8>()? % 64),
+            (28, 1) if u.ratio(3, 4)? => u.int_in_range(0..=8)?,
             (19, 1 | 2) if u.ratio(3, 4)? => PAGE_SIZE << u.int_in_range(0..=36)?,
             (10..=12, 0) if u.ratio(3, 4)? => open,
             (6 | 9 | 14, 0) | (12, 1) if u.ratio(3, 4)? => u.int_in_range(0..=u64::from(VCPUS) - 1)?,
@@ -222,7 +224,7 @@ pub(super) fn number(u: &mut Unstructured<'_>) -> arbitrary::Result<u32> {
     let any: u32 = u.arbitrary()?;
     Ok(match any % 4 {
         0 => any,
-        1 => 27,
+        1 => 27 + any / 4 % 2,
         2 => 21 + any / 4 % 3,
         _ => 16 + any / 4 % 5,
     })

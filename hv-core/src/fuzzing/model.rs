@@ -37,6 +37,21 @@ pub(super) fn unless(errors: &[(bool, Status)]) -> Result<(), Vec<Status>> {
     if apply.is_empty() { Ok(()) } else { Err(apply) }
 }
 
+/// Section 11: it changes nothing that a guest or this model could see.
+fn trace_ring(ring: u64, records: u64) -> Expected {
+    let length = records.saturating_mul(64).saturating_add(64);
+    let bad = !ring.is_multiple_of(64) || outside(ring, length);
+    let wrong = [
+        (records > 65536, Status::OUT_OF_RANGE),
+        (!records.is_power_of_two(), Status::BAD_ARGUMENT),
+        (bad, Status::BAD_ADDRESS),
+    ];
+    if records != 0 {
+        unless(&wrong)?;
+    }
+    Ok(0)
+}
+
 /// Whether a range is not wholly in guest memory.
 pub(super) fn outside(start: u64, length: u64) -> bool {
     length > 0 && u128::from(start) + u128::from(length) > u128::from(MEMORY)
@@ -125,6 +140,7 @@ impl Model {
             23 => Ok(self.hold(a[0])),
             24..=26 => Err(vec![Status::NOT_FOUND]), // there are no devices
             27 => self.console_read(a[0], a[1]),
+            28 => trace_ring(a[0], a[1]),
             _ => self.multicall(a[0], a[1], after),
         }
     }
@@ -144,6 +160,7 @@ impl Model {
             21..=23 => self.features.contains(Features::PAGE_REPORTING),
             24..=26 => self.features.contains(Features::DEVICES),
             27 => self.features.contains(Features::CONSOLE_INPUT),
+            28 => self.features.contains(Features::TRACE),
             _ => false,
         }
     }

@@ -46,7 +46,7 @@ impl Case<'_> {
             |virt, execute: bool| Mapping { virt, phys: 0, length: PAGE_SIZE, write: !execute, execute };
         let mappings = [mapping(CODE, true), mapping(STACK, false)];
         let view = View::kernel(&memory, &mappings, None);
-        let mut addresses = walk(&view, &self.registers, MOST_FRAMES);
+        let mut addresses = walk(&view, &self.registers, MOST_FRAMES).addresses;
         assert!(addresses.len() <= MOST_FRAMES);
         for access in [Access::Read, Access::Write, Access::Execute] {
             hint(Fault::PageFault { address: self.registers.rip, access }, &self.registers, &view);

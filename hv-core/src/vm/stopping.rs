@@ -3,6 +3,7 @@
 //! Start at [`Vm::pause`].
 
 use super::{Message, Vm};
+use crate::coredump::CoreDump;
 use crate::engine::Registers;
 use crate::memory::GuestMemory;
 use crate::report::Report;
@@ -73,6 +74,15 @@ impl Vm {
         }
     }
 
+    /// After one vCPU has ended the VM, brings the others to stopping points, to see where they are. Those that do not come,
+    /// or have ended, too, are left out.
+    pub(super) fn stop_others(&mut self, ended: u32, registers: Registers) {
+        self.standing.insert(ended, Standing { registers, cpu_time: None });
+        if let Stop::Unanswered(vcpu) = self.stop_vcpus() {
+            tracing::warn!(vcpu, "a vCPU did not stop, and is not in the core");
+        }
+    }
+
     /// A vCPU stands, and waits for an order.
     pub(super) fn stands(&mut self, vcpu: u32, registers: Registers) {
         self.control.cancel_stop(vcpu);
@@ -123,7 +133,7 @@ pub struct Paused(Vm);
 
 /// A vCPU that has stopped.
 pub(super) struct Standing {
-    registers: Registers,
+    pub(super) registers: Registers,
     /// Its processor time when it said that it had stopped.
     cpu_time: Option<u64>,
 }
@@ -142,6 +152,16 @@ impl Paused {
     /// Guest memory by the addresses of the guest kernel or of one of its programs.
     pub fn view(&self, space: AddressSpace) -> View<'_> {
         self.0.shared.view(space)
+    }
+
+    /// A core of it as it stands, to be written before it goes on.
+    ///
+    /// # Panics
+    ///
+    /// Never: a VM has a vCPU that is started.
+    pub fn core(&self) -> CoreDump {
+        let (vcpu, standing) = self.0.standing.first_key_value().expect("a VM has a vCPU that is started");
+        self.0.core((*vcpu, standing.registers), None)
     }
 
     /// Runs on. A guest that ran while it said that it stood is ended instead: nobody could rely on its pauses.

@@ -1,24 +1,24 @@
 //! `hv bench crossing`: hypercalls, traps, upcalls, wake-ups, starts, and what an idle VM costs.
 
-use crate::bench::phases::Progress;
+use crate::bench::progress::Steps;
 use crate::bench::{Figure, Phase, command, guest, host, host_signal};
 
-pub(super) const STEPS: u32 = 20;
+pub(super) const STEPS: u32 = 23;
 
 const SAMPLES: usize = 301;
 
-pub(super) fn measure(phase: Phase, progress: &mut Progress) -> Vec<Figure> {
+pub(super) fn measure(phase: Phase, progress: &mut Steps) -> Vec<Figure> {
     let mut figures = crossings(phase, progress);
+    figures.extend(traces(phase, progress));
     figures.extend(latencies(phase, progress));
     figures.extend(starts(phase, progress));
     progress.next("idle VM, ten seconds");
-    let [dirty, cpu] = command::idle(phase);
-    figures.extend([dirty.at_most(1024.0), cpu.at_most(0.1)]);
+    figures.extend(command::idle(phase));
     figures
 }
 
 /// Hypercall, clock and trap, and the spinning that the hypercalls took.
-fn crossings(phase: Phase, progress: &mut Progress) -> Vec<Figure> {
+fn crossings(phase: Phase, progress: &mut Steps) -> Vec<Figure> {
     progress.next("system call");
     let system_call = host::system_call(phase);
     progress.next("futex ping-pong");
@@ -53,10 +53,23 @@ fn crossings(phase: Phase, progress: &mut Progress) -> Vec<Figure> {
     figures
 }
 
+/// What it costs to be watched, and to have something to tell.
+fn traces(phase: Phase, progress: &mut Steps) -> Vec<Figure> {
+    progress.next("null hypercall, traced");
+    let traced = guest::traced("null hypercall while traced", phase, "null");
+    progress.next("marks");
+    let (mark, _) = guest::picoseconds("mark of a guest, nobody watches", phase, "mark");
+    progress.next("marks, traced");
+    let marked = guest::traced("mark of a guest, traced", phase, "mark").at_most(60.0);
+    vec![traced, mark, marked]
+}
+
 /// From an event until somebody runs.
-fn latencies(phase: Phase, progress: &mut Progress) -> Vec<Figure> {
+fn latencies(phase: Phase, progress: &mut Steps) -> Vec<Figure> {
     progress.next("event to oneself");
+    let host_self = host_signal::to_oneself(phase, SAMPLES);
     let to_self = guest::nanoseconds("event to oneself until its handler runs", phase, "self");
+    let to_self = to_self.against(&host_self);
     progress.next("signal to a running thread");
     let host_running = host_signal::to_running(phase, SAMPLES);
     progress.next("upcall into a running guest");
@@ -77,15 +90,27 @@ fn latencies(phase: Phase, progress: &mut Progress) -> Vec<Figure> {
     progress.next("lateness of sleeps");
     let host_sleep = host::sleep(phase);
     let sleep = guest::nanoseconds("lateness of a guest's sleep", phase, "sleep").against(&host_sleep);
-    vec![to_self, host_running, running, interrupt, host_wake, blocked, host_ping, ping, host_sleep, sleep]
+    vec![
+        host_self,
+        to_self,
+        host_running,
+        running,
+        interrupt,
+        host_wake,
+        blocked,
+        host_ping,
+        ping,
+        host_sleep,
+        sleep,
+    ]
 }
 
-fn starts(phase: Phase, progress: &mut Progress) -> Vec<Figure> {
+fn starts(phase: Phase, progress: &mut Steps) -> Vec<Figure> {
     progress.next("fork and exec");
     let spawn = host::spawn(phase);
     progress.next("Vm::start");
-    let start = guest::start_to_first_call(phase).at_most(500.0);
+    let start = guest::start_to_first_call(phase).against(&spawn).at_most(500.0);
     progress.next("hv run hello");
-    let hello = command::run_hello(phase).at_most(5.0);
+    let hello = command::run_hello(phase).against(&spawn).at_most(5000.0);
     vec![spawn, start, hello]
 }

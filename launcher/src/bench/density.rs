@@ -1,7 +1,7 @@
 //! `hv bench density`: many idle VMs at once: how fast they are there, what each holds, what they take together, whether all answer.
 
-use crate::bench::idle::{self, Idle};
-use crate::bench::phases::Progress;
+use crate::bench::idle::{self, Idle, Waiting};
+use crate::bench::progress::Steps;
 use crate::bench::{Figure, Phase};
 use crate::exit_code::Cause;
 use serde_json::Value;
@@ -22,7 +22,7 @@ pub(super) fn steps(quick: bool) -> u32 {
     sizes(quick).len() as u32
 }
 
-pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec<Figure> {
+pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Steps) -> Vec<Figure> {
     let one = |(count, vcpus): &(usize, u32)| {
         progress.next(&format!("{count} VMs"));
         of(phase, *count, *vcpus)
@@ -39,8 +39,13 @@ impl Drop for Directory {
     }
 }
 
-fn of(phase: Phase, count: usize, vcpus: u32) -> [Figure; 5] {
+fn of(phase: Phase, count: usize, vcpus: u32) -> Vec<Figure> {
     let directory = Directory(std::env::temp_dir().join(format!("hv-density-{}", std::process::id())));
+    let begin = Instant::now();
+    let host: io::Result<Vec<_>> = (0..count).map(|_| Waiting::spawn()).collect();
+    let host = host.expect("the host has room for as many processes");
+    let host_started = begin.elapsed();
+
     let begin = Instant::now();
     let mut vms = Vec::new();
     let result = start(count, vcpus, &directory.0, &mut vms);
@@ -51,8 +56,14 @@ fn of(phase: Phase, count: usize, vcpus: u32) -> [Figure; 5] {
     let asked = begin.elapsed();
 
     let processes = idle::processes(&vms);
-    let percent = idle::cpu_ms_in_10_s(&processes) / 100.0;
+    let host_processes: Vec<_> = host.iter().map(Waiting::id).collect();
+    let [used, host_used] = idle::cpu_ms_in_10_s([&processes.concat(), &host_processes]);
     let dirty = processes.iter().map(|processes| idle::private_dirty_kib(processes)).collect();
+
+    let host_dirty = host_processes.iter().map(|pid| idle::private_dirty_kib(&[*pid])).collect();
+    let begin = Instant::now();
+    drop(host);
+    let host_stopped = begin.elapsed();
 
     let begin = Instant::now();
     vms.iter().for_each(Idle::signal);
@@ -66,17 +77,43 @@ fn of(phase: Phase, count: usize, vcpus: u32) -> [Figure; 5] {
     assert!(codes.iter().all(|code| *code == by_signal), "a VM was not stopped: {codes:?}");
 
     let s = if vcpus == 1 { "" } else { "s" };
-    let row = |what: &str, unit: &str, samples| {
+    let vm = |what: &str, unit: &str, samples| {
         Figure::new(&format!("{count} idle VMs, {vcpus} vCPU{s}: {what}"), unit, phase, samples)
     };
+    let process = |what: &str, unit: &str, samples| {
+        Figure::new(&format!("host: {count} processes that wait: {what}"), unit, phase, samples)
+    };
     let ms = |time: Duration| vec![time.as_secs_f64() * 1e3];
-    [
-        row("start of all", "ms", ms(started)).at_most(30_000.0),
-        row("hv ps", "ms", ms(asked)),
-        row("Private_Dirty of each", "KiB", dirty).at_most(2048.0),
-        row("host CPU, % of a core", "%", vec![percent]).at_most(1.0),
-        row("stop of all", "ms", ms(stopped)),
-    ]
+    let percent = |ms_in_10_s: f64| vec![ms_in_10_s / 100.0];
+    let pairs = [
+        (
+            process("start of all", "ms", ms(host_started)),
+            vm("start of all", "ms", ms(started)),
+            Some(30_000.0),
+        ),
+        (
+            process("Private_Dirty of each", "KiB", host_dirty),
+            vm("Private_Dirty of each", "KiB", dirty),
+            Some(2048.0),
+        ),
+        (
+            process("CPU, % of a core", "%", percent(host_used)),
+            vm("host CPU, % of a core", "%", percent(used)),
+            Some(1.0),
+        ),
+        (process("stop of all", "ms", ms(host_stopped)), vm("stop of all", "ms", ms(stopped)), None),
+    ];
+    let mut figures = Vec::new();
+    for (host, guest, aim) in pairs {
+        let guest = guest.against(&host);
+        let guest = match aim {
+            Some(most) => guest.at_most(most),
+            None => guest,
+        };
+        figures.extend([host, guest]);
+    }
+    figures.push(vm("hv ps", "ms", ms(asked)));
+    figures
 }
 
 fn start(count: usize, vcpus: u32, directory: &Path, vms: &mut Vec<Idle>) -> io::Result<()> {

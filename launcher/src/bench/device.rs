@@ -1,7 +1,7 @@
 //! `hv bench device`: what devices do, beside their counterparts on the host.
 
 use crate::bench::host_disk::{self, Access};
-use crate::bench::phases::Progress;
+use crate::bench::progress::Steps;
 use crate::bench::{Figure, Phase, guest, network, store};
 use hv_core::DeviceConfig;
 use hv_core::devices::{
@@ -35,7 +35,7 @@ pub(super) fn steps() -> u32 {
         + store::STEPS
 }
 
-pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec<Figure> {
+pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Steps) -> Vec<Figure> {
     let size = if quick { 32 << 20 } else { 256 << 20 };
     let file = DiskFile::new(size);
     let mut figures = Vec::new();
@@ -130,6 +130,7 @@ fn disk(phase: Phase, samples: usize, path: &Path, access: Access) -> Vec<Figure
 /// The guest's figure for a file in a folder, beside the host's for the same file.
 fn folder(phase: Phase, samples: usize, file: &DiskFile, access: Access) -> [Figure; 2] {
     let host = host_disk::measure(phase, samples, &file.0, access);
+    let host = Figure { name: format!("{access}, of a file in the folder, on the host"), ..host };
     let arguments = [
         "folder",
         &samples.to_string(),

@@ -10,6 +10,10 @@ const NOISE: f64 = 0.25;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Figure {
     pub name: String,
+    /// On what it was measured, in a comparison of several: `host`, or one that would be used in place of hv. Rows of one name
+    /// are the same work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     pub unit: String,
     pub phase: Phase,
     pub median: f64,
@@ -42,14 +46,16 @@ impl Figure {
     ///
     /// # Panics
     ///
-    /// Panics without samples: a benchmark that measured nothing is a defect of the benchmark.
+    /// Panics without samples, or with one that is no number: a benchmark that measured nothing is a defect of the benchmark.
     pub(crate) fn new(name: &str, unit: &str, phase: Phase, mut samples: Vec<f64>) -> Self {
         assert!(!samples.is_empty(), "{name} measured nothing");
+        assert!(samples.iter().all(|sample| sample.is_finite()), "{name} measured {samples:?}");
         samples.sort_by(f64::total_cmp);
         let median = samples[samples.len() / 2];
         let middle_half = samples[samples.len() * 3 / 4] - samples[samples.len() / 4];
         Self {
             name: name.into(),
+            peer: None,
             unit: unit.into(),
             phase,
             median,
@@ -69,6 +75,14 @@ impl Figure {
         self.compared_with = Some(other.name.clone());
         self.ratio = (other.median > 0.0).then(|| self.median / other.median);
         self
+    }
+
+    /// Its name, and on what it was measured where that is not said elsewhere.
+    pub(crate) fn title(&self) -> String {
+        match &self.peer {
+            Some(peer) => format!("{}, {peer}", self.name),
+            None => self.name.clone(),
+        }
     }
 
     /// The ratio should be at most this.

@@ -8,7 +8,7 @@ use hv_core::devices::DeviceStats;
 use hv_core::engine::Counters;
 use hv_core::{Config, DeviceConfig, End, Image, Vm};
 use std::io::Write;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 /// Where a benchmark guest's console goes: each write, with its time.
@@ -89,6 +89,28 @@ fn parse(text: &[u8]) -> Vec<f64> {
 /// A row that the guest measures in picoseconds per operation.
 pub(super) fn picoseconds(name: &str, phase: Phase, what: &str) -> (Figure, Counters) {
     of_picoseconds(name, phase, &[what, "21"])
+}
+
+/// As [`picoseconds`], of a guest that is traced meanwhile.
+pub(super) fn traced(name: &str, phase: Phase, what: &str) -> Figure {
+    let (mut config, output) = config("bench", &[what, "21"]);
+    config.memory = MEMORY;
+    config.trace = true;
+    let mut vm = start(config);
+    let mut session = vm.take_trace().expect("it is traced from the start");
+    let (end, ended) = channel::<()>();
+    let taking = std::thread::spawn(move || {
+        let mut events = 0;
+        while ended.recv_timeout(Duration::from_millis(1)) == Err(RecvTimeoutError::Timeout) {
+            events += session.take().iter().map(|batch| batch.events.len()).sum::<usize>();
+        }
+        events
+    });
+    assert_eq!(vm.wait().end, End::Shutdown { code: 0 }, "a benchmark guest failed");
+    drop(end);
+    assert!(taking.join().expect("it does not panic") > 1000, "the guest was not traced");
+    let text: Vec<u8> = output.iter().flat_map(|(_, bytes)| bytes).collect();
+    Figure::new(name, "ns", phase, parse(&text).into_iter().map(|ps| ps / 1000.0).collect())
 }
 
 /// A row of page tables.

@@ -210,7 +210,7 @@ pub(super) fn sleep(phase: Phase) -> Figure {
 /// Starting a static program that prints a line, until it is gone.
 pub(super) fn spawn(phase: Phase) -> Figure {
     use std::os::fd::AsRawFd;
-    let file = tiny_program();
+    let file = tiny_program(EXIT);
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let once = || {
         let start = Instant::now();
@@ -221,20 +221,36 @@ pub(super) fn spawn(phase: Phase) -> Figure {
     Figure::new("host: fork + exec of a static hello", "us", phase, warmed(51, once))
 }
 
-/// An ELF file of one segment: `write(1, "hello\n", 6); exit(0)`.
-fn tiny_program() -> rustix::fd::OwnedFd {
+/// `exit(0)`.
+const EXIT: [u8; 9] = [
+    0xb8, 60, 0, 0, 0, // mov eax, 60
+    0x31, 0xff, // xor edi, edi
+    0x0f, 0x05, // syscall
+];
+
+/// `pause()`, for ever: no signal that has a handler comes.
+const PAUSE: [u8; 9] = [
+    0xb8, 34, 0, 0, 0, // mov eax, 34
+    0x0f, 0x05, // syscall
+    0xeb, 0xf7, // jmp to the start
+];
+
+/// A program that prints a line and waits.
+pub(super) fn waiting_program() -> rustix::fd::OwnedFd {
+    tiny_program(PAUSE)
+}
+
+/// An ELF file of one segment: `write(1, "hello\n", 6)`, and what comes after that.
+fn tiny_program(then: [u8; 9]) -> rustix::fd::OwnedFd {
     const BASE: u64 = 0x40_0000;
-    let code: &[u8] = &[
+    let print: &[u8] = &[
         0xb8, 1, 0, 0, 0, // mov eax, 1
         0xbf, 1, 0, 0, 0, // mov edi, 1
         0x48, 0x8d, 0x35, 16, 0, 0, 0, // lea rsi, [rip + 16]
         0xba, 6, 0, 0, 0, // mov edx, 6
         0x0f, 0x05, // syscall
-        0xb8, 60, 0, 0, 0, // mov eax, 60
-        0x31, 0xff, // xor edi, edi
-        0x0f, 0x05, // syscall
-        b'h', b'e', b'l', b'l', b'o', b'\n',
     ];
+    let code = [print, &then, b"hello\n"].concat();
     let size = 120 + code.len() as u64;
     let mut image = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0, 62, 0, 1, 0, 0, 0];
     for word in [BASE + 120, 64, 0] {
@@ -245,7 +261,7 @@ fn tiny_program() -> rustix::fd::OwnedFd {
     for word in [0, BASE, BASE, size, size, 4096] {
         image.extend_from_slice(&u64::to_le_bytes(word));
     }
-    image.extend_from_slice(code);
+    image.extend_from_slice(&code);
     let file = rustix::fs::memfd_create("tiny", rustix::fs::MemfdFlags::CLOEXEC).expect("a file in memory");
     rustix::io::pwrite(&file, &image, 0).expect("a file in memory can be written");
     file

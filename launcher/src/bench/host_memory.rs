@@ -49,6 +49,12 @@ impl Mapping {
         let _ = unsafe { std::ptr::with_exposed_provenance::<u8>(self.address(page)).read_volatile() };
     }
 
+    fn clear(&self, page: usize) {
+        let at = std::ptr::with_exposed_provenance_mut::<u8>(self.address(page));
+        // SAFETY: a page inside the mapping, which may be written, and to which there are no references.
+        unsafe { at.write_bytes(0, PAGE) };
+    }
+
     fn write_all(&self) {
         (0..self.pages).for_each(|page| self.write(page));
     }
@@ -117,6 +123,18 @@ pub(super) fn fresh_shared(phase: Phase, samples: usize) -> Figure {
         ns_each(start, mapping.pages)
     };
     Figure::new("host: the same, of a memfd", "ns", phase, warmed(samples, once))
+}
+
+/// Clearing pages that are there and in use, in order.
+pub(super) fn clear(phase: Phase, samples: usize) -> Figure {
+    let mapping = Mapping::new(1024, None);
+    mapping.write_all();
+    let once = || {
+        let start = Instant::now();
+        (0..mapping.pages).for_each(|page| mapping.clear(page));
+        ns_each(start, mapping.pages)
+    };
+    Figure::new("host: clearing of a page", "ns", phase, warmed(samples, once))
 }
 
 /// Giving the pages of a file in memory back, which one mapping has touched.

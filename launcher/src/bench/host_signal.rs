@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "signal handlers")]
 
-use crate::bench::host::{batches, to_ns};
+use crate::bench::host::{batches, to_ns, warmed};
 use crate::bench::{Figure, Phase};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -34,6 +34,18 @@ pub(super) fn round_trip(phase: Phase) -> Figure {
         unsafe { std::arch::asm!("int3") };
     });
     Figure::new("host: signal round trip (int3)", "ns", phase, samples)
+}
+
+/// From a thread's signal to itself until its handler runs.
+pub(super) fn to_oneself(phase: Phase, samples: usize) -> Figure {
+    handle(libc::SIGUSR2, note_time);
+    let once = || {
+        let sent = hv_core::clock::tsc();
+        // SAFETY: `raise` takes an integer; the signal has a handler, which has run when `raise` returns.
+        unsafe { libc::raise(libc::SIGUSR2) };
+        to_ns(CAME.load(Ordering::Acquire).saturating_sub(sent))
+    };
+    Figure::new("host: signal to oneself until its handler runs", "ns", phase, warmed(samples, once))
 }
 
 /// From sending a signal until its handler runs in a thread that is computing.

@@ -1,10 +1,12 @@
 //! VMs whose guests do nothing, each in a process of its own, and what they hold and take.
 
+use crate::bench::host;
 use crate::cpu_time;
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -54,6 +56,34 @@ impl Drop for Idle {
     }
 }
 
+/// A process of the host's that does nothing, as small as one can be; ended when dropped.
+pub(super) struct Waiting(Child);
+
+impl Waiting {
+    pub(super) fn spawn() -> io::Result<Self> {
+        let program = host::waiting_program();
+        let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut stdout = child.stdout.take().expect("it is piped");
+        let waiting = Self(child);
+        stdout.read_exact(&mut [0; 6])?;
+        Ok(waiting)
+    }
+
+    pub(super) fn id(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// The processes of each VM: its monitor and its sandboxes.
 pub(super) fn processes(vms: &[Idle]) -> Vec<Vec<u32>> {
     let parent = |pid: u32| -> Option<u32> {
@@ -84,10 +114,10 @@ pub(super) fn private_dirty_kib(processes: &[u32]) -> f64 {
     processes.iter().filter_map(of).sum()
 }
 
-/// Milliseconds of processor time that all these processes take in ten seconds.
-pub(super) fn cpu_ms_in_10_s(processes: &[Vec<u32>]) -> f64 {
-    let all = processes.concat();
-    let before = cpu_time::of_threads(&all);
+/// Milliseconds of processor time that these processes take in the same ten seconds, each list for itself.
+pub(super) fn cpu_ms_in_10_s<const N: usize>(lists: [&[u32]; N]) -> [f64; N] {
+    let before = lists.map(cpu_time::of_threads);
     std::thread::sleep(COUNTED);
-    (cpu_time::of_threads(&all) - before) as f64 / 1e6
+    let mut after = lists.map(cpu_time::of_threads).into_iter();
+    before.map(|before| (after.next().expect("there are as many") - before) as f64 / 1e6)
 }

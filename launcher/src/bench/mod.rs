@@ -1,11 +1,14 @@
 //! `hv bench`: what things cost here, each figure beside the host's own of the same run.
 //!
-//! A suite is measured in two [`Phase`]s ([`phases`]). Its rows are [`Figure`]s, shown by [`table`]. What is common to the suites:
-//! [`guest`] measures guests, [`host`], [`host_signal`], [`host_memory`] and [`host_disk`] the host, [`command`] the program `hv` as a whole,
-//! [`idle`] VMs that do nothing.
+//! A [`Suite`] is measured in two [`Phase`]s, each in a process of its own ([`child`]). Its rows are [`Figure`]s, shown by [`table`]. All
+//! suites together ([`all`]) become a [`report`].
+//! What is common to the suites: [`guest`] measures guests, [`host`], [`host_signal`], [`host_memory`] and [`host_disk`] the host, [`command`]
+//! the program `hv` as a whole, [`idle`] VMs that do nothing.
 //!
-//! Start at a suite: [`crossing`], [`mmu`], [`programs`], [`density`], [`device`].
+//! Start at a suite: [`crossing`], [`mmu`], [`programs`], [`density`], [`device`]; or at [`all`].
 
+mod all;
+mod child;
 mod command;
 mod crossing;
 mod density;
@@ -19,17 +22,26 @@ mod host_signal;
 mod idle;
 mod mmu;
 mod network;
-mod phases;
+mod options;
 mod programs;
+mod progress;
+mod report;
 mod store;
+mod suite;
 pub(crate) mod table;
 
-use crate::cli::{BenchOptions, Suite};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
+use crate::output;
+use child::{Runner, Stop};
 use figure::Figure;
+pub(crate) use options::BenchOptions;
+use options::{Bench, SuiteOptions};
+use progress::Bar;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::time::Duration;
+use suite::Suite;
 
 /// Runs a benchmark; gives the exit code.
 ///
@@ -37,16 +49,53 @@ use std::fmt;
 ///
 /// What could not be measured.
 pub(crate) fn run(options: &BenchOptions) -> Result<u8, Failure> {
-    if options.quick && options.suite == Suite::Crossing {
-        return Err(Failure::new(
-            Cause::CannotStart,
-            "the suite `crossing` has no quick form: leave out `--quick`",
-        ));
+    match &options.bench {
+        Bench::All(options) => all::run(options),
+        Bench::Report(options) => all::draw_again(options),
+        Bench::Crossing(options) => run_suite(Suite::Crossing, options),
+        Bench::Mmu(options) => run_suite(Suite::Mmu, options),
+        Bench::Process(options) => run_suite(Suite::Process, options),
+        Bench::Device(options) => run_suite(Suite::Device, options),
+        Bench::Density(options) => run_suite(Suite::Density, options),
     }
-    match options.phase {
-        None => phases::run(options),
-        Some(phase) => phases::run_one(options.suite, phase, options.quick),
+}
+
+/// Runs a suite in all phases that there can be, and prints its table, or JSON.
+fn run_suite(suite: Suite, options: &SuiteOptions) -> Result<u8, Failure> {
+    /// One suite has all the time that it needs, as long as it goes on.
+    const TIME: Duration = Duration::from_secs(3600);
+    if options.quick && !suite.has_quick_form() {
+        let message = format!("the suite `{}` has no quick form: leave out `--quick`", suite.name());
+        return Err(Failure::new(Cause::CannotStart, message));
     }
+    if let Some(phase) = options.phase {
+        return child::measure_here(suite, phase, options.quick);
+    }
+    let phases = Phase::possible();
+    if !phases.contains(&Phase::Spare) {
+        output::tell("only one core may be used here: the figures with a spare core are left out\n");
+    }
+    let runner = Runner::new()?;
+    let expected = suite.expected_seconds(options.quick);
+    let mut bar = Bar::new(expected * phases.len() as f64);
+    let mut figures = Vec::new();
+    for phase in phases {
+        bar.part(phase.to_string(), expected);
+        match runner.measure((suite, *phase, options.quick), TIME, &mut bar) {
+            Ok(measured) => figures.extend(measured),
+            Err(Stop::Signal(cause)) => return Ok(cause.code()),
+            Err(Stop::Failed(reason)) => {
+                return Err(Failure::cannot(format!("the benchmark {phase} failed"), reason));
+            }
+        }
+    }
+    drop(bar);
+    output::print(&if options.json {
+        serde_json::to_string_pretty(&figures).expect("texts and numbers are JSON") + "\n"
+    } else {
+        table::table(&figures) + table::LEGEND
+    })?;
+    Ok(0)
 }
 
 /// On which cores a benchmark runs.
@@ -57,6 +106,16 @@ pub(crate) enum Phase {
     Spare,
     /// One.
     Pinned,
+}
+
+impl Phase {
+    const ALL: [Self; 2] = [Self::Spare, Self::Pinned];
+
+    /// Those that there can be here.
+    fn possible() -> &'static [Self] {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        if cores > 1 { &Self::ALL } else { &Self::ALL[1..] }
+    }
 }
 
 impl fmt::Display for Phase {

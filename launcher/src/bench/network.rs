@@ -6,7 +6,7 @@ use hv_core::net::switch::Switch;
 use hv_core::{DeviceConfig, Vm};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -29,7 +29,8 @@ fn us_a_mib(gigabits: f64) -> f64 {
 pub(super) fn measure(phase: Phase, quick: bool, directory: &Path) -> Vec<Figure> {
     let mebibytes = if quick { 200 } else { 2000 };
     let host = loopback(phase, mebibytes);
-    let mut figures = vec![host.clone()];
+    let host_frame = datagrams(phase, mebibytes);
+    let mut figures = vec![host.clone(), host_frame.clone()];
     for mtu in [LARGE, USUAL] {
         for (what, send, receive) in
             [("frames", "rate-send", "rate-receive"), ("TCP", "rate-send-tcp", "rate-receive-tcp")]
@@ -41,7 +42,8 @@ pub(super) fn measure(phase: Phase, quick: bool, directory: &Path) -> Vec<Figure
                 Figure::new(&format!("{name}, a MiB"), "us", phase, vec![us_a_mib(gigabits)]).against(&host);
             figures.push(if mtu == LARGE { row.at_most(us_a_mib(AIM)) } else { row });
             if what == "frames" {
-                figures.push(Figure::new(&format!("{name}, a frame"), "us", phase, vec![1e6 / pieces]));
+                let row = Figure::new(&format!("{name}, a frame"), "us", phase, vec![1e6 / pieces]);
+                figures.push(if mtu == USUAL { row.against(&host_frame) } else { row });
             }
         }
     }
@@ -69,6 +71,26 @@ fn loopback(phase: Phase, mebibytes: usize) -> Figure {
     drop(stream);
     let _ = sender.join(); // what was left of the last MiB is of no use
     Figure::new("TCP over the host's loopback, a MiB", "us", phase, vec![us])
+}
+
+/// Datagrams of a frame's usual size on the host, from one thread to another.
+fn datagrams(phase: Phase, mebibytes: usize) -> Figure {
+    let (near, far) = UnixDatagram::pair().expect("a pair of sockets");
+    let frames = (mebibytes << 20) / usize::from(USUAL) / 4;
+    let sender = std::thread::spawn(move || {
+        let bytes = [0; USUAL as usize];
+        (0..frames).for_each(|_| {
+            near.send(&bytes).expect("the other end reads");
+        });
+    });
+    let mut buffer = [0; USUAL as usize];
+    let start = Instant::now();
+    (0..frames).for_each(|_| {
+        far.recv(&mut buffer).expect("the other end sends");
+    });
+    let us = start.elapsed().as_secs_f64() * 1e6 / frames as f64;
+    sender.join().expect("it sends, and no more");
+    Figure::new("a datagram of 1500 bytes through a pair of sockets", "us", phase, vec![us])
 }
 
 /// Reads so many bytes, and says how many microseconds a MiB took.

@@ -1,7 +1,7 @@
 //! `hv bench process`: system calls, processes, pipes and memory of programs. One program measures them, `lat`: in the sample
 //! guest minios, and on the host. Both are run several times, in turn, so that what else the machine does meets both.
 
-use crate::bench::phases::Progress;
+use crate::bench::progress::Steps;
 use crate::bench::{Figure, Phase, guest, host, host_signal};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ pub(super) fn steps(quick: bool) -> u32 {
     1 + 2 * turns(quick)
 }
 
-pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Progress) -> Vec<Figure> {
+pub(super) fn measure(phase: Phase, quick: bool, progress: &mut Steps) -> Vec<Figure> {
     progress.next("signal and futex");
     let signal = host_signal::round_trip(phase);
     let futex = host::futex_ping_pong(phase);

@@ -4,10 +4,14 @@ use crate::bench::Phase;
 use crate::bench::figure::{Aim, Figure};
 use std::fmt::Write;
 
+/// What the columns and marks of a [`table`] mean.
+pub(super) const LEGEND: &str = "ratio: to a row of the host's that does the same (--json names it). aim: the most that the ratio should be, or\n\
+     with a unit the median; ! where it is more. ~: the samples are far apart, something else was running.\n";
+
 /// The rows of all phases.
 pub(super) fn table(figures: &[Figure]) -> String {
     let mut text = String::new();
-    for phase in [Phase::Spare, Phase::Pinned] {
+    for phase in Phase::ALL {
         let rows: Vec<_> = figures.iter().filter(|f| f.phase == phase).map(row).collect();
         if !rows.is_empty() {
             let (median, min, max, ratio, aim) = ("median", "min", "max", "ratio", "aim");
@@ -15,12 +19,12 @@ pub(super) fn table(figures: &[Figure]) -> String {
             writeln!(text, "{head}\n{}\n", rows.join("\n")).expect("a string takes it");
         }
     }
-    text + "ratio: to a row of the host's that does the same (--json names it). aim: the most that the ratio should be, or\n\
-            with a unit the median; ! where it is more. ~: the samples are far apart, something else was running.\n"
+    text
 }
 
 fn row(figure: &Figure) -> String {
-    let Figure { name, median, min, max, .. } = figure;
+    let Figure { median, min, max, .. } = figure;
+    let name = figure.title();
     let (unit, parts) = unit(&figure.unit, *median);
     let ratio = figure.ratio.map(number).unwrap_or_default();
     let aim = match figure.aim {
@@ -40,6 +44,7 @@ pub(crate) fn unit(own: &str, median: f64) -> (&str, f64) {
     match own {
         "ns" if median >= 1e7 => ("ms", 1e6),
         "ns" if median >= 1e4 => ("us", 1e3),
+        "us" if median >= 1e4 => ("ms", 1e3),
         _ => (own, 1.0),
     }
 }

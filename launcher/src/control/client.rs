@@ -1,31 +1,35 @@
 //! The other end: finds VMs by their names, and asks.
 
 use super::directory::{Directory, Name};
-use super::protocol::{Answer, LONGEST_ANSWER, Outcome, Request, VERSION, Wanted};
+use super::protocol::{Answer, LONGEST_ANSWER, LONGEST_LINE, Outcome, Request, VERSION, Wanted};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
+use serde::de::DeserializeOwned;
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// How long a VM may take to answer. A pause may take it a second.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long `hv ps` waits for all of them.
-pub(super) const PATIENCE_WITH_ALL: Duration = Duration::from_secs(3);
+/// How long `hv ps` and `hv stats` wait for all of them.
+pub(crate) const PATIENCE_WITH_ALL: Duration = Duration::from_secs(3);
 
 /// So many names are told to somebody who looks for another.
 const MOST_TOLD: usize = 10;
 
 /// A VM that listens.
-pub(super) struct Connection {
-    pub name: Name,
+pub(crate) struct Connection {
+    pub(crate) name: Name,
     stream: BufReader<UnixStream>,
+    /// The beginning of an answer, of which the rest did not come in time.
+    received: Vec<u8>,
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum NoAnswer {
+pub(crate) enum NoAnswer {
     /// It has ended.
     #[error("it has ended")]
     Gone,
@@ -51,7 +55,11 @@ impl From<io::Error> for NoAnswer {
 impl Connection {
     /// To the VM of that name, if there is one.
     pub(super) fn open(directory: &Directory, name: Name) -> io::Result<Option<Self>> {
-        Ok(directory.connect(&name.file())?.map(|stream| Self { name, stream: BufReader::new(stream) }))
+        Ok(directory.connect(&name.file())?.map(|stream| Self {
+            name,
+            stream: BufReader::new(stream),
+            received: Vec::new(),
+        }))
     }
 
     pub(super) fn send(&mut self, wanted: Wanted) -> Result<(), NoAnswer> {
@@ -64,14 +72,26 @@ impl Connection {
 
     /// The answer to what was sent, if it comes until then.
     pub(super) fn receive(&mut self, until: Instant) -> Result<Outcome, NoAnswer> {
-        let mut line = Vec::new();
         self.wait_until(until)?;
-        let longest = LONGEST_ANSWER as u64;
-        (&mut self.stream).take(longest).read_until(b'\n', &mut line)?;
+        let longest = LONGEST_ANSWER.saturating_sub(self.received.len()) as u64;
+        (&mut self.stream).take(longest).read_until(b'\n', &mut self.received)?;
+        let line = std::mem::take(&mut self.received);
         if line.is_empty() {
             return Err(NoAnswer::Gone);
         }
         serde_json::from_slice(&line).map(|answer: Answer| answer.outcome).map_err(NoAnswer::Unknown)
+    }
+
+    /// Asks for something that is told line by line.
+    ///
+    /// # Errors
+    ///
+    /// As [`ask`](Self::ask).
+    pub(crate) fn stream(mut self, wanted: Wanted) -> Result<Lines, Failure> {
+        self.ask(wanted)?;
+        let ready = self.stream.get_mut().set_read_timeout(Some(PATIENCE));
+        ready.map_err(|error| Failure::cannot(format!("`{}` cannot be listened to", self.name), error))?;
+        Ok(Lines { stream: self.stream })
     }
 
     /// Waits until the other end has closed the connection.
@@ -105,6 +125,43 @@ impl Connection {
     }
 }
 
+/// What a VM tells until it ends, or until it is asked for no more.
+pub(crate) struct Lines {
+    stream: BufReader<UnixStream>,
+}
+
+/// Asks, from any thread, for no more lines than those that are known.
+pub(crate) struct Enough(UnixStream);
+
+impl Enough {
+    pub(crate) fn tell(&self) {
+        let _ = self.0.shutdown(Shutdown::Write); // it may be over already
+    }
+}
+
+impl Lines {
+    /// # Errors
+    ///
+    /// This process has no descriptor left.
+    pub(crate) fn enough(&self) -> io::Result<Enough> {
+        self.stream.get_ref().try_clone().map(Enough)
+    }
+
+    /// The next line; `None` at the end.
+    ///
+    /// # Errors
+    ///
+    /// The VM has gone, or is silent for too long; or the line is not one that is expected here.
+    pub(crate) fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, NoAnswer> {
+        let mut line = Vec::new();
+        (&mut self.stream).take(LONGEST_LINE).read_until(b'\n', &mut line)?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&line).map(Some).map_err(NoAnswer::Unknown)
+    }
+}
+
 /// Opens the directory.
 ///
 /// # Errors
@@ -112,6 +169,15 @@ impl Connection {
 /// It cannot be had.
 pub(super) fn directory() -> Result<Directory, Failure> {
     Directory::open().map_err(|error| Failure::cannot("running VMs cannot be looked for", error))
+}
+
+/// Finds a running VM by its name, or the beginning of it.
+///
+/// # Errors
+///
+/// There is none, or several, or it does not take connections.
+pub(crate) fn connect(name: &str) -> Result<Connection, Failure> {
+    find(&directory()?, name)
 }
 
 /// The names in it, of VMs that run or did.

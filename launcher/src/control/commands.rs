@@ -1,9 +1,10 @@
-//! What people type: `hv ps`, `hv pause`, `hv resume`, `hv stop`, `hv stats`, `hv balloon`.
+//! What people type: `hv ps`, `hv pause`, `hv resume`, `hv stop`, `hv balloon`. What there is to see in a VM is in
+//! [`crate::stats`] and [`crate::top`].
 
 use super::client::{self, Connection, NoAnswer};
-use super::directory::Directory;
 use super::protocol::{Outcome, Status, Wanted};
-use crate::cli::{BalloonOptions, NameOptions, PsOptions, StatsOptions, StopOptions};
+use super::roster::{Roster, Seen};
+use crate::cli::{BalloonOptions, NameOptions, PsOptions, StopOptions};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::output::{self, Style};
@@ -12,56 +13,35 @@ use crate::units::{show_duration, show_size, show_span};
 use std::fmt::Write;
 use std::time::{Duration, Instant};
 
-/// VMs that are asked at the same time: each is a descriptor.
-const AT_ONCE: usize = 100;
-
 /// `hv ps`; gives the exit code.
 ///
 /// # Errors
 ///
 /// The directory of control sockets cannot be had, or the list not be written.
 pub(crate) fn ps(options: &PsOptions) -> Result<u8, Failure> {
-    let directory = client::directory()?;
-    let mut running = Vec::new();
-    for names in client::names(&directory)?.chunks(AT_ONCE) {
-        let asked: Vec<_> = names.iter().filter_map(|name| asked(&directory, name.clone())).collect();
-        let until = Instant::now() + client::PATIENCE_WITH_ALL;
-        running.extend(asked.into_iter().filter_map(|connection| answered(connection, until)));
-    }
+    let running = running(&mut Roster::open()?)?;
     let text = if options.json { json(&running) } else { table(&running, &Style::stdout()) };
     output::print(&text)?;
     Ok(0)
 }
 
-/// A VM that has been asked how it is. What a killed one left is cleared away.
-fn asked(directory: &Directory, name: super::Name) -> Option<Connection> {
-    let asked = match Connection::open(directory, name.clone()) {
-        Ok(Some(mut connection)) => connection.send(Wanted::Status).map(|()| connection),
-        Ok(None) => {
-            if let Err(error) = directory.clear(&name) {
-                tracing::warn!(%name, %error, "the socket of a VM that was killed cannot be removed");
+/// How all VMs are. Those that do not say are told of on standard error.
+///
+/// # Errors
+///
+/// The directory cannot be read.
+pub(crate) fn running(roster: &mut Roster) -> Result<Vec<Status>, Failure> {
+    let mut running = Vec::new();
+    for Seen { name, status } in roster.look(client::PATIENCE_WITH_ALL)? {
+        match status {
+            Ok(status) => running.push(*status),
+            Err(why) => {
+                let warning = Style::stderr().yellow("warning:");
+                output::tell(&format!("{warning} the VM `{name}` is left out: {why}\n"));
             }
-            return None;
-        }
-        Err(error) => Err(error.into()),
-    };
-    asked.map_err(|error| tell_silence(&name, &error)).ok()
-}
-
-/// What it answers. One that has ended meanwhile is none.
-fn answered(mut connection: Connection, until: Instant) -> Option<Status> {
-    match connection.receive(until) {
-        Ok(Outcome::Status(status)) => Some(*status),
-        Ok(Outcome::Done | Outcome::Error(_)) | Err(NoAnswer::Gone) => None,
-        Err(error) => {
-            tell_silence(&connection.name, &error);
-            None
         }
     }
-}
-
-fn tell_silence(name: &super::Name, error: &NoAnswer) {
-    output::tell(&format!("{} the VM `{name}` is left out: {error}\n", Style::stderr().yellow("warning:")));
+    Ok(running)
 }
 
 /// `hv pause`; gives the exit code.
@@ -135,15 +115,23 @@ pub(crate) fn balloon(options: &BalloonOptions) -> Result<u8, Failure> {
     Ok(0)
 }
 
-/// `hv stats`; gives the exit code.
+/// How the VM of a name is.
 ///
 /// # Errors
 ///
-/// There is no such VM.
-pub(crate) fn stats(options: &StatsOptions) -> Result<u8, Failure> {
-    let status = status(&mut client::find(&client::directory()?, &options.name)?)?;
-    output::print(&if options.json { json(&status) } else { sheet(&status, &Style::stdout()) })?;
-    Ok(0)
+/// There is none, or it does not say.
+pub(crate) fn status_of(name: &str) -> Result<Status, Failure> {
+    status(&mut client::find(&client::directory()?, name)?)
+}
+
+/// Pauses the VM of a name, or has it run on.
+///
+/// # Errors
+///
+/// There is no such VM, or it comes to no stopping point.
+pub(crate) fn set_paused(name: &str, paused: bool) -> Result<(), Failure> {
+    let mut connection = client::find(&client::directory()?, name)?;
+    connection.ask(if paused { Wanted::Pause } else { Wanted::Resume }).map(drop)
 }
 
 fn status(connection: &mut Connection) -> Result<Status, Failure> {
@@ -156,7 +144,8 @@ fn status(connection: &mut Connection) -> Result<Status, Failure> {
     }
 }
 
-fn json(told: &impl serde::Serialize) -> String {
+/// As a program reads it.
+pub(crate) fn json(told: &impl serde::Serialize) -> String {
     let json = serde_json::to_string_pretty(told).expect("names and numbers are JSON");
     format!("{json}\n")
 }
@@ -190,68 +179,12 @@ fn table(running: &[Status], style: &Style) -> String {
     text
 }
 
-/// One VM, with all its figures.
-fn sheet(vm: &Status, style: &Style) -> String {
-    let time = |ns| show_duration(Duration::from_nanos(ns));
-    let c = &vm.counters;
-    let s = if vm.vcpus == 1 { "" } else { "s" };
-    let head = format!("{} ({}, process {})", printable(&vm.name), printable(&vm.image), vm.pid);
-    let rows = [
-        (
-            "state",
-            format!(
-                "{}, {} vCPU{s}, up {}",
-                vm.state.name(),
-                vm.vcpus,
-                show_span(Duration::from_nanos(vm.up_ns))
-            ),
-        ),
-        (
-            "CPU",
-            format!("{} in the monitor, {} in guest code", time(vm.monitor_cpu_ns), time(vm.sandbox_cpu_ns)),
-        ),
-        ("memory", format!("{}, of which the host holds {}", show_size(vm.memory), show_size(vm.resident))),
-        (
-            "given up",
-            format!(
-                "{} reported free, {} of {} in the balloon",
-                show_size(vm.reported),
-                show_size(vm.ballooned),
-                show_size(vm.balloon_target)
-            ),
-        ),
-        ("hypercalls", format!("{} came to the monitor", c.hypercalls)),
-        ("traps", format!("{} came to the monitor", c.traps)),
-        ("sleeps", format!("{} of the monitor's threads", c.sleeps)),
-        ("spinning", format!("{} in the monitor, {} in vCPUs", time(c.host_spin_ns), time(c.guest_spin_ns))),
-        ("rewritten", format!("{} system calls of programs, {} have to trap", c.rewritten, c.not_rewritten)),
-    ];
-    let rows = rows.map(|(name, value)| format!("  {name:10}  {value}\n"));
-    format!("{}\n{}", style.bold(&head), rows.concat())
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::protocol::State;
     use super::*;
 
     fn status(name: &str) -> Status {
-        Status {
-            name: name.into(),
-            pid: 4711,
-            image: "./a\x1b[2Jb".into(),
-            state: State::Paused,
-            vcpus: 2,
-            memory: 64 << 20,
-            resident: 4096,
-            reported: 8192,
-            ballooned: 1 << 20,
-            balloon_target: 2 << 20,
-            up_ns: 200_000_000_000,
-            monitor_cpu_ns: 1_000_000,
-            sandbox_cpu_ns: 2_000_000,
-            counters: hv_core::engine::Counters::default(),
-        }
+        Status { name: name.into(), ..Status::example() }
     }
 
     #[test]
@@ -273,20 +206,5 @@ mod tests {
     fn nothing_that_runs_is_told() {
         assert!(table(&[], &Style::plain()).contains("No VM is running"));
         assert_eq!(json(&[(); 0]), "[]\n");
-    }
-
-    #[test]
-    fn a_sheet_says_all() {
-        let text = sheet(&status("a"), &Style::plain());
-        for part in [
-            "a (./a",
-            "process 4711",
-            "paused, 2 vCPUs, up 3m 20s",
-            "the host holds 4 KiB",
-            "1 MiB of 2 MiB",
-            "hypercalls",
-        ] {
-            assert!(text.contains(part), "{part} is not in:\n{text}");
-        }
     }
 }

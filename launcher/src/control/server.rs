@@ -2,23 +2,28 @@
 //!
 //! It serves all connections in turn, reads from none more than is there, and waits for none to read: a client that says
 //! nothing, or too much, or does not listen, holds nobody up, least of all the VM. It sleeps until somebody comes, so it
-//! costs an idle VM nothing.
+//! costs an idle VM nothing. A connection whose request is answered by a stream leaves this thread ([`super::stream`]).
 //!
 //! Start at [`serve`].
 
 use super::directory::{Entry, Listening};
 use super::protocol::{self, LONGEST_REQUEST, Outcome, State, Status, Wanted};
+use super::stream::{Job, Streams};
 use crate::cpu_time;
 use crate::exit_code::Cause;
+use crate::profile::{self, HIGHEST_FREQUENCY};
 use crate::run::Ending;
+use crate::{images, trace};
 use hv_core::VmHandle;
-use hv_core::handle::RequestError;
+use hv_core::engine::{CallCounts, Counters};
+use hv_core::handle::{RequestError, VcpuStats};
 use hv_core::vm::MemoryControl;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::geteuid;
 use std::error::Error;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,6 +40,15 @@ pub(crate) struct Subject {
     pub(crate) handle: VmHandle,
     pub(crate) memory: MemoryControl,
     pub(crate) ending: Arc<Ending>,
+    pub(crate) streams: Streams,
+}
+
+/// How a request is answered.
+enum Reply {
+    /// By one line; the next request may come.
+    Line(Outcome),
+    /// By lines without an end, by this, if there is room for another stream.
+    Stream(Job),
 }
 
 /// A VM that is served. Dropping this gives its name back.
@@ -149,11 +163,19 @@ impl Connection {
         self.received.extend(&piece[..length]);
         while let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.received.drain(..=end).collect();
-            let outcome = match protocol::parse(&line) {
-                Ok(wanted) => subject.answer(wanted, entry),
-                Err(error) => Outcome::Error(error),
+            let reply = match protocol::parse(&line) {
+                Ok(wanted) => subject.reply(wanted, entry),
+                Err(error) => Reply::Line(Outcome::Error(error)),
             };
-            self.answer(outcome)?;
+            match reply {
+                Reply::Line(outcome) => self.answer(outcome)?,
+                Reply::Stream(job) => {
+                    match subject.streams.start(&self.stream, Outcome::Done.into_line(), job) {
+                        Ok(()) => return Err(ErrorKind::ConnectionAborted.into()), // it is another thread's now
+                        Err(error) => self.answer(Outcome::Error(error))?,
+                    }
+                }
+            }
         }
         if self.received.len() == LONGEST_REQUEST {
             let told = format!(
@@ -172,6 +194,20 @@ impl Connection {
 }
 
 impl Subject {
+    fn reply(&self, wanted: Wanted, entry: &Entry) -> Reply {
+        match wanted {
+            Wanted::Trace => match self.handle.trace() {
+                Ok(session) => Reply::Stream(trace::stream(session)),
+                Err(error) => Reply::Line(Outcome::Error(error.to_string())),
+            },
+            Wanted::Profile { frequency } => match self.profile(frequency) {
+                Ok(job) => Reply::Stream(job),
+                Err(told) => Reply::Line(Outcome::Error(told)),
+            },
+            wanted => Reply::Line(self.answer(wanted, entry)),
+        }
+    }
+
     /// Does what is wanted. Takes a second at the most, for a pause that the guest does not come to.
     fn answer(&self, wanted: Wanted, entry: &Entry) -> Outcome {
         tracing::debug!(?wanted, "asked by the control socket");
@@ -187,8 +223,17 @@ impl Subject {
                 Ok(())
             }
             Wanted::Balloon { bytes } => self.memory.set_balloon(bytes).map_err(Into::into),
+            Wanted::Trace | Wanted::Profile { .. } => unreachable!("they are answered by a stream"),
         };
         done.map_or_else(|error| Outcome::Error(error.to_string()), |()| Outcome::Done)
+    }
+
+    fn profile(&self, frequency: u32) -> Result<Job, String> {
+        if !(1..=HIGHEST_FREQUENCY).contains(&frequency) {
+            return Err(format!("expected a frequency of 1 to {HIGHEST_FREQUENCY} Hz, found {frequency}"));
+        }
+        let profiler = self.handle.profile().map_err(|error| error.to_string())?;
+        Ok(profile::stream(profiler, frequency, images::location(Path::new(&self.image))))
     }
 
     fn status(&self, entry: &Entry) -> Result<Status, RequestError> {
@@ -198,7 +243,7 @@ impl Subject {
             pid: std::process::id(),
             image: self.image.clone(),
             state: if stats.paused { State::Paused } else { State::Running },
-            vcpus: stats.counters.len() as u32,
+            vcpus: stats.vcpus.len() as u32,
             memory: stats.memory.size,
             resident: stats.memory.host,
             reported: stats.memory.reported,
@@ -207,7 +252,17 @@ impl Subject {
             up_ns: self.started.elapsed().as_nanos() as u64,
             monitor_cpu_ns: cpu_time::of_this_process(),
             sandbox_cpu_ns: cpu_time::of_threads(&stats.processes) + cpu_time::of_gone_children(),
-            counters: stats.counters.iter().copied().sum(),
+            counters: stats.vcpus.iter().map(|vcpu| vcpu.counters).sum(),
+            held_back_ns: stats.held_back_ns,
+            spaces: stats.spaces,
+            vcpu_stats: stats.vcpus.into_iter().map(without_calls).collect(),
+            devices: stats.devices,
         })
     }
+}
+
+/// For 64 of them to fit an answer.
+fn without_calls(vcpu: VcpuStats) -> VcpuStats {
+    let counters = Counters { calls: CallCounts::default(), ..vcpu.counters };
+    VcpuStats { counters, ..vcpu }
 }

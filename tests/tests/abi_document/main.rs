@@ -12,7 +12,8 @@ use bitflags::Flags;
 use document::*;
 use hv_abi::call::{CALLS, Description};
 use hv_abi::{
-    CpuFeatures, Features, Status, address, boot, call, clock, device, mmu, note, pages, testing, user, vcpu,
+    CpuFeatures, Features, Status, address, boot, call, clock, device, mmu, note, pages, testing, trace,
+    user, vcpu,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -255,6 +256,11 @@ fn constants() -> Vec<(&'static str, Value)> {
         note::TYPE,
         pages::PAGE_RUNS_MAX,
         testing::SECTION,
+        trace::TRACE_RECORDS_MAX,
+        trace::TRACE_NAME_MAX,
+        trace::kind::MARK,
+        trace::kind::SPAN,
+        trace::kind::CROSSING,
         user::GATE,
         user::LOWEST_USER,
         user::RFLAGS,
@@ -341,6 +347,7 @@ fn layouts() -> Vec<Layout> {
         boot::MemoryRegion { start, length, kind, flags }
         vcpu::VcpuPage {
             upcall, vcpu, upcall_entry, run_state, preempted, steal_ns, engine0, processor, engine1, pending, masked,
+            trace, reserved,
         }
         vcpu::UpcallFrame { rip, engine0, rflags, rsp, engine1 }
         clock::ClockPage { sequence, reserved, tsc_base, ns_base, scale, wall_base, generation }
@@ -350,6 +357,8 @@ fn layouts() -> Vec<Layout> {
         device::DevicePage { interrupt_status, config_generation, config_size, reserved, config }
         mmu::MmuUpdate { entry, new, old, status, reserved }
         pages::PageRun { start, count }
+        trace::TraceRing { head, tail, dropped, reserved }
+        trace::TraceRecord { sequence, kind, begin, end, value, name }
         user::UserContext {
             rax, rbx, rcx, rdx, rsi, rdi, rbp, rsp, r8_to_r15, rip, rflags, fs_base, xstate, xstate_valid, trap,
             access, vector, address, reserved,

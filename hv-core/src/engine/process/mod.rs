@@ -32,7 +32,9 @@ mod users;
 mod vcpu;
 pub(crate) mod xstate;
 
-use super::{AddressSpaces, Control, Counters, Engine, EngineError, Mapping, Registers, Setup, VcpuRunner};
+use super::{
+    AddressSpaces, Control, Counters, Engine, EngineError, Mapping, Registers, Setup, SpaceCounts, VcpuRunner,
+};
 use crate::cpu_share::Gate;
 use crate::events::{Notify, VcpuPages};
 use crate::shared::SharedFile;
@@ -45,6 +47,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tally::Tally;
 use users::Users;
 
@@ -82,7 +85,9 @@ impl Engine for ProcessEngine {
             sees_entries: setup.sees_entries,
             entered: (0..vcpus).map(|_| Mutex::default()).collect(),
             tallies: (0..vcpus).map(|_| Tally::default()).collect(),
+            samples: (0..vcpus).map(|_| AtomicBool::new(false)).collect(),
             pages: setup.pages.clone(),
+            upcalls: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
             delays: (0..vcpus).map(|_| AtomicU64::new(0)).collect(),
             gate: setup.gate.clone(),
             processes,
@@ -112,12 +117,16 @@ struct Process {
     gate: Arc<Gate>,
     /// Per vCPU: nanoseconds for which its guest code has waited for a processor.
     delays: Vec<AtomicU64>,
+    /// Per vCPU: times that it was told of events. Any thread tells.
+    upcalls: Vec<AtomicU64>,
     /// No guest kernel enters a program by itself.
     sees_entries: bool,
     /// Per vCPU: the programs that it has entered.
     entered: Vec<Mutex<Entered>>,
     /// Per vCPU: what its crossings cost.
     tallies: Vec<Tally>,
+    /// Per vCPU: its program is to be seen, and not to be called back for that.
+    samples: Vec<AtomicBool>,
 }
 
 /// Programs that a vCPU has entered.
@@ -215,6 +224,7 @@ impl Process {
 
 impl Notify for Process {
     fn notify(&self, vcpu: u32) {
+        self.upcalls[vcpu as usize].fetch_add(1, Relaxed);
         let page = self.pages.page(vcpu);
         if self.call_back(vcpu) {
             return;
@@ -302,6 +312,22 @@ impl Control for Process {
         self.kernel.shared.cancel_stop(vcpu);
     }
 
+    fn computes(&self, vcpu: u32) -> bool {
+        let sleeps =
+            matches!(self.pages.page(vcpu).run_state.load(SeqCst), run_state::BLOCKED | run_state::STOPPED);
+        !sleeps && self.kernel.shared.handover(vcpu).polls.load(SeqCst) == 0
+    }
+
+    fn request_sample(&self, vcpu: u32) {
+        match self.running(vcpu) {
+            Some(user) => {
+                self.samples[vcpu as usize].store(true, SeqCst);
+                user.shared.request_stop(vcpu);
+            }
+            None => self.kernel.shared.request_stop(vcpu),
+        }
+    }
+
     fn kill(&self) {
         self.gate.end();
         self.kernel.kill();
@@ -319,7 +345,15 @@ impl Control for Process {
 
     fn counters(&self, vcpu: u32) -> Counters {
         let guest_spins = self.kernel.shared.handover(vcpu).spun.load(Relaxed);
-        self.tallies[vcpu as usize].counters(guest_spins)
+        self.tallies[vcpu as usize].counters(guest_spins, self.upcalls[vcpu as usize].load(Relaxed))
+    }
+
+    fn space_counts(&self) -> SpaceCounts {
+        self.users.counts()
+    }
+
+    fn held_back(&self) -> Duration {
+        self.gate.held_back()
     }
 
     fn total_cpu_time(&self) -> u64 {

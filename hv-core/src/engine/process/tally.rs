@@ -4,7 +4,7 @@
 //! read now and then, by whoever wants to know, and may be a moment old.
 
 use super::spin;
-use crate::engine::Counters;
+use crate::engine::{CALL_KINDS, CallCounts, Counters, TrapCounts};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A number that one thread raises and any reads.
@@ -22,12 +22,39 @@ impl Count {
     }
 }
 
-/// One vCPU's counts. Aligned, so that no vCPU's slow another's down.
+/// Traps, by what they are: see [`TrapCounts`].
 #[derive(Debug, Default)]
+pub(super) struct Traps {
+    pub system_calls: Count,
+    pub page_faults: Count,
+    pub exceptions: Count,
+    pub interrupted: Count,
+    pub killed: Count,
+    pub mended: Count,
+    pub kernel: Count,
+}
+
+impl Traps {
+    fn counts(&self) -> TrapCounts {
+        TrapCounts {
+            system_calls: self.system_calls.get(),
+            page_faults: self.page_faults.get(),
+            exceptions: self.exceptions.get(),
+            interrupted: self.interrupted.get(),
+            killed: self.killed.get(),
+            mended: self.mended.get(),
+            kernel: self.kernel.get(),
+        }
+    }
+}
+
+/// One vCPU's counts. Aligned, so that no vCPU's slow another's down.
+#[derive(Debug)]
 #[repr(align(128))]
 pub(super) struct Tally {
-    pub hypercalls: Count,
-    pub traps: Count,
+    /// By [`CallCounts::kind_of`].
+    pub calls: [Count; CALL_KINDS],
+    pub traps: Traps,
     pub rewritten: Count,
     pub not_rewritten: Count,
     pub sleeps: Count,
@@ -35,12 +62,30 @@ pub(super) struct Tally {
     pub host_spins: Count,
 }
 
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            calls: std::array::from_fn(|_| Count::default()),
+            traps: Traps::default(),
+            rewritten: Count::default(),
+            not_rewritten: Count::default(),
+            sleeps: Count::default(),
+            host_spins: Count::default(),
+        }
+    }
+}
+
 impl Tally {
-    /// What was counted so far, and what the vCPU's thread says that it span, in turns.
-    pub(super) fn counters(&self, guest_spins: u64) -> Counters {
+    /// What was counted so far; what the vCPU's thread says that it span, in turns; and how often it was told of events.
+    pub(super) fn counters(&self, guest_spins: u64, upcalls: u64) -> Counters {
+        let calls = CallCounts(self.calls.each_ref().map(Count::get));
+        let trap_kinds = self.traps.counts();
         Counters {
-            hypercalls: self.hypercalls.get(),
-            traps: self.traps.get(),
+            hypercalls: calls.total(),
+            calls,
+            traps: trap_kinds.total(),
+            trap_kinds,
+            upcalls,
             rewritten: self.rewritten.get(),
             not_rewritten: self.not_rewritten.get(),
             sleeps: self.sleeps.get(),

@@ -21,7 +21,7 @@ use super::layout::{Command, LINKS_BASE, link_offset};
 use super::rewrite::{self, Rewriter};
 use super::sandbox::{Files, Sandbox, Starting};
 use crate::cpu_share::Pass;
-use crate::engine::{Access, EngineError, EnterError, Registers, Setup};
+use crate::engine::{Access, EngineError, EnterError, Registers, Setup, SpaceCounts};
 use crate::memory::GuestMemory;
 use crate::mmu::span;
 use core::ops::{Deref, DerefMut};
@@ -54,6 +54,8 @@ struct Inner {
     leaving: Vec<(u32, Arc<Sandbox>)>,
     /// One that is made ahead for the next space, and its slot.
     spare: Option<(u32, Starting)>,
+    /// What was done; its two that are of now are not kept here.
+    counts: SpaceCounts,
     /// Counts entries, to find the space that was not used for longest.
     now: u64,
 }
@@ -101,6 +103,7 @@ impl Users {
             tables: HashMap::new(),
             leaving: Vec::new(),
             spare: None,
+            counts: SpaceCounts::default(),
             now: 0,
         };
         Self { files, kernel: setup.kernel_root, inner: Mutex::new(inner) }
@@ -136,12 +139,14 @@ impl Users {
             inner.save(&self.files.memory, at, holder);
             from_memory = true;
         }
-        if !inner.spaces.contains_key(&root) {
+        let was_there = inner.spaces.contains_key(&root);
+        if !was_there {
             if !from_memory {
                 return Err(EnterError::NoExtendedState);
             }
             let (sandbox, slot) = inner.start(&self.files, vcpu, in_use).map_err(EnterError::Engine)?;
             inner.spaces.insert(root, Space::new(Arc::new(sandbox), Some(slot)));
+            inner.counts.made += 1;
             inner.prepare(&self.files, vcpu);
         }
         inner.touch(root);
@@ -165,9 +170,15 @@ impl Users {
         let wanted = std::mem::take(&mut space.wanted);
         inner.shadow_all(&self.files.memory, root, &wanted);
         inner.make_room(&self.files.memory, root);
+        let batches = inner.counts.batches;
         if let Err(error) = inner.update(root) {
             inner.give_up(&self.files.memory, root);
             return Err(EnterError::Engine(error));
+        }
+        if was_there && inner.counts.batches == batches {
+            inner.counts.shadow_hits += 1;
+        } else {
+            inner.counts.shadow_misses += 1;
         }
         Ok(inner.spaces[&root].sandbox.clone())
     }
@@ -213,7 +224,10 @@ impl Users {
                 tracing::warn!(%error, root, "an address space is given up");
                 Fault::Lost
             }
-            (true, Ok(())) => Fault::Mended,
+            (true, Ok(())) => {
+                inner.counts.shadow_misses += 1;
+                Fault::Mended
+            }
             (false, Ok(())) => Fault::Guest,
         }
     }
@@ -281,6 +295,7 @@ impl Users {
     /// An entry of a table, at P `at`, has changed.
     pub(super) fn entry_changed(&self, at: u64) {
         let mut inner = self.lock();
+        inner.counts.entries_changed += 1;
         let (table, index) = (at - at % PAGE_SIZE, at % PAGE_SIZE / 8);
         let uses = inner.tables.get(&table).cloned().unwrap_or_default();
         for of in uses {
@@ -318,6 +333,13 @@ impl Users {
         self::sandboxes(&inner).for_each(|sandbox| sandbox.kill());
     }
 
+    /// What was done so far, and what there is now.
+    pub(super) fn counts(&self) -> SpaceCounts {
+        let inner = self.lock();
+        let shadow_bytes = inner.spaces.values().map(|space| space.shadow.cost() as u64).sum();
+        SpaceCounts { spaces: inner.spaces.len() as u64, shadow_bytes, ..inner.counts }
+    }
+
     /// All sandboxes of programs, and those that are on their way out.
     pub(super) fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
         sandboxes(&self.lock()).cloned().collect()
@@ -346,6 +368,7 @@ impl Inner {
                 return;
             };
             self.forget(other);
+            self.counts.evictions += 1;
             self.update_or_give_up(memory, other);
         }
     }
@@ -356,6 +379,8 @@ impl Inner {
         let Some(space) = self.spaces.get_mut(&root) else { return Ok(()) };
         let commands: Vec<Command> = space.shadow.take_commands();
         if !commands.is_empty() {
+            self.counts.batches += 1;
+            self.counts.mappings += commands.len() as u64;
             space.sandbox.command(&commands)?;
         }
         if space.shadow.is_uncovered() {

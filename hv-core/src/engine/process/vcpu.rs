@@ -14,7 +14,9 @@ use super::tally::Tally;
 use super::users;
 use super::{InUser, Process, frame, stub};
 use crate::clock::monotonic_ns;
-use crate::engine::{Access, EnterError, Exit, Fault, Registers, Trap, UserCause, UserExit, VcpuRunner};
+use crate::engine::{
+    Access, CallCounts, EnterError, Exit, Fault, Registers, Trap, UserCause, UserExit, VcpuRunner,
+};
 use crate::events::Notify;
 use crate::mmu::KERNEL;
 use hv_abi::address::DIRECT_MAP;
@@ -156,12 +158,13 @@ impl Vcpu {
         }
         let number = handover.number.load(Relaxed);
         let arguments = handover.arguments();
-        self.tally().hypercalls.add(1);
+        self.tally().calls[CallCounts::kind_of(number)].add(1);
         Exit::Hypercall { number, arguments }
     }
 
     /// What had trapped is mended, and goes on. One that faults all the time is never waited for, so the time is looked at.
     fn goes_on(&mut self, deadline: u64) -> Option<Exit> {
+        self.tally().traps.mended.add(1);
         self.answered = true;
         (monotonic_ns() >= deadline).then_some(Exit::Deadline)
     }
@@ -176,7 +179,6 @@ impl Vcpu {
         if signal == 0 {
             return Some(Exit::Stopped(frame.registers));
         }
-        self.tally().traps.add(1);
         if let Fault::PageFault { address, access } = frame.fault(signal)
             && signal == libc::SIGSEGV
             && KERNEL.contains(&address)
@@ -197,6 +199,7 @@ impl Vcpu {
         {
             return self.goes_on(deadline);
         }
+        self.tally().traps.kernel.add(1);
         let fault = if stub::contains(frame.registers.rip) {
             Fault::InEngine { signal, address: frame.address }
         } else {
@@ -235,7 +238,7 @@ impl Vcpu {
             TURN_TRAP => self.trap(deadline)?,
             TURN_ENTER_USER => {
                 let [root, context, ..] = self.handover().arguments();
-                self.tally().hypercalls.add(1);
+                self.tally().calls[CallCounts::ENTER_USER].add(1);
                 Exit::EnterUser { root, context }
             }
             TURN_NOTIFY => {
@@ -265,7 +268,6 @@ impl Vcpu {
             Wait::Published(TURN_TRAP) => self.user_trap(user, deadline),
             Wait::Published(TURN_SYSCALL) => {
                 let registers = user.shared.handover(self.vcpu).registers();
-                self.tally().traps.add(1);
                 Some(self.user_exit(user, UserCause::SystemCall, registers))
             }
             Wait::Published(_) => Some(self.user_killed(user)),
@@ -332,7 +334,6 @@ impl Vcpu {
 
     /// A trap, or a stop, that the program says it has come to.
     fn user_trap(&mut self, user: &Arc<InUser>, deadline: u64) -> Option<Exit> {
-        self.tally().traps.add(1);
         let shared = &user.shared;
         let handover = shared.handover(self.vcpu);
         let signal = handover.signal.load(Relaxed) as i32;
@@ -341,6 +342,9 @@ impl Vcpu {
         };
         let fault = frame.user_fault(signal);
         let cause = match self.process.users.original(user.root, fault, &mut frame.registers) {
+            UserFault::None if self.was_sampled(user) => {
+                return Some(Exit::Sampled { root: user.root, registers: frame.registers });
+            }
             UserFault::None => UserCause::Interrupted,
             UserFault::SystemCall => {
                 if fault == UserFault::SystemCall {
@@ -369,6 +373,16 @@ impl Vcpu {
         Some(self.user_exit(user, cause, frame.registers))
     }
 
+    /// Whether a program was stopped to see where it is, and for nothing else.
+    fn was_sampled(&self, user: &InUser) -> bool {
+        let sampled = self.process.samples[self.vcpu as usize].swap(false, SeqCst);
+        if sampled {
+            // Whoever calls the program back says so first, and then has it stop: here it is the other way round.
+            user.shared.cancel_stop(self.vcpu);
+        }
+        sampled && !user.wanted.load(SeqCst) && !self.process.upcall_pending(self.vcpu)
+    }
+
     /// A program's system call has trapped often.
     fn rewrite(&mut self, root: u64, registers: &Registers) {
         match self.process.users.rewrite(root, registers) {
@@ -380,6 +394,14 @@ impl Vcpu {
 
     /// The program's guest kernel goes on, and may enter it again by itself.
     fn user_exit(&mut self, user: &Arc<InUser>, cause: UserCause, registers: Registers) -> Exit {
+        let traps = &self.tally().traps;
+        match cause {
+            UserCause::SystemCall => traps.system_calls.add(1),
+            UserCause::PageFault { .. } => traps.page_faults.add(1),
+            UserCause::Exception { .. } => traps.exceptions.add(1),
+            UserCause::Interrupted => traps.interrupted.add(1),
+            UserCause::Killed => traps.killed.add(1),
+        }
         self.leave_user(user);
         user.shared.cancel_stop(self.vcpu); // the program may have written there, too
         if !self.process.sees_entries {
@@ -389,6 +411,7 @@ impl Vcpu {
     }
 
     fn user_killed(&mut self, user: &Arc<InUser>) -> Exit {
+        self.tally().traps.killed.add(1);
         self.process.users.kill(user.root);
         self.leave_user(user);
         let registers = Registers::default();

@@ -9,6 +9,7 @@ extern crate alloc;
 mod console;
 mod disk;
 mod folder;
+mod marks;
 mod memory;
 mod mmu;
 mod wake;
@@ -47,10 +48,12 @@ fn main() -> u8 {
         "disk" => disk::measure(samples, arguments),
         "folder" => folder::measure(samples, arguments),
         _ if memory::measure(what, samples) || wake::measure(what, samples) => {}
+        _ if marks::measure(what, samples) => {}
         _ if mmu::measure(what, samples, arguments) => {}
         _ => {
             println!("usage: bench first|idle|poll|null|clock|trap|self|sleep|running|blocked [SAMPLES]");
             println!("       bench ping|interrupt [SAMPLES], with two vCPUs");
+            println!("       bench mark [SAMPLES], or known [ROUNDS], to be traced");
             println!("       bench stream|stream-unused|fault|protect|map [SAMPLES]");
             println!(
                 "       bench zero-known|zero-cleared-again|zero-used|report|claim|touch-claimed [SAMPLES]"

@@ -11,7 +11,9 @@ use guest_sdk::boot::info;
 use guest_sdk::console::write;
 use guest_sdk::hv_abi::address::entry;
 use guest_sdk::hv_abi::boot::{BootInfo, MemoryRegion, region};
-use guest_sdk::hv_abi::call::{CALLS, CONSOLE_WRITE_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport};
+use guest_sdk::hv_abi::call::{
+    CALLS, CONSOLE_WRITE_MAX, MULTICALL_MAX, MulticallEntry, NEVER, PANIC_TEXT_MAX, PanicReport,
+};
 use guest_sdk::hv_abi::mmu::ROOTS_MAX;
 use guest_sdk::hv_abi::{Call, Features, GuestPhys, PAGE_SIZE, Status};
 use guest_sdk::time::{Duration, Instant, since_epoch, stolen};
@@ -176,8 +178,16 @@ fn featureless() {
 fn roots() {
     let size = crate::memory_size();
     let root = |i: u64| GuestPhys(size - (i + 256) * PAGE_SIZE);
-    for i in 0..ROOTS_MAX {
-        assert_eq!(hypercall::root_create(root(i)), Ok(()), "root {i}");
+    let create = |i| MulticallEntry {
+        call: Call::ROOT_CREATE,
+        arguments: [root(i).0, 0, 0, 0, 0],
+        ..MulticallEntry::default()
+    };
+    for first in (0..ROOTS_MAX).step_by(MULTICALL_MAX as usize) {
+        let last = ROOTS_MAX.min(first + MULTICALL_MAX);
+        let entries: Vec<_> = (first..last).map(create).collect();
+        assert_eq!(raw(Call::MULTICALL, [phys(&entries[0]), last - first]), Ok(last - first));
+        assert!(entries.iter().all(|entry| entry.status == Status::SUCCESS), "roots from {first} on");
     }
     assert_eq!(hypercall::root_create(root(ROOTS_MAX)), Err(Status::NO_SPACE));
     assert_eq!(hypercall::root_destroy(root(7)), Ok(()));

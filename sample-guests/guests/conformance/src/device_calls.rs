@@ -284,6 +284,13 @@ guest_sdk::tests! {
         }
     }
 
+    "RULE-005" fn doorbells_and_writes_have_no_value() {
+        for device in devices() {
+            assert_eq!(raw(Call::DEVICE_WRITE, [device.number(), register::STATUS, 0]), Ok(0));
+            assert_eq!(raw(Call::DEVICE_NOTIFY, [device.number(), 0]), Ok(0));
+        }
+    }
+
     "DEVICE_NOTIFY-004" fn a_doorbell_that_nobody_waits_for_does_nothing() {
         for device in devices() {
             let ring = Ring::without_device(device, 8);

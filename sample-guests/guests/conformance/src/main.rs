@@ -35,6 +35,7 @@ mod ring;
 mod rules;
 mod smp;
 mod timer;
+mod trace;
 mod typed;
 mod upcalls;
 mod user;

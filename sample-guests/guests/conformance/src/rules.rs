@@ -122,6 +122,7 @@ guest_sdk::tests! {
             (Call::ROOT_CREATE, [phys(page()), 0]),
             (Call::MMU_FLUSH, [0, 0]),
             (Call::USER_XSTATE, [phys(&*context), 0]),
+            (Call::TRACE_RING, [0, 0]),
         ];
         for (number, arguments) in good {
             let answer = call(number, arguments);
@@ -130,8 +131,11 @@ guest_sdk::tests! {
         let root = phys(page());
         assert_eq!((raw(Call::ROOT_CREATE, [root]), call(Call::ROOT_DESTROY, [root]).value), (Ok(0), 0));
         let ends = [Call::SHUTDOWN, Call::PANIC, Call::ROOT_DESTROY, Call::VCPU_START, Call::VCPU_STOP];
-        let without_value = CALLS.iter().filter(|call| call.served && call.result == "none" && !ends.contains(&call.call));
-        assert!(without_value.map(|call| call.call).all(|call| good.iter().any(|good| good.0 == call)), "one is missing");
+        let of_devices = [Call::DEVICE_WRITE, Call::DEVICE_NOTIFY]; // where there are some: `device_calls`
+        let without_value = CALLS.iter().filter(|call| call.served && call.result == "none");
+        let without_value = without_value.map(|call| call.call);
+        let mut without_value = without_value.filter(|call| !ends.contains(call) && !of_devices.contains(call));
+        assert!(without_value.all(|call| good.iter().any(|good| good.0 == call)), "one is missing");
     }
 
     "RULE-006" fn a_call_that_fails_changes_nothing() {

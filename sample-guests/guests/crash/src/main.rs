@@ -6,9 +6,11 @@
 
 use core::arch::asm;
 use core::hint::black_box;
+use core::sync::atomic::AtomicBool;
+use core::sync::atomic::Ordering::SeqCst;
 use guest_sdk::area::{Area, Stack};
-use guest_sdk::hv_abi::address::{HYPERCALL_PAGE, VCPU_PAGES, entry};
-use guest_sdk::println;
+use guest_sdk::hv_abi::address::{HYPERCALL_PAGE, MAX_VCPUS, VCPU_PAGES, entry};
+use guest_sdk::{println, smp};
 
 guest_sdk::entry!(main);
 
@@ -29,6 +31,7 @@ const WAYS: &[Way] = &[
     ("syscall", "makes a host system call", system_call),
     ("loop", "never ends; needs --timeout", endless),
     ("unanswering", "hides from the request to stop; needs --timeout", unanswering),
+    ("others", "panics while its other vCPUs compute and sleep; needs --cpus", others),
     ("lost-stack", "faults with its stack pointer where the host's signals land", lost_stack),
 ];
 
@@ -120,8 +123,32 @@ fn system_call() {
 
 #[inline(never)]
 fn endless() {
+    READY[smp::current() as usize].store(true, SeqCst);
     loop {
         black_box(0);
+    }
+}
+
+/// The second vCPU computes, and those after it sleep.
+#[inline(never)]
+fn others() {
+    for vcpu in 1..smp::count() {
+        let work: fn() = if vcpu == 1 { endless } else { sleeper };
+        smp::start(vcpu, work).expect("it was not started");
+    }
+    while (1..smp::count()).any(|vcpu| !READY[vcpu as usize].load(SeqCst)) {
+        core::hint::spin_loop();
+    }
+    panic!("the others go on");
+}
+
+static READY: [AtomicBool; MAX_VCPUS as usize] = [const { AtomicBool::new(false) }; MAX_VCPUS as usize];
+
+#[inline(never)]
+fn sleeper() {
+    READY[smp::current() as usize].store(true, SeqCst);
+    loop {
+        guest_sdk::time::sleep(core::time::Duration::from_secs(1000));
     }
 }
 

@@ -76,6 +76,7 @@ impl Kernel {
             }
             call::MAP => turn.memory.allocate(a)?,
             call::UNMAP => turn.memory.free(a).map(|()| 0)?,
+            call::PROTECT => turn.memory.protect(a, b != 0).map(|()| 0)?,
             call::SLEEP => return Ok(self.sleep(turn, a)),
             call::LIST_FILES => return self.list_files(turn, [a, b, c, d]),
             call::MAKE_DIRECTORY => return self.on_path(turn, [a, b], Mounts::make_directory),

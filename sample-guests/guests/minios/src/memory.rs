@@ -149,9 +149,7 @@ impl Memory {
     /// It has not, or there is no memory for it.
     pub fn free(&self, start: u64) -> Result<(), Error> {
         let mut layout = self.layout.lock();
-        let is_it =
-            |region: &Region| region.range.start == start && start >= HEAP && region.content.1.is_empty();
-        let place = layout.regions.iter().position(is_it).ok_or(Error::Invalid)?;
+        let place = layout.allocated(start)?;
         let range = layout.regions[place].range.clone();
         check_heap()?;
         let mut space = self.space.lock();
@@ -161,6 +159,34 @@ impl Memory {
         bring_into_force(&mut space);
         layout.pages -= pages as usize;
         layout.regions.swap_remove(place);
+        Ok(())
+    }
+
+    /// Makes memory that [`allocate`](Self::allocate) has added at that address read-only, or writable.
+    ///
+    /// # Errors
+    ///
+    /// It has not, or there is no memory for it.
+    pub fn protect(&self, start: u64, write: bool) -> Result<(), Error> {
+        let mut layout = self.layout.lock();
+        let place = layout.allocated(start)?;
+        let range = layout.regions[place].range.clone();
+        check_heap()?;
+        let mut space = self.space.lock();
+        let rights = Rights { write, execute: false };
+        if write {
+            // What is shared stays read-only: the first write to it makes a copy.
+            let alone = space
+                .mappings()
+                .filter(|(at, there)| range.contains(at) && Arc::strong_count(&there.frame) == 1);
+            let alone: Vec<_> = alone.map(|(at, there)| at..at + there.pages * PAGE_SIZE).collect();
+            alone.into_iter().try_for_each(|pages| space.protect(pages, rights))
+        } else {
+            space.protect(range, rights)
+        }
+        .map_err(|_| Error::OutOfMemory)?;
+        bring_into_force(&mut space);
+        layout.regions[place].rights = rights;
         Ok(())
     }
 
@@ -267,6 +293,13 @@ impl Layout {
         // Behind it is a hole, so that an overflow faults.
         self.next += (length + PAGE_SIZE).next_multiple_of(AROUND * PAGE_SIZE);
         Ok(start)
+    }
+
+    /// Where among the regions that is which [`allocate`](Self::allocate) has added at that address.
+    fn allocated(&self, start: u64) -> Result<usize, Error> {
+        let is_it =
+            |region: &Region| region.range.start == start && start >= HEAP && region.content.1.is_empty();
+        self.regions.iter().position(is_it).ok_or(Error::Invalid)
     }
 
     fn fault(&mut self, space: &mut AddressSpace, address: u64, access: Access) -> Result<(), Fault> {

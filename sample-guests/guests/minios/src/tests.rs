@@ -118,6 +118,31 @@ fn regions_do_not_overlap_and_run_out() {
     assert!((0..1000).any(|_| memory.allocate(1) == Err(Error::OutOfMemory)));
 }
 
+#[test]
+fn memory_is_read_only_and_writable_again_and_copied_if_it_is_shared() {
+    let memory = memory(true);
+    assert_eq!(memory.protect(AT, false), Err(Error::Invalid), "the program did not ask for it");
+    let at = memory.allocate(2 * PAGE).unwrap();
+    memory.write(at, b"a").unwrap();
+    memory.protect(at, false).unwrap();
+    assert_eq!(memory.write(at, b"b"), Err(Error::BadAddress));
+    assert_eq!(memory.fault(at + PAGE, Access::Write), Err(Fault::Forbidden), "what was not touched, too");
+    assert_eq!(byte(&memory, at), Ok(b'a'));
+    let child = memory.fork().unwrap();
+    assert_eq!(child.write(at, b"b"), Err(Error::BadAddress));
+    for memory in [&memory, &child] {
+        memory.protect(at, true).unwrap();
+    }
+    child.write(at, b"c").unwrap();
+    assert_eq!((byte(&memory, at), byte(&child, at)), (Ok(b'a'), Ok(b'c')));
+    let before = frames::available();
+    memory.protect(at, false).unwrap();
+    memory.protect(at, true).unwrap();
+    let writable = memory.space.lock().translate(at).unwrap().rights.write;
+    assert!(writable, "what is nobody else's is writable at once");
+    assert_eq!(frames::available(), before);
+}
+
 /// Runs a kernel to its end.
 fn boot() -> i32 {
     vcpu::run(&Lock::new(Kernel::new(Mounts::new(files()), "sh", b"sh").unwrap())).unwrap()

@@ -40,6 +40,7 @@ impl Inner {
         let space = self.spaces.get(&root).filter(|space| space.shadow.range().contains(&virt))?;
         if space.shadow.is_full() || space.cost() >= MOST_COST {
             self.forget(root);
+            self.counts.evictions += 1;
         }
         let mut steps = Vec::with_capacity(4);
         let found = mmu::walk(memory, root, virt, |step| steps.push(step));

@@ -49,6 +49,7 @@ impl Inner {
             self.forbid(root);
             if !in_use(root) {
                 self.give_up(memory, root);
+                self.counts.evictions += 1;
                 return true;
             }
         }

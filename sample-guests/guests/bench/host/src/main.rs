@@ -1,15 +1,15 @@
-//! `lat` for Linux, by raw system calls: the same on a host, in a container, and in other systems that are to be compared.
+//! `lat` for Linux, by raw system calls: the same on a host, in a container, and in other systems that are to be compared. Where
+//! it is the first process, as in a VM without another, its end is the machine's.
 
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "system calls")]
 
 use core::ffi::{CStr, c_char};
-use core::fmt::{Arguments, Write};
-use core::mem::MaybeUninit;
+use core::fmt::Write;
 use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 use guest_user as _; // for its memory functions
-use lat::{Pipe, System};
+use lat::{Pipe, Region, System};
 
 // The kernel starts a program with what it is told on the stack: the number of arguments, and their addresses.
 core::arch::global_asm!(
@@ -37,13 +37,19 @@ core::arch::global_asm!(
 mod number {
     pub const READ: usize = 0;
     pub const WRITE: usize = 1;
+    pub const OPEN: usize = 2;
     pub const CLOSE: usize = 3;
     pub const MMAP: usize = 9;
+    pub const MPROTECT: usize = 10;
+    pub const MUNMAP: usize = 11;
     pub const MADVISE: usize = 28;
+    pub const PAUSE: usize = 34;
+    pub const GETPID: usize = 39;
     pub const FORK: usize = 57;
     pub const EXECVE: usize = 59;
     pub const WAIT4: usize = 61;
     pub const GETPPID: usize = 110;
+    pub const REBOOT: usize = 169;
     pub const CLOCK_GETTIME: usize = 228;
     pub const EXIT_GROUP: usize = 231;
     pub const PIPE2: usize = 293;
@@ -104,12 +110,26 @@ extern "C" fn lat_main(stack: *const usize) -> ! {
         PATH.store(argument(0).as_ptr().cast_mut(), Relaxed);
     }
     lat::main::<Linux>((1..count).map(|i| argument(i).to_str().unwrap_or_default()));
+    switch_off_if_first();
     Linux::exit()
+}
+
+/// Ends the machine, if this is its first process and it may.
+fn switch_off_if_first() {
+    const MAGIC: [usize; 2] = [0xfee1_dead, 0x2812_1969];
+    const POWER_OFF: usize = 0x4321_fedc;
+    // SAFETY: touches no memory.
+    if unsafe { call(number::GETPID, []) } == 1 {
+        // SAFETY: touches no memory; there are no files that could lose something.
+        let _ = unsafe { try_call(number::REBOOT, [MAGIC[0], MAGIC[1], POWER_OFF, 0, 0, 0]) };
+    }
 }
 
 struct Linux;
 
 impl System for Linux {
+    type Region = Mapped;
+
     const NULL_CALLS: &'static [(&'static str, fn())] = &[("lat_syscall null", get_parent)];
 
     fn now() -> u64 {
@@ -152,6 +172,13 @@ impl System for Linux {
         unreachable!("the program was replaced")
     }
 
+    fn sleep() -> ! {
+        loop {
+            // SAFETY: touches no memory.
+            let _ = unsafe { try_call(number::PAUSE, [0; 6]) }; // a signal is no reason to go on
+        }
+    }
+
     fn pipe() -> Pipe {
         let mut ends = [0_u32; 2];
         // SAFETY: writes two descriptors.
@@ -164,51 +191,83 @@ impl System for Linux {
         unsafe { call(number::CLOSE, [end as usize]) };
     }
 
-    fn send(end: u32) {
-        write(end, b"x");
+    fn open(path: &str) -> u32 {
+        const MOST: usize = 256;
+        let mut text = [0_u8; MOST];
+        assert!(path.len() < MOST, "{path} is longer than {MOST} bytes");
+        text[..path.len()].copy_from_slice(path.as_bytes());
+        // SAFETY: reads the path, which ends with zero, and opens it for reading.
+        unsafe { call(number::OPEN, [text.as_ptr().expose_provenance(), 0, 0]) as u32 }
     }
 
-    fn receive(end: u32) -> bool {
-        let mut byte = 0_u8;
-        // SAFETY: writes one byte.
-        unsafe { call(number::READ, [end as usize, (&raw mut byte).expose_provenance(), 1]) == 1 }
+    fn read(descriptor: u32, buffer: &mut [u8]) -> usize {
+        let at = buffer.as_mut_ptr().expose_provenance();
+        // SAFETY: writes into the buffer, as much as it has room for.
+        unsafe { call(number::READ, [descriptor as usize, at, buffer.len()]) }
     }
 
-    fn fresh(length: usize) -> &'static mut [MaybeUninit<u8>] {
-        const READ_WRITE: usize = 3;
+    fn write(descriptor: u32, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            bytes = &bytes[write(descriptor, bytes)..];
+        }
+    }
+}
+
+/// Memory by MMAP.
+struct Mapped {
+    at: usize,
+    length: usize,
+}
+
+impl Region for Mapped {
+    fn new(length: usize) -> Self {
         const PRIVATE_ANONYMOUS: usize = 0x22;
         const NO_HUGE_PAGE: usize = 15;
         // SAFETY: maps memory where nothing is.
         let at = unsafe { call(number::MMAP, [0, length, READ_WRITE, PRIVATE_ANONYMOUS, usize::MAX, 0]) };
-        // Where there are no large pages the call fails, and there is nothing to prevent.
-        // SAFETY: changes no content.
-        let _ = unsafe { try_call(number::MADVISE, [at, length, NO_HUGE_PAGE, 0, 0, 0]) };
-        // SAFETY: readable, writable, nobody else's, and never unmapped.
-        unsafe { core::slice::from_raw_parts_mut(core::ptr::with_exposed_provenance_mut(at), length) }
+        if length >= HUGE_PAGE {
+            // Where there are no large pages the call fails, and there is nothing to prevent.
+            // SAFETY: changes no content.
+            let _ = unsafe { try_call(number::MADVISE, [at, length, NO_HUGE_PAGE, 0, 0, 0]) };
+        }
+        Self { at, length }
     }
 
-    fn print(text: Arguments<'_>) {
-        let _ = Output.write_fmt(text); // `Output` does not fail
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: readable, writable, zero at first, and this value's own as long as it is there.
+        unsafe {
+            core::slice::from_raw_parts_mut(core::ptr::with_exposed_provenance_mut(self.at), self.length)
+        }
+    }
+
+    fn while_read_only(&mut self, look: impl FnOnce(&[u8])) {
+        const READ: usize = 1;
+        // SAFETY: nobody has a reference by which it could be written, until it is writable again.
+        unsafe { call(number::MPROTECT, [self.at, self.length, READ]) };
+        look(self.bytes());
+        // SAFETY: changes no content.
+        unsafe { call(number::MPROTECT, [self.at, self.length, READ_WRITE]) };
     }
 }
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // SAFETY: nobody has a reference to it any more.
+        unsafe { call(number::MUNMAP, [self.at, self.length]) };
+    }
+}
+
+const READ_WRITE: usize = 3;
+const HUGE_PAGE: usize = 2 << 20;
 
 fn get_parent() {
     // SAFETY: touches no memory.
     unsafe { call(number::GETPPID, []) };
 }
 
-fn write(descriptor: u32, bytes: &[u8]) {
+fn write(descriptor: u32, bytes: &[u8]) -> usize {
     // SAFETY: reads the bytes.
-    unsafe { call(number::WRITE, [descriptor as usize, bytes.as_ptr().expose_provenance(), bytes.len()]) };
-}
-
-struct Output;
-
-impl Write for Output {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        write(1, text.as_bytes());
-        Ok(())
-    }
+    unsafe { call(number::WRITE, [descriptor as usize, bytes.as_ptr().expose_provenance(), bytes.len()]) }
 }
 
 #[panic_handler]

@@ -1,22 +1,33 @@
-//! `lat`: what a system charges a program for system calls, processes, pipes and memory, measured from inside.
+//! `lat`: what a system charges a program for system calls, processes, pipes, memory and files, measured from inside.
 //!
 //! One program for every system that it compares: each says in [`System`] how its calls are made, and nothing else differs.
-//! What is done, and its name, is as in lmbench (`lat_syscall`, `lat_proc`, `lat_pipe`, `lat_ctx`). Each sample is a line:
-//! the name, and nanoseconds for one.
+//! It does one of four things, by its first argument:
 //!
-//! The clock may be slow: it is read around whole batches, whose size follows from how fast the system is.
+//! - `lat [ROUNDS [MICROSECONDS]]`: the rows of `hv bench process`, named as in lmbench. Each sample is a line: the name, and
+//!   nanoseconds for one.
+//! - `lat rows [ROUNDS [MICROSECONDS [FILE]]]`: the rows of the comparison in `bench/peers` ([`rows`]), each a line of JSON.
+//! - `lat idle`: says so, and sleeps for ever.
+//! - `lat exit`: ends.
+//!
+//! `ROUNDS` are the samples of each row, `MICROSECONDS` the least that a batch takes. The clock may be slow: it is read around
+//! whole batches, whose size follows from how fast the system is.
 //!
 //! Start at [`main`].
 
 #![no_std]
 #![forbid(unsafe_code)]
 
-use core::fmt::Arguments;
-use core::mem::MaybeUninit;
+mod line;
+mod rows;
+
+use line::{Line, print};
 
 /// A system. Calls that fail end the program with a message: there is nothing to measure then.
 pub trait System {
-    /// A system call that does next to nothing, in each way in which one can be made.
+    /// Memory from the system.
+    type Region: Region;
+
+    /// A system call that does next to nothing, in each way in which one can be made; first in the usual one.
     const NULL_CALLS: &'static [(&'static str, fn())];
 
     /// Nanoseconds since some moment.
@@ -34,23 +45,35 @@ pub trait System {
     /// Becomes this program from its start, with the argument `exit`.
     fn exec_exit() -> !;
 
+    /// Sleeps for ever.
+    fn sleep() -> !;
+
     /// Makes a pipe.
     fn pipe() -> Pipe;
 
-    /// Gives an end of a pipe back.
-    fn close(end: u32);
+    /// Opens a file for reading; gives its descriptor.
+    fn open(path: &str) -> u32;
 
-    /// Writes a byte.
-    fn send(end: u32);
+    /// Gives a descriptor back.
+    fn close(descriptor: u32);
 
-    /// Reads a byte; false if there will be no more.
-    fn receive(end: u32) -> bool;
+    /// Reads what is there, as much as fits; gives how much, 0 at the end.
+    fn read(descriptor: u32, buffer: &mut [u8]) -> usize;
 
-    /// Memory that nobody has touched yet, in pages of 4 KiB.
-    fn fresh(length: usize) -> &'static mut [MaybeUninit<u8>];
+    /// Writes everything.
+    fn write(descriptor: u32, bytes: &[u8]);
+}
 
-    /// Prints.
-    fn print(text: Arguments<'_>);
+/// Memory from the system, all zero, in pages of 4 KiB. It goes back with this value.
+pub trait Region {
+    /// So many bytes, whole pages, which nobody has touched yet.
+    fn new(length: usize) -> Self;
+
+    /// What is in it.
+    fn bytes(&mut self) -> &mut [u8];
+
+    /// Makes it read-only, lets `look` see it, and makes it writable again.
+    fn while_read_only(&mut self, look: impl FnOnce(&[u8]));
 }
 
 /// The two ends of a pipe.
@@ -76,23 +99,44 @@ const PAGE: usize = 4096;
 /// Bytes that a process touches.
 const FRESH: usize = 4 << 20;
 
-/// The program: `lat [ROUNDS [MICROSECONDS]]`, the samples of each row and the least that a batch takes; or `lat exit`,
-/// which does nothing.
+/// The program.
 pub fn main<S: System>(mut arguments: impl Iterator<Item = &'static str>) {
-    let first = arguments.next();
-    if first == Some("exit") {
-        return;
-    }
     let number = |word: Option<&str>, default| word.and_then(|word| word.parse().ok()).unwrap_or(default);
-    let effort = Effort { rounds: number(first, 11), batch: number(arguments.next(), 5000) * 1000 };
+    let effort = |rounds: Option<&str>, microseconds: Option<&str>| Effort {
+        rounds: number(rounds, 11),
+        batch: number(microseconds, 5000) * 1000,
+    };
+    match arguments.next() {
+        Some("exit") => {}
+        Some("idle") => {
+            print::<S>(format_args!("idle\n"));
+            S::sleep()
+        }
+        Some("rows") => {
+            let effort = effort(arguments.next(), arguments.next());
+            rows::all::<S>(effort, arguments.next());
+        }
+        rounds => latencies::<S>(effort(rounds, arguments.next())),
+    }
+}
+
+/// The rows of `hv bench process`.
+fn latencies<S: System>(effort: Effort) {
     for (name, call) in S::NULL_CALLS {
         report::<S>(name, effort, call);
     }
     report::<S>("lat_proc fork", effort, || child::<S>(|| S::exit()));
     report::<S>("lat_proc exec", effort, || child::<S>(|| S::exec_exit()));
-    pipes::<S>(effort);
+    let pipes = Pipes::<S>::new();
+    let (count, alone) = pipes.prepare(effort);
     for _ in 0..effort.rounds {
-        child::<S>(|| touch::<S>());
+        let both = batch::<S>(count, &mut || pipes.round_trip());
+        sample::<S>("lat_pipe", both, count);
+        sample::<S>("lat_ctx", (both / 2).saturating_sub(alone), count);
+    }
+    drop(pipes);
+    for _ in 0..effort.rounds {
+        child::<S>(|| sample::<S>("touch of fresh memory", touch::<S>(), (FRESH / PAGE) as u64));
     }
 }
 
@@ -127,57 +171,77 @@ fn count_for<S: System>(effort: Effort, operation: &mut impl FnMut()) -> u64 {
 fn report<S: System>(name: &str, effort: Effort, mut operation: impl FnMut()) {
     let count = count_for::<S>(effort, &mut operation);
     for _ in 0..effort.rounds {
-        line::<S>(name, batch::<S>(count, &mut operation), count);
+        sample::<S>(name, batch::<S>(count, &mut operation), count);
     }
 }
 
 /// Prints a sample: `count` took `ns`.
-fn line<S: System>(name: &str, ns: u64, count: u64) {
+fn sample<S: System>(name: &str, ns: u64, count: u64) {
     let tenths = ns * 10 / count;
-    S::print(format_args!("{name} {}.{}\n", tenths / 10, tenths % 10));
+    print::<S>(format_args!("{name} {}.{}\n", tenths / 10, tenths % 10));
 }
 
 /// A byte to another process and back; and from that, as in lmbench, what a switch between processes takes: half of it, less
-/// what writing to a pipe and reading from it takes in one process.
-fn pipes<S: System>(effort: Effort) {
-    let (there, back, own) = (S::pipe(), S::pipe(), S::pipe());
-    let Some(echo) = S::fork() else {
-        S::close(there.write);
-        S::close(back.read);
-        while S::receive(there.read) {
-            S::send(back.write);
-        }
-        S::exit();
-    };
-    S::close(there.read);
-    S::close(back.write);
-    let mut round_trip = || {
-        S::send(there.write);
-        S::receive(back.read);
-    };
-    let mut alone = || {
-        S::send(own.write);
-        S::receive(own.read);
-    };
-    let count = count_for::<S>(effort, &mut round_trip);
-    // The least, since whatever else runs only adds to it: a difference of two that are disturbed would say nothing.
-    let alone = (0..effort.rounds).map(|_| batch::<S>(count, &mut alone)).min().unwrap_or(0);
-    for _ in 0..effort.rounds {
-        let both = batch::<S>(count, &mut round_trip);
-        line::<S>("lat_pipe", both, count);
-        line::<S>("lat_ctx", (both / 2).saturating_sub(alone), count);
-    }
-    S::close(there.write);
-    S::wait(echo);
+/// what writing to a pipe and reading from it takes in one process. The other process ends with this value.
+struct Pipes<S: System> {
+    there: u32,
+    back: u32,
+    own: Pipe,
+    echo: u32,
+    system: core::marker::PhantomData<S>,
 }
 
-/// Writes to each page of fresh memory, in order.
-fn touch<S: System>() {
-    let memory = S::fresh(FRESH);
+impl<S: System> Pipes<S> {
+    fn new() -> Self {
+        let (there, back, own) = (S::pipe(), S::pipe(), S::pipe());
+        let Some(echo) = S::fork() else {
+            S::close(there.write);
+            S::close(back.read);
+            while S::read(there.read, &mut [0]) == 1 {
+                S::write(back.write, b"x");
+            }
+            S::exit();
+        };
+        S::close(there.read);
+        S::close(back.write);
+        Self { there: there.write, back: back.read, own, echo, system: core::marker::PhantomData }
+    }
+
+    fn round_trip(&self) {
+        S::write(self.there, b"x");
+        S::read(self.back, &mut [0]);
+    }
+
+    fn alone(&self) {
+        S::write(self.own.write, b"x");
+        S::read(self.own.read, &mut [0]);
+    }
+
+    /// How many round trips fill a batch, and what as many take in one process. That is the least, since whatever else runs
+    /// only adds to it: a difference of two that are disturbed would say nothing.
+    fn prepare(&self, effort: Effort) -> (u64, u64) {
+        let count = count_for::<S>(effort, &mut || self.round_trip());
+        let alone = (0..effort.rounds).map(|_| batch::<S>(count, &mut || self.alone())).min();
+        (count, alone.unwrap_or(0))
+    }
+}
+
+impl<S: System> Drop for Pipes<S> {
+    fn drop(&mut self) {
+        [self.there, self.back, self.own.read, self.own.write].into_iter().for_each(S::close);
+        S::wait(self.echo);
+    }
+}
+
+/// Nanoseconds to write to each page of fresh memory, in order.
+fn touch<S: System>() -> u64 {
+    let mut memory = S::Region::new(FRESH);
     let start = S::now();
-    memory.iter_mut().step_by(PAGE).for_each(|byte| {
-        byte.write(1);
-    });
+    write_to_pages(memory.bytes());
+    S::now() - start
+}
+
+fn write_to_pages(memory: &mut [u8]) {
+    memory.iter_mut().step_by(PAGE).for_each(|byte| *byte = 1);
     core::hint::black_box(memory);
-    line::<S>("touch of fresh memory", S::now() - start, (FRESH / PAGE) as u64);
 }

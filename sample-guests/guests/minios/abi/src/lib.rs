@@ -73,6 +73,8 @@ pub mod call {
     pub const RENAME: u64 = 26;
     /// `(index, entry)`: writes the [`MountInfo`](crate::MountInfo) of a file system. Gives 1, or 0 if there are no more.
     pub const LIST_MOUNTS: u64 = 27;
+    /// `(address, writable)`: makes memory that [`MAP`] gave, all of it, read-only if `writable` is 0, and writable otherwise.
+    pub const PROTECT: u64 = 28;
 }
 
 /// Flag of [`call::WAIT`].

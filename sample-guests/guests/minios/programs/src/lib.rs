@@ -13,6 +13,7 @@
 //! - [`process`]: fork, exec, wait, exit
 //! - [`thread`], [`sync`]: threads of a process, and what they wait for each other with
 //! - [`io`]: descriptors, files, pipes, lines, `println!`
+//! - [`memory`]: pieces of memory from the kernel, for a program that wants to have them by itself
 //! - [`heap`]: the allocator, on memory that the kernel hands out in larger pieces
 //! - [`edit`], [`parse`], [`pattern`]: what the shell and `grep` do, without system calls, so that `cargo test` tests it
 
@@ -23,6 +24,7 @@ extern crate alloc;
 pub mod edit;
 pub mod heap;
 pub mod io;
+pub mod memory;
 pub mod parse;
 pub mod pattern;
 pub mod process;

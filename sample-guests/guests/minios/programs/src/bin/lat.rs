@@ -1,17 +1,14 @@
-//! `lat [ROUNDS [MICROSECONDS]]`: measures what minios charges a program. `hv bench process` runs it, and the same on the host.
+//! `lat`: measures what minios charges a program. `hv bench process` runs it, and the same on the host; `bench/peers` does with
+//! other systems, too.
 
 #![no_std]
 #![no_main]
 #![expect(unsafe_code, reason = "a system call by the processor's instruction")]
 
-extern crate alloc;
-
-use alloc::boxed::Box;
-use core::fmt::Arguments;
-use core::mem::MaybeUninit;
-use lat::{Pipe, System};
+use core::time::Duration;
+use lat::{Pipe, Region, System};
 use os::process::{self, Fork};
-use os::{abi, io};
+use os::{abi, io, memory};
 
 os::entry!(main);
 
@@ -23,6 +20,8 @@ fn main() -> i32 {
 struct Minios;
 
 impl System for Minios {
+    type Region = Mapped;
+
     const NULL_CALLS: &'static [(&'static str, fn())] = &[
         ("lat_syscall null", by_gate),
         ("lat_syscall null, rewritten", rewritten),
@@ -52,6 +51,12 @@ impl System for Minios {
         panic!("{}", process::exec("lat", &["lat", "exit"]))
     }
 
+    fn sleep() -> ! {
+        loop {
+            process::sleep(Duration::from_secs(1 << 20));
+        }
+    }
+
     fn pipe() -> Pipe {
         let (read, write) = io::pipe().expect("there is room for a pipe");
         Pipe { read, write }
@@ -61,20 +66,32 @@ impl System for Minios {
         io::close(end);
     }
 
-    fn send(end: u32) {
-        io::write(end, b"x").expect("somebody reads");
+    fn open(path: &str) -> u32 {
+        io::open(path).unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
-    fn receive(end: u32) -> bool {
-        io::read(end, &mut [0]).expect("an end to read") == 1
+    fn read(descriptor: u32, buffer: &mut [u8]) -> usize {
+        io::read(descriptor, buffer).expect("an end to read")
     }
 
-    fn fresh(length: usize) -> &'static mut [MaybeUninit<u8>] {
-        Box::leak(Box::new_uninit_slice(length))
+    fn write(descriptor: u32, bytes: &[u8]) {
+        io::write(descriptor, bytes).expect("somebody reads");
+    }
+}
+
+struct Mapped(memory::Region);
+
+impl Region for Mapped {
+    fn new(length: usize) -> Self {
+        Self(memory::Region::new(length).expect("there is memory"))
     }
 
-    fn print(text: Arguments<'_>) {
-        os::print!("{text}");
+    fn bytes(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
+    fn while_read_only(&mut self, look: impl FnOnce(&[u8])) {
+        self.0.while_read_only(look).expect("memory can be protected");
     }
 }
 
