@@ -139,10 +139,11 @@ impl VcpuThread {
     }
 
     /// Is about to go on in its guest kernel, or in the program that has been entered.
-    pub(super) fn arm(&mut self, space: AddressSpace) {
-        let (vcpu, thread) = (self.vcpu, self.runner.guest_thread());
-        if let (Some(debugged), Some(thread)) = (self.debugged(), thread) {
-            debugged.state.arm(vcpu, space, thread);
+    pub(super) fn arm(&self, space: AddressSpace) {
+        if let Some(debugged) = self.debugged.as_ref().filter(|debugged| debugged.state.is_attached())
+            && let Some(thread) = self.runner.guest_thread()
+        {
+            debugged.state.arm(self.vcpu, space, thread);
         }
     }
 
