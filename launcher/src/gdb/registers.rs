@@ -183,11 +183,7 @@ mod tests {
 
     /// Bytes of each register of the description, in its order.
     fn described() -> Vec<usize> {
-        let document = roxmltree::Document::parse_with_options(
-            TARGET,
-            roxmltree::ParsingOptions { allow_dtd: true, ..Default::default() },
-        );
-        let document = document.expect("it is XML");
+        let document = roxmltree::Document::parse(TARGET).expect("it is XML");
         let registers = document.descendants().filter(|node| node.has_tag_name("reg"));
         let bits = registers.map(|node| node.attribute("bitsize").expect("it has one").parse::<usize>());
         bits.map(|bits| bits.expect("a number") / 8).collect()
