@@ -281,7 +281,7 @@ impl VcpuThread {
             return then;
         }
         match self.runner.enter_user(root, context, &program) {
-            Ok(()) => {}
+            Ok(()) => self.arm(AddressSpace::User { root }),
             Err(EnterError::NoExtendedState) => self.runner.answer(Status::BAD_ARGUMENT, 0),
             Err(EnterError::Engine(error)) => {
                 tracing::warn!(%error, "a user address space could not be made");
@@ -296,6 +296,7 @@ impl VcpuThread {
         if let Some(then) = self.user_exit_for_debugger(exit) {
             return then;
         }
+        self.arm(AddressSpace::Kernel);
         let number = user::trapped(&self.vm.memory, exit);
         self.runner.answer(Status::SUCCESS, number.into());
         self.stop_after_call().unwrap_or(Then::Run)

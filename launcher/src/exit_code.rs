@@ -36,6 +36,8 @@ pub(crate) enum Cause {
     ReaderGone,
     /// SIGTERM.
     Terminated,
+    /// gdb's `kill`.
+    Killed,
     /// `hv stop`: as by SIGTERM, so it has that code.
     Stopped,
 }
@@ -52,6 +54,7 @@ const TABLE: &[(Cause, u8, &str)] = &[
     (Cause::Crash, 134, "the guest crashed"),
     (Cause::Unanswered, 135, "a vCPU did not stop when it was asked to, and was ended"),
     (Cause::Died, 136, "the sandbox process is gone, without a word"),
+    (Cause::Killed, 137, "killed from gdb"),
     (Cause::ReaderGone, 141, "the guest wrote, and nobody reads its output any more, as in `| head -1`"),
     (Cause::Terminated, 143, "stopped by SIGTERM"),
     (Cause::Stopped, 143, "stopped by `hv stop`"),

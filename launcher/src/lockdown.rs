@@ -63,6 +63,8 @@ pub(crate) struct Kept<'a> {
     pub(crate) control: Option<BorrowedFd<'a>>,
     /// Those that it shares with its guest: files beneath can be read and, if the guest may, be changed.
     pub(crate) shares: &'a [(BorrowedFd<'a>, Access)],
+    /// For a debugger: `perf_event_open`, by which the host lends its debug registers.
+    pub(crate) watchpoints: bool,
 }
 
 /// Locks this thread, and all that it will start, down.
@@ -72,7 +74,9 @@ pub(crate) struct Kept<'a> {
 /// The host refused a filter. That it has no Landlock is no error.
 pub(crate) fn apply(kept: &Kept<'_>) -> Result<Landlocked, Box<dyn Error + Send + Sync>> {
     let landlocked = restrict_files(kept)?;
-    let rules: BTreeMap<i64, _> = DENIED.iter().map(|call| (*call, Vec::new())).collect();
+    let is_kept = |call: i64| kept.watchpoints && call == libc::SYS_perf_event_open;
+    let denied = DENIED.iter().filter(|call| !is_kept(**call));
+    let rules: BTreeMap<i64, _> = denied.map(|call| (*call, Vec::new())).collect();
     let denied = SeccompAction::Errno(libc::EPERM as u32);
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, denied, std::env::consts::ARCH.try_into()?)?;
     let program: seccompiler::BpfProgram = filter.try_into()?;
@@ -150,7 +154,8 @@ mod tests {
         let shares: Vec<_> = shares.iter().map(open).collect();
         let thread = std::thread::spawn(move || {
             let shares: Vec<_> = shares.iter().map(|(file, access)| (file.as_fd(), *access)).collect();
-            let kept = Kept { control: control.as_ref().map(AsFd::as_fd), shares: &shares };
+            let kept =
+                Kept { control: control.as_ref().map(AsFd::as_fd), shares: &shares, ..Kept::default() };
             attack(apply(&kept).expect("this host has seccomp"));
         });
         thread.join().expect("the attack is repelled");

@@ -111,6 +111,7 @@ impl Told {
             Cause::HangUp => "SIGHUP",
             Cause::Terminated => "SIGTERM",
             Cause::Stopped => "`hv stop`",
+            Cause::Killed => "gdb's `kill`",
             _ => return self.report.end.to_string(),
         };
         format!("stopped by {reason}{}", self.place())

@@ -22,7 +22,6 @@ use hv_core::cpu_share::{CpuShare, Peers};
 use hv_core::vm::Stopper;
 use hv_core::{Config, End, Vm};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -38,7 +37,8 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     }
     let image = images::load(&options.image)?;
     let ramdisk = options.ramdisk.as_deref().map(images::ramdisk).transpose()?.unwrap_or_default();
-    let gdb = options.gdb.as_ref().map(|place| wait_for_gdb(place, &options.image)).transpose()?;
+    let gdb = options.gdb.as_ref().map(|place| gdb::connect(place, &options.image)).transpose()?;
+    let file = gdb::ImageFile::new(&options.image, image.bytes.clone());
     let cannot_watch = |error| Failure::cannot("the host does not let hv wait for signals", error);
     let signals = Signals::catch().map_err(cannot_watch)?;
     let sink = Sink::new().map_err(cannot_watch)?;
@@ -48,8 +48,9 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     let trace = options.trace.as_deref().map(trace::open).transpose()?;
     let core = options.core.as_deref().map(CoreFile::create).transpose()?;
     let control = listening.as_ref().map(Listening::directory);
-    let landlocked = lockdown::apply(&Kept { control, shares: &shares::among(&devices) })
-        .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
+    let landlocked =
+        lockdown::apply(&Kept { control, shares: &shares::among(&devices), watchpoints: gdb.is_some() })
+            .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
     tracing::debug!(?landlocked, "locked down");
     let mut vm = Vm::start(Config {
         memory: options.memory,
@@ -111,7 +112,7 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
 
     let session = gdb
         .zip(vm.debugger())
-        .map(|((link, image), debugger)| gdb::Session::start(link, image, debugger, vm.stopper()))
+        .map(|(link, debugger)| gdb::Session::start(link, file, debugger, ending.clone()))
         .transpose()
         .map_err(|error| Failure::cannot("the host does not let hv wait for gdb's commands", error))?;
 
@@ -140,12 +141,6 @@ pub(crate) fn run(options: &RunOptions) -> Result<u8, Failure> {
     }
     recorded?;
     Ok(told.exit_code())
-}
-
-/// Waits until gdb has connected. What it reads of the image it reads from here.
-fn wait_for_gdb(place: &gdb::Place, image: &Path) -> Result<(gdb::Link, gdb::ImageFile), Failure> {
-    let file = gdb::ImageFile::new(image, images::bytes(image)?);
-    Ok((gdb::connect(place, image)?, file))
 }
 
 /// Takes the VM's name. One that nobody asked for is worth a warning and no more.

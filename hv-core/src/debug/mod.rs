@@ -9,6 +9,7 @@
 //! Start at [`Debugger`].
 
 mod breakpoints;
+mod hardware;
 
 use crate::engine::{Fault, Mapping, Registers};
 use crate::handle::{RequestError, VmHandle, Wanted};
@@ -18,6 +19,7 @@ use crate::view::{AddressSpace, View};
 use breakpoints::Breakpoints;
 pub(crate) use breakpoints::Hit;
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use hardware::Armed;
 use hv_abi::address::SLOT_255;
 use hv_abi::user::LOWEST_USER;
 use std::collections::BTreeMap;
@@ -104,6 +106,8 @@ pub(crate) struct State {
     kernel_root: Option<u64>,
     /// There is a debugger, or there will be.
     attached: AtomicBool,
+    /// The guest has begun, or is about to.
+    has_begun: AtomicBool,
     /// It has all vCPUs stand.
     holds: AtomicBool,
     events: Sender<Event>,
@@ -114,9 +118,15 @@ struct Inner {
     breakpoints: Breakpoints,
     standing: BTreeMap<u32, Standing>,
     watched: Vec<Watched>,
+    /// What the host watches of that, thread by thread.
+    armed: Vec<Armed>,
+    /// Why the host does not: then vCPUs run in single steps while anything is watched.
+    not_armed: Option<String>,
+    /// The host's threads of vCPUs that stand.
+    threads: BTreeMap<u32, i32>,
     /// Whose addresses those of programs were when they were last watched.
     spaces: BTreeMap<u64, AddressSpace>,
-    /// The next program that is entered is stopped for.
+    /// The next program that is entered and is there is stopped for.
     stops_at_entry: bool,
 }
 
@@ -132,6 +142,9 @@ impl State {
             breakpoints: Breakpoints::new(memory.clone()),
             standing: BTreeMap::new(),
             watched: Vec::new(),
+            armed: Vec::new(),
+            not_armed: None,
+            threads: BTreeMap::new(),
             spaces: BTreeMap::new(),
             stops_at_entry: false,
         };
@@ -140,6 +153,7 @@ impl State {
             fixed: fixed.to_vec(),
             kernel_root,
             attached: AtomicBool::new(true),
+            has_begun: AtomicBool::new(false),
             holds: AtomicBool::new(false),
             events,
             inner: Mutex::new(inner),
@@ -167,15 +181,22 @@ impl State {
         self.attached.load(SeqCst)
     }
 
+    /// A vCPU is about to run. Whether it is the first one.
+    pub(crate) fn begins(&self) -> bool {
+        !self.has_begun.swap(true, SeqCst)
+    }
+
     /// Whether a debugger has the VM stand.
     pub(crate) fn holds(&self) -> bool {
         self.holds.load(SeqCst)
     }
 
-    /// A vCPU is about to stand.
-    pub(crate) fn stands(&self, vcpu: u32, standing: Standing) {
+    /// A vCPU is about to stand, whose guest code that thread of the host's runs.
+    pub(crate) fn stands(&self, vcpu: u32, thread: Option<i32>, standing: Standing) {
         let reason = standing.reason;
         let mut inner = self.inner();
+        inner.armed.retain(|armed| armed.vcpu != vcpu);
+        inner.threads.extend(thread.map(|thread| (vcpu, thread)));
         inner.breakpoints.clear_return(vcpu);
         inner.standing.insert(vcpu, standing);
         drop(inner);
@@ -224,16 +245,48 @@ impl State {
         self.inner().breakpoints.lift(&self.kernel(), at, lift);
     }
 
-    /// A program is about to be entered. Whether it is to be stopped for.
-    pub(crate) fn enters(&self, root: u64) -> bool {
+    /// A program is about to run: it has the breakpoints that are set in programs.
+    pub(crate) fn enters(&self, root: u64) {
+        self.inner().breakpoints.apply(&View::user(&self.memory, root));
+    }
+
+    /// Whether a program that is about to be entered at V `at` is to be stopped for: if it is there already. What is loaded
+    /// on demand faults first, and is entered again.
+    pub(crate) fn stops_at_entry(&self, root: u64, at: u64) -> bool {
         let mut inner = self.inner();
-        inner.breakpoints.apply(&View::user(&self.memory, root));
-        std::mem::take(&mut inner.stops_at_entry)
+        let stops = inner.stops_at_entry && View::user(&self.memory, root).is_executable(at);
+        inner.stops_at_entry &= !stops;
+        stops
+    }
+
+    /// A vCPU is about to go on in a space, by that thread of the host's: has the host watch it, if it does.
+    pub(crate) fn arm(&self, vcpu: u32, space: AddressSpace, thread: i32) {
+        let mut inner = self.inner();
+        let inner = &mut *inner;
+        if inner.not_armed.is_some() {
+            return;
+        }
+        for place in inner.watched.iter().filter(|place| place.space == space) {
+            let is_armed = |armed: &Armed| (armed.thread, armed.address) == (thread, place.address);
+            if inner.armed.iter().any(is_armed) {
+                continue;
+            }
+            match Armed::new(vcpu, thread, place.address, place.bytes.len() as u64) {
+                Ok(armed) => inner.armed.push(armed),
+                Err(error) => inner.not_armed = Some(error.to_string()),
+            }
+        }
     }
 
     /// Whether anything is watched.
     pub(crate) fn watches(&self) -> bool {
         !self.inner().watched.is_empty()
+    }
+
+    /// Whether that takes single steps.
+    pub(crate) fn watches_by_steps(&self) -> bool {
+        let inner = self.inner();
+        !inner.watched.is_empty() && inner.not_armed.is_some()
     }
 
     /// A watched place that is not what it was. It is watched on as it is now.
@@ -317,11 +370,14 @@ impl Debugger {
     ///
     /// The VM has ended.
     pub fn detach(&self) -> Result<(), RequestError> {
+        // None may be on its way from a breakpoint.
+        self.interrupt()?;
         self.state.attached.store(false, SeqCst);
         {
             let mut inner = self.state.inner();
             inner.breakpoints.clear_all();
             inner.watched.clear();
+            inner.armed.clear();
         }
         self.go(None, &[])
     }
@@ -373,8 +429,8 @@ impl Debugger {
         self.state.inner().breakpoints.clear(at)
     }
 
-    /// Watches a place: whoever changes it stands behind the instruction that did. The vCPUs then run in single steps, which
-    /// is some thousand times slower. An address that is not the guest kernel's is that of `program`, or of whose it was
+    /// Watches a place: whoever changes it stands behind the instruction that did. If the host [cannot](Self::steps_to_watch),
+    /// the vCPUs run in single steps, which is some thousand times slower. An address that is not the guest kernel's is that of `program`, or of whose it was
     /// when it was last watched. Whether it can be.
     pub fn watch(&self, address: u64, length: u64, program: AddressSpace) -> bool {
         let kernel = self.state.kernel();
@@ -393,7 +449,21 @@ impl Debugger {
         }
         inner.spaces.insert(address, space);
         inner.watched.push(Watched { address, space, bytes });
+        // Whether the host would, is found out with a thread that stands; and that it has so many.
+        let stands = |(vcpu, _): &(&u32, &i32)| inner.standing.contains_key(vcpu);
+        let tried = inner.threads.iter().find(stands).map(|(vcpu, thread)| {
+            let places = inner.watched.iter().map(|place| (place.address, place.bytes.len() as u64));
+            places
+                .map(|(address, length)| Armed::new(*vcpu, *thread, address, length))
+                .collect::<Result<Vec<_>, _>>()
+        });
+        inner.not_armed = tried.and_then(Result::err).map(|error| error.to_string());
         true
+    }
+
+    /// Why what is watched now takes single steps; `None` if the host's debug registers do it.
+    pub fn steps_to_watch(&self) -> Option<String> {
+        self.state.inner().not_armed.clone()
     }
 
     /// Watches a place no more. Whether it was.
@@ -401,6 +471,7 @@ impl Debugger {
         let mut inner = self.state.inner();
         let is_it = |place: &Watched| place.address == address && place.bytes.len() as u64 == length;
         let found = inner.watched.iter().position(is_it);
+        inner.armed.retain(|armed| armed.address != address);
         found.map(|index| inner.watched.swap_remove(index)).is_some()
     }
 

@@ -118,6 +118,9 @@ pub(crate) trait VcpuRunner: Send {
     /// Registers at the hypercall being answered: RIP is not known, RSP and RBP are.
     fn registers_in_call(&self) -> Registers;
 
+    /// The host's thread that runs the vCPU's guest code, if it goes on now.
+    fn guest_thread(&self) -> Option<i32>;
+
     /// Changes what the guest kernel goes on with after [`Exit::Trap`] or [`Exit::Stopped`].
     fn set_registers(&mut self, registers: &Registers);
 

@@ -36,7 +36,8 @@ struct Program {
 /// A step that is not over.
 #[derive(Clone, Copy)]
 struct Step {
-    space: AddressSpace,
+    /// Whose it is, if it is not the guest kernel's.
+    program: Option<Program>,
     /// Where it began.
     from: u64,
 }
@@ -51,18 +52,25 @@ pub(crate) struct Debugged {
     over: Option<u64>,
     /// The program that runs does so in single steps.
     traces_program: bool,
-    has_begun: bool,
 }
 
 impl Debugged {
     pub(crate) fn new(state: Arc<State>) -> Self {
-        Self { state, program: None, step: None, over: None, traces_program: false, has_begun: false }
+        Self { state, program: None, step: None, over: None, traces_program: false }
     }
 
-    /// Flags with which guest code of `space` goes on.
-    fn flags(&self, space: AddressSpace, flags: u64) -> u64 {
-        let steps = self.step.is_some_and(|step| step.space == space);
-        if steps || self.over.is_some() || self.state.watches() { flags | TF } else { flags & !TF }
+    /// Whether the program, or the guest kernel, is to make a step.
+    fn steps(&self, program: Option<Program>) -> bool {
+        self.step.is_some_and(|step| step.program == program)
+    }
+
+    /// Flags with which the program, or the guest kernel, goes on.
+    fn flags(&self, program: Option<Program>, flags: u64) -> u64 {
+        if self.steps(program) || self.over.is_some() || self.state.watches_by_steps() {
+            flags | TF
+        } else {
+            flags & !TF
+        }
     }
 }
 
@@ -86,7 +94,7 @@ impl VcpuThread {
                 debugged.state.lift(over, false);
             }
             debugged.step = None;
-            debugged.state.stands(self.vcpu, standing);
+            debugged.state.stands(self.vcpu, self.runner.guest_thread(), standing);
         }
         let preempted = &self.vm.pages.page(self.vcpu).preempted;
         preempted.store(1, SeqCst);
@@ -96,7 +104,8 @@ impl VcpuThread {
         let Ok(Order::Resume) = order else { return Err(Then::End(End::Stopped, registers)) };
         let Some(debugged) = &mut self.debugged else { return Ok(registers) };
         let (registers, steps) = debugged.state.goes_on(self.vcpu).unwrap_or((registers, false));
-        debugged.step = steps.then_some(Step { space, from: registers.rip });
+        let program = debugged.program.filter(|_| space != AddressSpace::Kernel);
+        debugged.step = steps.then_some(Step { program, from: registers.rip });
         Ok(registers)
     }
 
@@ -115,6 +124,7 @@ impl VcpuThread {
         if self.debugged().is_some_and(|debugged| debugged.step.is_some()) {
             state.set_return(self.vcpu, registers.rip);
         }
+        self.arm(AddressSpace::Kernel);
         Ok(())
     }
 
@@ -128,10 +138,20 @@ impl VcpuThread {
         })
     }
 
+    /// Is about to go on in its guest kernel, or in the program that has been entered.
+    pub(super) fn arm(&self, space: AddressSpace) {
+        if let Some(debugged) = self.debugged.as_ref().filter(|debugged| debugged.state.is_attached())
+            && let Some(thread) = self.runner.guest_thread()
+        {
+            debugged.state.arm(self.vcpu, space, thread);
+        }
+    }
+
     /// Goes on in the guest kernel.
     fn go_on(&mut self, mut registers: Registers) -> Then {
+        self.arm(AddressSpace::Kernel);
         if let Some(debugged) = self.debugged() {
-            registers.rflags = debugged.flags(AddressSpace::Kernel, registers.rflags);
+            registers.rflags = debugged.flags(None, registers.rflags);
         }
         self.runner.set_registers(&registers);
         self.runner.resume();
@@ -152,8 +172,8 @@ impl VcpuThread {
     /// The vCPU has stopped in its guest kernel, for a debugger or for others, or is at its first instruction.
     pub(super) fn stopped_for_debugger(&mut self, registers: Registers) -> Then {
         let vcpu = self.vcpu;
-        let Some(debugged) = &mut self.debugged else { return self.go_on(registers) };
-        let is_first = !std::mem::replace(&mut debugged.has_begun, true) && vcpu == 0;
+        let Some(debugged) = &self.debugged else { return self.go_on(registers) };
+        let is_first = debugged.state.begins();
         match is_first {
             true => self.stand_in_kernel(Reason::Start, registers),
             false if self.vm.stopping[vcpu as usize].load(SeqCst) => {
@@ -170,7 +190,7 @@ impl VcpuThread {
         let Some(debugged) = self.debugged() else {
             return Then::End(End::Crash { fault, hint: None }, registers);
         };
-        let steps = debugged.step.is_some_and(|step| step.space == AddressSpace::Kernel);
+        let steps = debugged.steps(None);
         let reason = match fault {
             Fault::Exception { vector: DEBUG, .. } => {
                 if let Some(over) = debugged.over.take() {
@@ -208,6 +228,11 @@ impl VcpuThread {
             Fault::InEngine { signal: libc::SIGTRAP, .. } if registers.rflags & TF != 0 => {
                 return self.leave_engine(fault, registers);
             }
+            // It has written to what is watched, for the guest: an upcall's frame.
+            Fault::InEngine { signal: libc::SIGTRAP, .. } if debugged.state.watches() => {
+                self.runner.resume();
+                return Then::Run;
+            }
             _ => Some(Reason::Fault(fault)),
         };
         match reason {
@@ -242,9 +267,11 @@ impl VcpuThread {
     ) -> Result<(), Then> {
         let Some(debugged) = self.debugged() else { return Ok(()) };
         let space = AddressSpace::User { root };
-        let same = debugged.program.replace(Program { root, context }) == Some(Program { root, context });
-        let has_stepped = |step: Step| same && step.space == space && step.from != program.rip;
-        let stops = debugged.state.enters(root) || debugged.step.is_some_and(has_stepped);
+        let entered = Some(Program { root, context });
+        debugged.program = entered;
+        let has_stepped = |step: Step| step.program == entered && step.from != program.rip;
+        let has_stepped = debugged.step.is_some_and(has_stepped);
+        let stops = debugged.state.stops_at_entry(root, program.rip) || has_stepped;
         if stops {
             let registers = Registers::from(&*program);
             let registers = self.stand(Standing::new(space, Reason::Step, registers))?;
@@ -252,7 +279,7 @@ impl VcpuThread {
         }
         if let Some(debugged) = self.debugged() {
             debugged.state.enters(root);
-            program.rflags = debugged.flags(space, program.rflags);
+            program.rflags = debugged.flags(entered, program.rflags);
             debugged.traces_program = program.rflags & TF != 0;
         }
         Ok(())
@@ -271,14 +298,14 @@ impl VcpuThread {
             registers.rflags &= !TF;
         }
         let reason = match exit.cause {
-            UserCause::Exception { vector: DEBUG } if traces => {
+            UserCause::Exception { vector: DEBUG } if traces || debugged.state.watches() => {
                 if GATE_PAGE.contains(&registers.rip) {
                     let registers = *registers;
                     return Some(self.reenter(program, registers)); // to its guest kernel, without a step
                 }
                 match debugged.state.changed() {
                     Some(address) => Some(Reason::Watch { address }),
-                    None => debugged.step.is_some_and(|step| step.space == space).then_some(Reason::Step),
+                    None => debugged.steps(Some(program)).then_some(Reason::Step),
                 }
             }
             UserCause::Exception { vector: BREAKPOINT } => {
@@ -304,7 +331,7 @@ impl VcpuThread {
         }
         if let Some(debugged) = self.debugged() {
             debugged.state.enters(program.root);
-            registers.rflags = debugged.flags(space, registers.rflags);
+            registers.rflags = debugged.flags(Some(program), registers.rflags);
             debugged.traces_program = registers.rflags & TF != 0;
         }
         Some(self.reenter(program, registers))
@@ -324,6 +351,7 @@ impl VcpuThread {
             let number = user::trapped(&self.vm.memory, &exit);
             self.runner.answer(hv_abi::Status::SUCCESS, number.into());
         }
+        self.arm(AddressSpace::User { root });
         Then::Run
     }
 }

@@ -11,19 +11,21 @@ mod monitor;
 mod registers;
 mod target;
 
+use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::output;
+use crate::run::Ending;
 use gdbstub::stub::state_machine::GdbStubStateMachine as State;
 use gdbstub::stub::{DisconnectReason, GdbStub, GdbStubError, MultiThreadStopReason};
 use hv_core::End;
 use hv_core::debug::{Debugger, Event};
 use hv_core::handle::RequestError;
-use hv_core::vm::Stopper;
 pub(crate) use image_file::ImageFile;
 use link::HangUp;
 pub(crate) use link::{Link, Place};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -70,12 +72,12 @@ impl Session {
         link: Link,
         image: ImageFile,
         debugger: Debugger,
-        stopper: Stopper,
+        ending: Arc<Ending>,
     ) -> io::Result<Self> {
         let hang_up = link.hang_up()?;
         let (ended, ends) = channel();
         let thread = std::thread::Builder::new().name("hv-gdb".into()).spawn(move || {
-            serve(link, Guest::new(debugger, image), &stopper);
+            serve(link, Guest::new(debugger, image), &ending);
             drop(ended);
         })?;
         Ok(Self { thread, ends, hang_up })
@@ -91,11 +93,11 @@ impl Session {
 }
 
 /// Serves gdb until it goes or the VM does.
-fn serve(link: Link, mut guest: Guest, stopper: &Stopper) {
+fn serve(link: Link, mut guest: Guest, ending: &Ending) {
     let reason = talk(link, &mut guest);
     tracing::debug!(?reason, "gdb has gone");
     match reason {
-        Ok(DisconnectReason::Kill) => stopper.stop(),
+        Ok(DisconnectReason::Kill) => ending.stop(Cause::Killed),
         Ok(DisconnectReason::TargetExited(_) | DisconnectReason::TargetTerminated(_)) => {}
         Ok(DisconnectReason::Disconnect) => drop(guest.debugger.detach()),
         Err(error) => {

@@ -3,7 +3,7 @@
 use super::image_file::ImageFile;
 use super::monitor;
 use super::registers::{Frame, Number, X86_64};
-use gdbstub::common::{Signal, Tid};
+use gdbstub::common::{Pid, Signal, Tid};
 use gdbstub::stub::MultiThreadStopReason;
 use gdbstub::target::ext::base::BaseOps;
 use gdbstub::target::ext::base::multithread::{
@@ -15,6 +15,7 @@ use gdbstub::target::ext::breakpoints::{
     Breakpoints, BreakpointsOps, HwWatchpoint, HwWatchpointOps, SwBreakpoint, SwBreakpointOps, WatchKind,
 };
 use gdbstub::target::ext::exec_file::ExecFileOps;
+use gdbstub::target::ext::extended_mode::{Args, AttachKind, ExtendedMode, ExtendedModeOps, ShouldTerminate};
 use gdbstub::target::ext::host_io::HostIoOps;
 use gdbstub::target::ext::monitor_cmd::{ConsoleOutput, MonitorCmd, MonitorCmdOps};
 use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOps};
@@ -36,6 +37,8 @@ pub(super) struct Guest {
     /// What gdb wants of vCPUs when they go on.
     steps: Vec<u32>,
     goes: Vec<u32>,
+    /// That a watchpoint is slow has been said.
+    told_of_steps: bool,
     /// Those that it said nothing of stay.
     is_locked: bool,
 }
@@ -53,7 +56,7 @@ pub(super) fn tid(vcpu: u32) -> Tid {
 impl Guest {
     pub(super) fn new(debugger: Debugger, image: ImageFile) -> Self {
         let (steps, goes) = Default::default();
-        Self { debugger, image, space: None, stopped: 0, steps, goes, is_locked: false }
+        Self { debugger, image, space: None, stopped: 0, steps, goes, told_of_steps: false, is_locked: false }
     }
 
     /// All vCPUs stand, for this one.
@@ -129,6 +132,10 @@ impl Target for Guest {
     }
 
     fn support_breakpoints(&mut self) -> Option<BreakpointsOps<'_, Self>> {
+        Some(self)
+    }
+
+    fn support_extended_mode(&mut self) -> Option<ExtendedModeOps<'_, Self>> {
         Some(self)
     }
 
@@ -283,11 +290,39 @@ impl SwBreakpoint for Guest {
 
 impl HwWatchpoint for Guest {
     fn add_hw_watchpoint(&mut self, at: u64, length: u64, kind: WatchKind) -> TargetResult<bool, Self> {
-        Ok(kind == WatchKind::Write && self.debugger.watch(at, length, self.program()))
+        let set = kind == WatchKind::Write && self.debugger.watch(at, length, self.program());
+        if let Some(why) = self.debugger.steps_to_watch().filter(|_| set && !self.told_of_steps) {
+            self.told_of_steps = true;
+            tracing::warn!(%why, "the host's debug registers cannot watch that, and the guest runs in single steps");
+        }
+        Ok(set)
     }
 
     fn remove_hw_watchpoint(&mut self, at: u64, length: u64, _: WatchKind) -> TargetResult<bool, Self> {
         Ok(self.debugger.unwatch(at, length))
+    }
+}
+
+/// For gdb's `kill`, to which it wants an answer; the rest of this mode is not served.
+impl ExtendedMode for Guest {
+    fn run(&mut self, _: Option<&[u8]>, _: Args<'_, '_>) -> TargetResult<Pid, Self> {
+        Err(TargetError::NonFatal)
+    }
+
+    fn attach(&mut self, _: Pid) -> TargetResult<(), Self> {
+        Err(TargetError::NonFatal)
+    }
+
+    fn query_if_attached(&mut self, _: Pid) -> TargetResult<AttachKind, Self> {
+        Ok(AttachKind::Attach) // so that gdb lets it run on when its user leaves
+    }
+
+    fn kill(&mut self, _: Option<Pid>) -> TargetResult<ShouldTerminate, Self> {
+        Ok(ShouldTerminate::Yes)
+    }
+
+    fn restart(&mut self) -> Result<(), RequestError> {
+        Ok(())
     }
 }
 

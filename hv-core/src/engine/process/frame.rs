@@ -23,12 +23,15 @@ pub(super) struct Frame {
     system_call: u32,
     /// Architecture of the system call.
     architecture: u32,
-    /// The kernel raised the signal of itself: vector, error and address are of some fault before.
-    of_the_kernel: bool,
+    /// `si_code`: why the signal was raised.
+    code: i32,
 }
 
-/// `si_code` of a signal without a cause of its own.
+/// `si_code` of a signal that the host's kernel raised of itself: vector, error and address are of some fault before.
 const SI_KERNEL: i32 = 0x80;
+
+/// `si_code` of a watchpoint that the host keeps; the vector is of some fault before.
+const TRAP_PERF: i32 = 6;
 
 /// Vector of a fault that is nothing more particular.
 const GENERAL_PROTECTION: u64 = 13;
@@ -69,7 +72,7 @@ pub(super) fn read(exchange: &SharedFile, vcpu: u32, handover: &Handover) -> Opt
         call_address: info[2],
         system_call: info[3] as u32,
         architecture: (info[3] >> 32) as u32,
-        of_the_kernel: info[1] as i32 == SI_KERNEL,
+        code: info[1] as i32,
     })
 }
 
@@ -129,6 +132,7 @@ impl Frame {
 
     /// What the guest did, from the signal that the host raised for it.
     pub(super) fn fault(&self, signal: i32) -> Fault {
+        const DEBUG: u64 = 1;
         const INVALID_OPCODE: u64 = 6;
         const PAGE_FAULT: u64 = 14;
         if u64::from(self.code_selector) != USER_CS {
@@ -141,7 +145,10 @@ impl Frame {
             // The kernel's own refusal, and the vector is of some fault before.
             return Fault::Exception { vector: INVALID_OPCODE, error: 0 };
         }
-        if self.vector == PAGE_FAULT && self.of_the_kernel {
+        if signal == libc::SIGTRAP && self.code == TRAP_PERF {
+            return Fault::Exception { vector: DEBUG, error: 0 };
+        }
+        if self.vector == PAGE_FAULT && self.code == SI_KERNEL {
             return Fault::Exception { vector: GENERAL_PROTECTION, error: 0 };
         }
         if self.vector != PAGE_FAULT {

@@ -508,6 +508,10 @@ impl VcpuRunner for Vcpu {
         Registers { rsp: handover.rsp.load(Relaxed), rbp: handover.rbp.load(Relaxed), ..Registers::default() }
     }
 
+    fn guest_thread(&self) -> Option<i32> {
+        self.running().thread(self.vcpu).map(|thread| thread.as_raw_nonzero().get())
+    }
+
     fn set_registers(&mut self, registers: &Registers) {
         let shared = &self.process.kernel.shared;
         frame::set_registers(shared.exchange(), self.vcpu, shared.handover(self.vcpu), registers);
