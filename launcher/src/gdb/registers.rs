@@ -80,9 +80,9 @@ impl Frame {
         let mut frame = Self(vec![None; Number(REGISTERS).offset()]);
         let registers = &standing.registers;
         let words: [u64; 19] = zerocopy::transmute!(*registers);
-        for number in 0..GENERAL {
+        for (number, word) in words.iter().enumerate().take(GENERAL) {
             if !standing.in_call || [RBP, RSP, RIP].contains(&number) {
-                frame.put(Number(number), &words[number].to_le_bytes());
+                frame.put(Number(number), &word.to_le_bytes());
             }
         }
         if !standing.in_call {

@@ -146,8 +146,8 @@ fn draw(tally: &Tally, name: &str, path: &Path) -> Result<bool, Failure> {
     options.hash = true;
     let mut svg = Vec::new();
     flamegraph::from_lines(&mut options, folded.iter().map(|line| line.trim_end()), &mut svg)
-        .and_then(|()| fs::write(path, svg).map_err(Into::into))
-        .map_err(|error| cannot_write(path, io::Error::other(error)))?;
+        .and_then(|()| fs::write(path, svg))
+        .map_err(|error| cannot_write(path, error))?;
     Ok(true)
 }
 
