@@ -6,9 +6,10 @@ use crate::devices::DeviceOptions;
 use crate::gdb;
 use crate::logging::LogFormat;
 use crate::net::{ConnectorOptions, SwitchOptions, UserNetOptions};
-use crate::profile::HIGHEST_FREQUENCY;
+use crate::profile::ProfileOptions;
 use crate::stats::StatsOptions;
 use crate::top::TopOptions;
+use crate::trace::TraceOptions;
 use crate::{exit_code, units};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hv_core::EngineKind;
@@ -261,91 +262,6 @@ pub(crate) struct StopOptions {
     /// How long to wait until it is gone, such as 500ms, 10s, 2m or 1h
     #[arg(long, short, value_name = "TIME", default_value = "10s", value_parser = units::parse_duration)]
     pub(crate) timeout: Duration,
-}
-
-/// `hv trace`
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  hv trace shell                    until Ctrl-C, or the end of the VM; then a table, and shell.trace.json
-  hv trace shell --for 2s --output boot.json
-  hv trace shell --for 1s --summary-only
-  hv trace shell --for 1s --summary-only --json | jq '.rows[] | select(.seen_by == \"monitor\")'
-  hv run hello --trace hello.json   from the first instruction on
-
-Open the file with https://ui.perfetto.dev (it stays on your machine) or chrome://tracing.
-A guest adds marks of its own with guest_sdk::trace!(\"name\") and guest_sdk::trace_span!(\"name\").
-docs/observing.md says what is seen and what is not. A VM is traced by one at a time.")]
-pub(crate) struct TraceOptions {
-    /// The VM's name, as `hv ps` shows it, or the beginning of it
-    pub(crate) name: String,
-    /// The file to write [default: NAME.trace.json]
-    #[arg(long, short, value_name = "FILE", conflicts_with = "summary_only")]
-    output: Option<PathBuf>,
-    /// How long, such as 500ms, 10s, 2m or 1h [default: until Ctrl-C]
-    #[arg(long = "for", value_name = "TIME", value_parser = units::parse_duration)]
-    pub(crate) time: Option<Duration>,
-    /// Write no file: a table is enough
-    #[arg(long)]
-    pub(crate) summary_only: bool,
-    /// Print the summary as a JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-impl TraceOptions {
-    /// The file to write, for the VM of this name.
-    pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.output.clone().unwrap_or_else(|| format!("{name}.trace.json").into())
-    }
-}
-
-/// `hv profile`
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  hv profile shell --for 10s        the hottest functions, and shell.profile.svg, a flame graph
-  hv profile shell                  until Ctrl-C, or the end of the VM
-  hv profile shell --for 5s --symbols my-program
-  hv profile shell --for 5s --json | jq '.functions[0]'
-
-It samples stacks of the guest kernel and of its user programs, by frame pointers: guests are to be built with
--Cforce-frame-pointers=yes, as `hv new` does. A vCPU that sleeps is idle and not disturbed.
-Programs are found by themselves in the kernel's image, or by --symbols. docs/observing.md says more.")]
-pub(crate) struct ProfileOptions {
-    /// The VM's name, as `hv ps` shows it, or the beginning of it
-    pub(crate) name: String,
-    /// How long, such as 500ms, 10s, 2m or 1h [default: until Ctrl-C]
-    #[arg(long = "for", value_name = "TIME", value_parser = units::parse_duration)]
-    pub(crate) time: Option<Duration>,
-    /// Samples a second of each vCPU, 1 to 5000
-    #[arg(long, value_name = "HZ", default_value_t = 99, value_parser = clap::value_parser!(u32).range(1..=HIGHEST_FREQUENCY as i64))]
-    pub(crate) frequency: u32,
-    /// The flame graph [default: NAME.profile.svg]
-    #[arg(long, short, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Also write the stacks, one a line with how often it was found, for other tools
-    #[arg(long, value_name = "FILE")]
-    pub(crate) folded: Option<PathBuf>,
-    /// A user program's ELF file, to name its functions; can be given several times
-    #[arg(long, value_name = "FILE")]
-    pub(crate) symbols: Vec<PathBuf>,
-    /// Where the guest kernel's image is [default: where `hv run` had it]
-    #[arg(long, value_name = "FILE")]
-    pub(crate) image: Option<PathBuf>,
-    /// Tell the vCPUs apart in the flame graph
-    #[arg(long)]
-    pub(crate) vcpus: bool,
-    /// Print a JSON object
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-impl ProfileOptions {
-    /// The file to write, for the VM of this name.
-    pub(crate) fn file(&self, name: &str) -> PathBuf {
-        self.output.clone().unwrap_or_else(|| format!("{name}.profile.svg").into())
-    }
 }
 
 /// `hv balloon`

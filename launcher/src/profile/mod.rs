@@ -5,10 +5,12 @@
 //!
 //! Start at [`watch`].
 
+mod options;
 mod programs;
 mod tally;
 
-use crate::cli::ProfileOptions;
+pub(crate) use options::ProfileOptions;
+
 use crate::control::{HEARTBEAT, Job, Lines, Next, Wanted, connect};
 use crate::exit_code::Cause;
 use crate::failure::Failure;

@@ -6,12 +6,13 @@
 //! `chrome` writes the file, `summary` counts.
 
 mod chrome;
+mod options;
 mod recorder;
 mod summary;
 
+pub(crate) use options::TraceOptions;
 pub(crate) use recorder::{Recorder, open};
 
-use crate::cli::TraceOptions;
 use crate::control::{Job, Lines, Next, Wanted, connect};
 use crate::exit_code::Cause;
 use crate::failure::Failure;
