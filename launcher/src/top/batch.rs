@@ -59,7 +59,7 @@ fn row_of<'a>(name: &str, width: usize, cells: impl Iterator<Item = (&'a Column,
 /// All VMs in one line.
 pub(super) fn summary(rows: &[Row], interval: Duration) -> String {
     let count = |state| rows.iter().filter(|row| columns::state(row) == state).count();
-    let cpu: f64 = rows.iter().filter_map(|row| row.rates.cpu_percent).sum();
+    let cpu = rows.iter().filter_map(|row| row.rates.cpu_percent).fold(0.0, |sum, percent| sum + percent); // `sum` of none is -0
     let held: u64 = rows.iter().filter_map(|row| row.status.as_ref()).map(|vm| vm.resident).sum();
     let s = if rows.len() == 1 { "" } else { "s" };
     let mut text = format!("{} VM{s}: {} running", rows.len(), count("running"));
