@@ -128,7 +128,7 @@ mod tests {
         view.key(KeyEvent::from(KeyCode::Enter));
         let lines = drawn(&mut view, 80, 24);
         let shown = |text: &str| lines.iter().any(|line| line.contains(text));
-        for text in ["─ a ─", "VCPU  STATE", "1     blocked", "0 block", "shadows  0 B for 0"] {
+        for text in [" a ──", "VCPU  STATE", "1     blocked", "0 block", "shadows  0 B for 0"] {
             assert!(shown(text), "`{text}` is not in {lines:#?}");
         }
         view.scrolled = u16::MAX;
