@@ -208,9 +208,9 @@ mod real {
     }
 
     extern "C" fn run(launch: *mut Launch) -> ! {
+        listen(); // before anything that may wait for a lock, as the allocator does
         // SAFETY: `launch` made it by `Box::into_raw`, and only this vCPU was given it.
         let Launch { stack_end, main } = *unsafe { Box::from_raw(launch) };
-        listen();
         crate::trace::init_other();
         crate::upcall::init();
         main();

@@ -77,3 +77,11 @@ fn no_event_and_no_wake_up_is_lost() {
         }
     }
 }
+
+#[test]
+fn a_vcpu_that_is_started_waits_for_no_lock_for_ever() {
+    let (mut config, console) = config("storm", &["starts", "2"]);
+    config.vcpus = 4;
+    let report = wait(Vm::start(config).expect("the VM starts"));
+    assert_eq!(report.end, End::Shutdown { code: 0 }, "{report:#?}, having said: {}", console.text());
+}

@@ -1,4 +1,5 @@
-//! Sends events between vCPUs in every way there is, and fails if one is lost: `storm SEED SECONDS`.
+//! Sends events between vCPUs in every way there is, and fails if one is lost: `storm SEED SECONDS`. `storm starts SECONDS` starts
+//! vCPUs instead ([`starts`]).
 //!
 //! A *token* is what must not be lost. A vCPU that holds one does something at random, and sends it on over a *lane*: an
 //! event channel, and beside it in memory the number of the token's journey, which whoever takes the event checks. In a round
@@ -13,6 +14,7 @@
 extern crate alloc;
 
 mod lanes;
+mod starts;
 mod waits;
 
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -63,9 +65,13 @@ static COUNT: Count = Count {
 static LOCKED: [Lock<(u64, u64)>; 3] = [const { Lock::new((0, 0)) }; 3];
 
 fn main() -> u8 {
+    if boot::arguments().next() == Some("starts") {
+        let seconds = boot::arguments().nth(1).and_then(|seconds| seconds.parse().ok()).unwrap_or(1);
+        return u8::from(!starts::storm(Duration::from_secs(seconds)));
+    }
     let mut numbers = boot::arguments().map(|argument| argument.parse::<u64>().ok());
     let (Some(Some(seed)), Some(Some(seconds))) = (numbers.next(), numbers.next()) else {
-        println!("usage: storm SEED SECONDS");
+        println!("usage: storm SEED SECONDS, storm starts SECONDS");
         return 2;
     };
     SEEDS.store(seed << 32, Relaxed);
