@@ -33,6 +33,8 @@ pub(crate) struct Boot<'a> {
     pub features: Features,
     pub vcpus: u32,
     pub devices: &'a Plan,
+    /// Of its engine's guests.
+    pub xstate: (u64, u64),
 }
 
 /// Where the guest finds what.
@@ -66,7 +68,7 @@ impl Boot<'_> {
         }
         let regions = self.memory_map(memory.size(), devices_start, end);
         let blob = |start, length: usize| Blob { start: GuestPhys(start), length: length as u64 };
-        let (xstate_size, xstate_mask) = crate::cpu::xstate();
+        let (xstate_size, xstate_mask) = self.xstate;
         let info = BootInfo {
             magic: MAGIC,
             abi_version: ABI_VERSION,

@@ -193,6 +193,7 @@ impl Hypercalls for Calls<'_> {
     fn root_create(&mut self, table: u64) -> CallResult {
         let _alone = self.alone();
         self.vm.roots.create(&self.vm.memory, table)?;
+        self.vm.spaces.root_created(table);
         self.check_tables(|ledger, memory| ledger.check(memory, table));
         Ok(0)
     }

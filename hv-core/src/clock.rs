@@ -34,6 +34,21 @@ pub(crate) fn tsc_now() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// What a clock page shows now, read as guests read it.
+pub(crate) fn read(page: &ClockPage) -> u64 {
+    loop {
+        let sequence = page.sequence.load(SeqCst);
+        let ticks = tsc().saturating_sub(page.tsc_base.load(Relaxed));
+        let scaled = (u128::from(ticks) * u128::from(page.scale.load(Relaxed))) >> 32;
+        let now = page.ns_base.load(Relaxed) + scaled as u64;
+        fence(SeqCst);
+        if sequence.is_multiple_of(2) && page.sequence.load(Relaxed) == sequence {
+            return now;
+        }
+        core::hint::spin_loop();
+    }
+}
+
 /// The counter and the monotonic clock at one moment.
 #[derive(Clone, Copy, Debug)]
 struct Sample {

@@ -124,7 +124,7 @@ pub enum StartError {
     Memory { memory: u64, source: std::io::Error },
     #[error("{what} could not be made")]
     Host { what: &'static str, source: std::io::Error },
-    #[error("the process engine could not start the VM")]
+    #[error("the engine could not start the VM")]
     Engine(#[from] EngineError),
 }
 

@@ -60,6 +60,7 @@ use hv_abi::Features;
 /// What the host says when it refuses a file.
 pub fn prepare() -> std::io::Result<()> {
     clock::prepare();
+    engine::kvm::prepare();
     engine::process::prepare()
 }
 

@@ -80,6 +80,11 @@ impl GuestMemory {
         self.size
     }
 
+    /// Where it is mapped in the monitor.
+    pub(crate) fn host_address(&self) -> u64 {
+        self.region.as_ptr().addr() as u64
+    }
+
     /// The file that holds it.
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

@@ -40,6 +40,12 @@ unsafe impl Shared for hv_abi::clock::ClockPage {}
 unsafe impl Shared for crate::engine::process::handover::Handover {}
 // SAFETY: as above.
 unsafe impl Shared for crate::engine::process::layout::Report {}
+// SAFETY: as above.
+unsafe impl Shared for crate::engine::kvm::layout::EnginePage {}
+// SAFETY: as above.
+unsafe impl Shared for crate::engine::kvm::layout::Shared {}
+// SAFETY: an atomic.
+unsafe impl Shared for AtomicU8 {}
 // SAFETY: an array of atomics.
 unsafe impl Shared for crate::events::Bindings {}
 // SAFETY: an atomic.

@@ -16,6 +16,7 @@ use zerocopy::{FromZeros, IntoBytes};
 pub(crate) fn check(
     memory: &GuestMemory,
     roots: &Roots,
+    xstate: (u64, u64),
     root: u64,
     context: u64,
 ) -> Result<UserContext, Status> {
@@ -32,7 +33,7 @@ pub(crate) fn check(
     if user.reserved.iter().any(|word| *word != 0) {
         return Err(Status::BAD_ARGUMENT);
     }
-    check_xstate(memory, &user)?;
+    check_xstate(memory, xstate, &user)?;
     Ok(user)
 }
 
@@ -52,8 +53,8 @@ pub(crate) fn trapped(memory: &GuestMemory, exit: &UserExit) -> u32 {
     number
 }
 
-fn check_xstate(memory: &GuestMemory, user: &UserContext) -> Result<(), Status> {
-    let (size, mask) = crate::cpu::xstate();
+/// `size` and `mask` are the engine's.
+fn check_xstate(memory: &GuestMemory, (size, mask): (u64, u64), user: &UserContext) -> Result<(), Status> {
     if !user.xstate.0.is_multiple_of(64) || !memory.contains(user.xstate, size) {
         return Err(Status::BAD_ADDRESS);
     }

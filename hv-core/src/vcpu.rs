@@ -257,7 +257,7 @@ impl VcpuThread {
     /// The guest kernel wants to run a program.
     fn enter_user(&mut self, root: u64, context: u64) -> Then {
         let checked = if self.vm.features.contains(Features::MMU) {
-            user::check(&self.vm.memory, &self.vm.roots, root, context)
+            user::check(&self.vm.memory, &self.vm.roots, self.vm.xstate, root, context)
         } else {
             Err(Status::UNKNOWN_CALL)
         };

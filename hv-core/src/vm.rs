@@ -20,8 +20,7 @@ use crate::coredump::CoreDump;
 use crate::cpu_share::{Gate, Keeper, Measured};
 use crate::debug::{self, Debugger};
 use crate::devices::{Devices, Plan};
-use crate::engine::process::ProcessEngine;
-use crate::engine::{Control, Engine, EngineKind, Registers, Setup};
+use crate::engine::{self, Control, Registers, Setup};
 use crate::events::VcpuPages;
 use crate::handle::{Request, RequestError, VmHandle, Wanted};
 use crate::image::Image;
@@ -128,6 +127,7 @@ impl Vm {
         let memory = GuestMemory::new(config.memory)
             .map_err(|source| StartError::Memory { memory: config.memory, source })?;
         let plan = Plan::new(config.devices);
+        let engine = engine::choose(config.engine, config.debug)?;
         let boot = Boot {
             image: &config.image,
             ramdisk: &config.ramdisk,
@@ -135,6 +135,7 @@ impl Vm {
             features,
             vcpus: config.vcpus,
             devices: &plan,
+            xstate: engine.xstate(),
         };
         let loaded = boot.load(&memory)?;
         let pages = Arc::new(VcpuPages::new(config.vcpus).map_err(host("the vCPU pages"))?);
@@ -149,9 +150,6 @@ impl Vm {
             kernel_root: boot::kernel_root(features),
             sees_entries: config.check_tables || config.debug,
         };
-        let engine = match config.engine {
-            EngineKind::Auto | EngineKind::Process => ProcessEngine,
-        };
         let control = engine.start(&setup)?;
         let mut shared = Shared::new(
             memory,
@@ -163,6 +161,7 @@ impl Vm {
             config.console,
         );
         shared.console_input = ConsoleInput::new(shared.events.clone(), config.console_input);
+        shared.xstate = engine.xstate();
         shared.mappings = mappings;
         shared.leaves_core = config.core;
         shared.ledger = config.check_tables.then(|| Ledger::new(&shared.memory, shared.roots.kernel()));

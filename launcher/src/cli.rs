@@ -207,6 +207,8 @@ pub(crate) enum Engine {
     Auto,
     /// Deprivileged host processes; works on any x86-64 Linux
     Process,
+    /// The processor's virtualisation, where there is /dev/kvm; `hv doctor` says whether it works here
+    Kvm,
 }
 
 impl From<Engine> for EngineKind {
@@ -214,6 +216,7 @@ impl From<Engine> for EngineKind {
         match engine {
             Engine::Auto => Self::Auto,
             Engine::Process => Self::Process,
+            Engine::Kvm => Self::Kvm,
         }
     }
 }

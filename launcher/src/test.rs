@@ -7,7 +7,7 @@ use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::images;
 use crate::lockdown::{self, Kept};
-use conformance::{Process, RunError, Suite, SuiteError};
+use conformance::{Hv, RunError, Suite, SuiteError};
 use hv_core::Image;
 use std::io::{self, ErrorKind};
 
@@ -34,7 +34,7 @@ pub(crate) fn run(options: &TestOptions) -> Result<u8, Failure> {
         .map_err(|error| Failure::cannot("the file of --junit could not be made", error))?;
     lockdown::apply(&Kept::default())
         .map_err(|error| Failure::cannot("the host does not let hv give up its rights", error))?;
-    match runner.run(&suite, &Process::default(), junit, &mut io::stdout().lock()) {
+    match runner.run(&suite, &Hv::default(), junit, &mut io::stdout().lock()) {
         Ok(true) => Ok(0),
         Ok(false) => Ok(NOT_ALL_PASSED),
         Err(RunError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(Cause::ReaderGone.code()),

@@ -14,18 +14,18 @@
 #![forbid(unsafe_code)]
 
 pub mod coverage;
+mod hv;
 mod hypervisor;
 mod options;
 pub mod patch;
-mod process;
 pub mod report;
 mod runner;
 mod scenarios;
 mod suite;
 
+pub use hv::{Hv, engine_of_environment};
 pub use hypervisor::{Crash, Device, End, Hypervisor, Machine};
 pub use options::{Options, RunError};
-pub use process::Process;
 pub use runner::{Outcome, Verdict, run};
 pub use scenarios::{Judgement, Stand};
 pub use suite::{Case, Kind, Suite, SuiteError};

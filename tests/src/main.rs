@@ -1,7 +1,8 @@
 //! `conformance`: runs the ABI's conformance suite.
 
 use clap::{Parser, ValueEnum};
-use conformance::{Options, Process, Suite, coverage};
+use conformance::{Hv, Options, Suite, coverage};
+use hv_core::EngineKind;
 use std::process::ExitCode;
 
 /// Runs the conformance suite of the hv ABI, with fresh VMs for each test.
@@ -29,6 +30,17 @@ struct Arguments {
 enum Engine {
     /// Deprivileged host processes
     Process,
+    /// The processor's virtualisation
+    Kvm,
+}
+
+impl From<Engine> for EngineKind {
+    fn from(engine: Engine) -> Self {
+        match engine {
+            Engine::Process => Self::Process,
+            Engine::Kvm => Self::Kvm,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -44,13 +56,13 @@ fn main() -> ExitCode {
 
 /// Runs what was asked for; tells whether everything passed.
 fn judge(arguments: &Arguments) -> Result<bool, Box<dyn std::error::Error>> {
-    let Arguments { options, coverage, engine: Engine::Process, check_tables } = arguments;
+    let Arguments { options, coverage, engine, check_tables } = arguments;
     let suite = Suite::conformance()?;
     if *coverage {
         print!("{}", coverage::page(&suite.cases));
         return Ok(true);
     }
     let junit = options.open_junit()?;
-    let hypervisor = Process { check_tables: *check_tables };
+    let hypervisor = Hv { engine: (*engine).into(), check_tables: *check_tables };
     Ok(options.run(&suite, &hypervisor, junit, &mut std::io::stdout().lock())?)
 }

@@ -4,7 +4,9 @@
 //! events, time) is the same for all engines and lives outside. Start at `Control`, what an engine gives.
 
 mod counters;
+pub mod kvm;
 pub(crate) mod process;
+mod tally;
 
 pub(crate) use counters::CALL_KINDS;
 pub use counters::{CallCounts, Counters, SpaceCounts, TrapCounts};
@@ -28,6 +30,8 @@ pub enum EngineKind {
     Auto,
     /// Deprivileged host processes; works on any x86-64 Linux.
     Process,
+    /// The processor's virtualisation, through `/dev/kvm`.
+    Kvm,
 }
 
 /// Why an engine could not start a VM.
@@ -51,6 +55,9 @@ pub enum EngineError {
         /// The host's error.
         error: std::io::Error,
     },
+    /// KVM cannot be used, or refused something: why.
+    #[error("{0}")]
+    NoKvm(String),
     /// The sandbox ended before the guest's first instruction.
     #[error("the sandbox process ended during set-up: {how}; `hv doctor` says what this host allows")]
     SandboxDied {
@@ -84,8 +91,26 @@ pub(crate) struct Setup<'a> {
     pub sees_entries: bool,
 }
 
+/// The engine for a VM. One that is to be held by a debugger is for the process engine.
+pub(crate) fn choose(kind: EngineKind, debug: bool) -> Result<&'static dyn Engine, EngineError> {
+    let on_kvm = match kind {
+        EngineKind::Process => false,
+        EngineKind::Auto => !debug && kvm::probe().is_ok_and(|probe| probe.is_hardware()),
+        EngineKind::Kvm if debug => {
+            let why =
+                "gdb holds guests of the process engine alone: leave the engine to hv, or name that one";
+            return Err(EngineError::NoKvm(why.into()));
+        }
+        EngineKind::Kvm => true,
+    };
+    Ok(if on_kvm { &kvm::KvmEngine } else { &process::ProcessEngine })
+}
+
 /// Runs VMs.
 pub(crate) trait Engine {
+    /// Extended state that its guests have: bytes of an area with all of it, and its components.
+    fn xstate(&self) -> (u64, u64);
+
     /// Makes the guest kernel's address space. No vCPU runs yet.
     fn start(&self, setup: &Setup<'_>) -> Result<Arc<dyn Control>, EngineError>;
 }
@@ -143,6 +168,9 @@ pub(crate) trait AddressSpaces: Send + Sync {
 
     /// Brings those of the guest kernel's own root up to date.
     fn flush_kernel(&self);
+
+    /// A page is a root now.
+    fn root_created(&self, root: u64);
 
     /// A root is one no more; the engine forgets it. Not, and gives `false`, if a vCPU is in user mode under it.
     fn forget_root(&self, root: u64) -> bool;

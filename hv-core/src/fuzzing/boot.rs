@@ -72,6 +72,7 @@ impl Case {
     pub(super) fn check(&self) {
         let memory = GuestMemory::new(self.memory as u64).expect("a small memory can be had");
         let boot = Boot {
+            xstate: crate::cpu::xstate(),
             image: &self.image,
             ramdisk: &self.ramdisk,
             command_line: &self.command_line,

@@ -97,6 +97,8 @@ impl Notify for Notified {
 pub(super) struct NoSpaces;
 
 impl AddressSpaces for NoSpaces {
+    fn root_created(&self, _: u64) {}
+
     fn yield_to(&self, _: u32) {}
 
     fn entry_changed(&self, _: u64) {}

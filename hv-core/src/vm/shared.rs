@@ -32,6 +32,8 @@ pub(crate) struct Shared {
     pub ledger: Option<Ledger>,
     /// What the engine keeps of page tables and user programs.
     pub spaces: Arc<dyn AddressSpaces>,
+    /// Bytes and components of extended state, as the engine has them.
+    pub xstate: (u64, u64),
     pub features: Features,
     pub breakpoints: Breakpoints,
     /// Per vCPU: somebody waits for it to stop.
@@ -74,6 +76,7 @@ impl Shared {
             mappings: Vec::new(),
             ledger: None,
             spaces,
+            xstate: crate::cpu::xstate(),
             features,
             breakpoints,
             stopping: (0..pages.vcpus()).map(|_| AtomicBool::new(false)).collect(),

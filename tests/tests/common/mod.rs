@@ -49,6 +49,7 @@ pub fn config(name: &str, arguments: &[&str]) -> (Config, Console) {
     let sample = sample_guests::find(name).unwrap_or_else(|| panic!("no sample guest {name}"));
     let mut config = Config::new(Image::parse(sample.image).expect("sample guests are good images"));
     let console = Console::default();
+    config.engine = conformance::engine_of_environment().unwrap_or(hv_core::EngineKind::Process);
     config.console = Box::new(console.clone());
     config.command_line = arguments.iter().map(|argument| (*argument).to_string()).collect();
     (config, console)

@@ -25,13 +25,13 @@ mod rewrite;
 mod sandbox;
 mod shadow;
 mod spawn;
-mod spin;
+pub(crate) mod spin;
 mod stub;
-mod tally;
 mod users;
 mod vcpu;
 pub(crate) mod xstate;
 
+use super::tally::Tally;
 use super::{
     AddressSpaces, Control, Counters, Engine, EngineError, Mapping, Registers, Setup, SpaceCounts, VcpuRunner,
 };
@@ -48,7 +48,6 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
-use tally::Tally;
 use users::Users;
 
 /// Makes the file that sandboxes are started from, if that has not been done, and finds out what the host has.
@@ -61,6 +60,10 @@ pub(crate) fn prepare() -> std::io::Result<()> {
 pub(crate) struct ProcessEngine;
 
 impl Engine for ProcessEngine {
+    fn xstate(&self) -> (u64, u64) {
+        crate::cpu::xstate()
+    }
+
     fn start(&self, setup: &Setup<'_>) -> Result<Arc<dyn Control>, EngineError> {
         let vcpus = setup.pages.vcpus();
         let links = SharedFile::new("hv-links", layout::links_size(vcpus))
@@ -266,6 +269,8 @@ impl AddressSpaces for Process {
     fn flush_kernel(&self) {
         self.users.flush_kernel();
     }
+
+    fn root_created(&self, _: u64) {} // it costs nothing until it is entered
 
     fn forget_root(&self, root: u64) -> bool {
         let vcpus = 0..self.pages.vcpus();

@@ -38,7 +38,7 @@ fn turn_ps() -> u64 {
 }
 
 /// Turns of a spinning loop in nanoseconds.
-pub(super) fn to_ns(turns: u64) -> u64 {
+pub(crate) fn to_ns(turns: u64) -> u64 {
     turns.saturating_mul(turn_ps()) / 1000
 }
 

@@ -10,10 +10,10 @@ use super::handover::{
 use super::layout::*;
 use super::sandbox::Shared;
 use super::spin::{Parting, Spin};
-use super::tally::Tally;
 use super::users;
 use super::{InUser, Process, frame, stub};
 use crate::clock::monotonic_ns;
+use crate::engine::tally::Tally;
 use crate::engine::{
     Access, CallCounts, EnterError, Exit, Fault, Registers, Trap, UserCause, UserExit, VcpuRunner,
 };

@@ -3,17 +3,17 @@
 //! Only the vCPU's own thread in the monitor counts, so a count is a load and a store, and no locked instruction. It is
 //! read now and then, by whoever wants to know, and may be a moment old.
 
-use super::spin;
-use crate::engine::{CALL_KINDS, CallCounts, Counters, TrapCounts, UserCause};
+use super::process::spin;
+use super::{CALL_KINDS, CallCounts, Counters, TrapCounts, UserCause};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// A number that one thread raises and any reads.
 #[derive(Debug, Default)]
-pub(super) struct Count(AtomicU64);
+pub(crate) struct Count(AtomicU64);
 
 impl Count {
     /// Only ever on one thread.
-    pub(super) fn add(&self, more: u64) {
+    pub(crate) fn add(&self, more: u64) {
         self.0.store(self.get().wrapping_add(more), Relaxed);
     }
 
@@ -24,7 +24,7 @@ impl Count {
 
 /// Traps, by what they are: see [`TrapCounts`].
 #[derive(Debug, Default)]
-pub(super) struct Traps {
+pub(crate) struct Traps {
     system_calls: Count,
     page_faults: Count,
     exceptions: Count,
@@ -36,7 +36,7 @@ pub(super) struct Traps {
 
 impl Traps {
     /// Those of programs that came back so.
-    pub(super) fn came_back(&self, cause: UserCause) -> &Count {
+    pub(crate) fn came_back(&self, cause: UserCause) -> &Count {
         match cause {
             UserCause::SystemCall => &self.system_calls,
             UserCause::PageFault { .. } => &self.page_faults,
@@ -62,7 +62,7 @@ impl Traps {
 /// One vCPU's counts. Aligned, so that no vCPU's slow another's down.
 #[derive(Debug)]
 #[repr(align(128))]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     /// By [`CallCounts::kind_of`].
     pub calls: [Count; CALL_KINDS],
     pub traps: Traps,
@@ -88,7 +88,7 @@ impl Default for Tally {
 
 impl Tally {
     /// What was counted so far; what the vCPU's thread says that it span, in turns; and how often it was told of events.
-    pub(super) fn counters(&self, guest_spins: u64, upcalls: u64) -> Counters {
+    pub(crate) fn counters(&self, guest_spins: u64, upcalls: u64) -> Counters {
         let calls = CallCounts(self.calls.each_ref().map(Count::get));
         let trap_kinds = self.traps.counts();
         Counters {

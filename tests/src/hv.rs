@@ -1,4 +1,4 @@
-//! This project's own hypervisor, with the process engine.
+//! This project's own hypervisor, with one of its engines.
 
 use crate::{Crash, Device, End, Hypervisor, Machine};
 use hv_core::devices::{Block, BlockOptions};
@@ -11,16 +11,44 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
-/// hv's process engine.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Process {
+/// hv, with an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct Hv {
+    /// Which runs the VMs.
+    pub engine: EngineKind,
     /// See [`Config::check_tables`].
     pub check_tables: bool,
 }
 
-impl Hypervisor for Process {
+impl Default for Hv {
+    /// The engine that `HV_ENGINE` in the environment names; otherwise the process engine.
+    fn default() -> Self {
+        Self { engine: engine_of_environment().unwrap_or(EngineKind::Process), check_tables: false }
+    }
+}
+
+/// The engine that `HV_ENGINE` names, for tests that boot VMs: `process`, `kvm`, or `auto`.
+///
+/// # Panics
+///
+/// Panics if it names none.
+pub fn engine_of_environment() -> Option<EngineKind> {
+    let name = std::env::var("HV_ENGINE").ok()?;
+    Some(match &*name {
+        "auto" => EngineKind::Auto,
+        "process" => EngineKind::Process,
+        "kvm" => EngineKind::Kvm,
+        other => panic!("HV_ENGINE is {other:?}, expected process, kvm or auto"),
+    })
+}
+
+impl Hypervisor for Hv {
     fn name(&self) -> &str {
-        "process"
+        match self.engine {
+            EngineKind::Auto => "auto",
+            EngineKind::Process => "process",
+            EngineKind::Kvm => "kvm",
+        }
     }
 
     fn boot(&self, machine: Machine, console: Box<dyn Write + Send>) -> End {
@@ -41,7 +69,7 @@ impl Hypervisor for Process {
             let config = Config {
                 memory,
                 vcpus,
-                engine: EngineKind::Process,
+                engine: self.engine,
                 command_line: arguments,
                 ramdisk,
                 console,
