@@ -276,3 +276,18 @@ fn a_running_vm_tells_what_it_does() {
     assert!((1..=stats.memory.size).contains(&stats.memory.host), "{:?}", stats.memory);
     assert_eq!(stats.processes, vm.processes());
 }
+
+/// A vCPU may be making an address space when its VM is ended: that ends, too, and nothing waits for it for ever.
+#[test]
+fn while_its_vcpus_make_address_spaces() {
+    let mut random = fastrand::Rng::with_seed(1);
+    for _ in 0..200 {
+        let (mut config, _) = config("minios", &["-c", "forkbomb & forkbomb & forkbomb & forkbomb"]);
+        config.vcpus = 4;
+        let vm = Vm::start(config).expect("the VM starts");
+        std::thread::sleep(Duration::from_micros(random.u64(8_000..40_000)));
+        let processes = vm.processes();
+        drop(vm); // at once, wherever its vCPUs are
+        assert!(processes.into_iter().all(|pid| !exists(pid)), "a sandbox is left");
+    }
+}

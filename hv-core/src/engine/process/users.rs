@@ -56,6 +56,8 @@ struct Inner {
     spare: Option<(u32, Starting)>,
     /// What was done; its two that are of now are not kept here.
     counts: SpaceCounts,
+    /// The VM ends: no sandbox is made any more, for nobody would end it.
+    ended: bool,
     /// Counts entries, to find the space that was not used for longest.
     now: u64,
 }
@@ -104,6 +106,7 @@ impl Users {
             leaving: Vec::new(),
             spare: None,
             counts: SpaceCounts::default(),
+            ended: false,
             now: 0,
         };
         Self { files, kernel: setup.kernel_root, inner: Mutex::new(inner) }
@@ -325,6 +328,7 @@ impl Users {
 
     pub(super) fn kill_all(&self) {
         let mut inner = self.lock();
+        inner.ended = true;
         if let Some((slot, spare)) = inner.spare.take()
             && let Ok(sandbox) = spare.process()
         {

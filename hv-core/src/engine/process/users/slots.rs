@@ -18,6 +18,9 @@ impl Inner {
         vcpu: u32,
         in_use: &dyn Fn(u64) -> bool,
     ) -> Result<(Sandbox, u32), EngineError> {
+        if self.ended {
+            return Err(EngineError::SandboxDied { how: "the VM was ended before".into() });
+        }
         loop {
             let (slot, starting) = match self.spare.take() {
                 Some((slot, starting)) => (slot, Ok(starting)),
