@@ -8,7 +8,7 @@
 
 use super::code::Code;
 use super::layout::{
-    self, EnginePage, GATE, Header, IDT, KERNEL_TABLE, PAGE, SHARED, SLOT_255, SPACE_PAGES, SPACES_MAX,
+    self, EnginePage, Header, IDT, KERNEL_TABLE, PAGE, SHARED, SLOT_255, SPACE_PAGES, SPACES_MAX,
     Shared, VCPU_PAGES, VCPU_STRIDE, VECTOR_BYTES, area, frame, selector, vector,
 };
 use super::tables::{NO_EXECUTE, PRESENT, Tables, USER, WRITE};
@@ -208,7 +208,6 @@ impl MachineMemory {
         shared.slot_255.store(slot_255, Relaxed);
         let gate_page = self.base + code_at + self.header.gate_page - SLOT_255;
         shared.gate.store(gate_page | PRESENT | USER, Relaxed);
-        const { assert!(GATE % PAGE == 0) };
         shared.ask.store(u32::from(setup.sees_entries || setup.kernel_root.is_none()), Relaxed);
         for (place, space) in (0..).zip(&shared.spaces) {
             space.cr3.store(self.base + self.spaces + place * SPACE_PAGES * PAGE, Relaxed);

@@ -171,10 +171,10 @@ impl Vcpu {
     fn give_interrupt(&mut self) -> Result<(), NoKvm> {
         let page = self.vm.machine.engine_page(self.vcpu);
         let forgets = page.flush_wanted.load(SeqCst) != page.flush_done.load(SeqCst);
-        if !self.interrupt && !(forgets && !self.in_call) {
+        self.interrupt |= forgets && !self.in_call; // a call's end looks by itself
+        if !self.interrupt {
             return Ok(());
         }
-        self.interrupt = true;
         let run = self.fd().get_kvm_run();
         if run.ready_for_interrupt_injection != 0 && run.if_flag != 0 {
             registers::interrupt(self.fd(), vector::UPCALL as u32)?;
