@@ -12,6 +12,9 @@ pub struct Options {
     /// Only tests whose name or clause ids contain this
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     pub filter: String,
+    /// Not these tests, by their whole names
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    pub except: Vec<String>,
     /// List the tests and run none
     #[arg(long)]
     pub list: bool,
@@ -64,8 +67,9 @@ impl Options {
         out: &mut dyn Write,
     ) -> Result<bool, RunError> {
         let wanted = |case: &Case| {
-            case.name.contains(&self.filter)
-                || case.clauses.iter().any(|clause| clause.contains(&self.filter))
+            let named = case.name.contains(&self.filter)
+                || case.clauses.iter().any(|clause| clause.contains(&self.filter));
+            named && !self.except.contains(&case.name)
         };
         if !suite.cases.iter().any(wanted) {
             return Err(RunError::NoMatch(self.filter.clone()));

@@ -8,8 +8,8 @@
 
 use super::code::Code;
 use super::layout::{
-    self, EnginePage, Header, IDT, KERNEL_TABLE, PAGE, SHARED, SLOT_255, SPACE_PAGES, SPACES_MAX,
-    Shared, VCPU_PAGES, VCPU_STRIDE, VECTOR_BYTES, area, frame, selector, vector,
+    self, EnginePage, Header, IDT, KERNEL_TABLE, PAGE, SHARED, SLOT_255, SPACE_PAGES, SPACES_MAX, Shared,
+    VCPU_PAGES, VCPU_STRIDE, VECTOR_BYTES, area, frame, selector, vector,
 };
 use super::tables::{NO_EXECUTE, PRESENT, Tables, USER, WRITE};
 use crate::engine::{EngineError, Mapping, Setup};

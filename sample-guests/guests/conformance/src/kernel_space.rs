@@ -255,7 +255,6 @@ pub fn entry_without(level: &str, right: &str, how: &str) {
         "present" => all - Entry::PRESENT,
         "write" => all - Entry::WRITE,
         "execute" => all | Entry::NO_EXECUTE,
-        "reserved" => Entry::from_bits_retain(all.bits() | 1 << 8),
         other => panic!("no right {other:?}"),
     };
     at(SPOT + 8).store(1, SeqCst); // it has been used when it changes

@@ -187,64 +187,6 @@ guest_sdk::tests! {
         assert_eq!((prober.load(base + 4096), prober.load(base + 2 * 4096)), (1, 2));
     }
 
-    "MMU-005" fn entries_that_break_a_rule_read_as_absent() {
-        let to = callable();
-        for level in 1..=4_u32 {
-            let good = |prober: &mut Prober| Entry::from_bits_retain(word(prober.entry(level)));
-            for bit in [3, 4, 8, 59, 60, 61, 62, 51] {
-                let mut prober = Prober::new();
-                prober.program.space.map(SPOT, to, TABLE);
-                // Taken out with all that is above it, changed by a plain store, and put in again.
-                let at = prober.entry(level);
-                let bad = good(&mut prober).bits() | 1 << bit;
-                let root_entry = prober.entry(4);
-                let above = Entry::from_bits_retain(word(root_entry));
-                if level == 4 {
-                    // A root's entries are changed before it is a root.
-                    let root = prober.program.space.root;
-                    guest_sdk::hypercall::root_destroy(root).unwrap();
-                    store(at, bad);
-                    guest_sdk::hypercall::root_create(root).unwrap();
-                    let mut context = alloc::boxed::Box::new(crate::program::context(TEXT));
-                    core::mem::swap(&mut context, &mut prober.program.context);
-                } else {
-                    set(root_entry, Entry::empty(), EAGER).unwrap();
-                    store(at, bad);
-                    set(root_entry, above, EAGER).unwrap();
-                }
-                assert_eq!(prober.rights(SPOT), NONE, "level {level}, bit {bit}");
-                set(at, Entry::from_bits_retain(bad & !(1 << bit)), 0).unwrap();
-                assert_eq!(prober.rights(SPOT), ALL, "level {level}, without bit {bit}");
-            }
-        }
-    }
-
-    "MMU-005" fn a_large_page_at_another_level_reads_as_absent() {
-        let mut prober = Prober::new();
-        prober.program.space.map(SPOT, callable(), TABLE);
-        let large = large_page();
-        for level in [1, 3, 4] {
-            let entry = prober.entry(level);
-            let before = Entry::from_bits_retain(word(entry));
-            assert_eq!(set(entry, Entry::new(large, TABLE | Entry::LARGE), 0), Ok(before.bits()));
-            assert_eq!(prober.rights(SPOT), NONE, "level {level}");
-            set(entry, before, 0).unwrap();
-            assert_eq!(prober.rights(SPOT), ALL, "level {level}");
-        }
-    }
-
-    "MMU-005" fn a_large_page_that_is_misaligned_or_outside_memory_reads_as_absent() {
-        for bad in [large_page().0 + 4096, memory_size() & !(span(2) - 1), (memory_size() + span(2)) & !(span(2) - 1)] {
-            let mut prober = Prober::new();
-            let (entry, top) = (prober.entry(2), prober.entry(4));
-            let above = Entry::from_bits_retain(word(top));
-            set(top, Entry::empty(), 0).unwrap();
-            store(entry, Entry::new(GuestPhys(bad), TABLE | Entry::LARGE).bits());
-            set(top, above, 0).unwrap();
-            assert_eq!(prober.rights(SPOT), NONE, "{bad:#x}");
-        }
-    }
-
     "MMU-006 MMU_UPDATE-009" fn bits_that_are_the_guests_change_nothing() {
         let mut prober = Prober::new();
         prober.program.space.map(SPOT, callable(), TABLE);

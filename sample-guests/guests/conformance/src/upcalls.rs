@@ -225,12 +225,14 @@ guest_sdk::tests! {
 
     "UPCALL_RETURN-005" fn a_frame_that_was_changed_is_obeyed() {
         static GO_ON_AT: AtomicU64 = AtomicU64::new(0);
+        static DELAY: AtomicU64 = AtomicU64::new(100_000);
         static OTHER_STACK: [AtomicU64; 512] = [const { AtomicU64::new(0) }; 512];
         let top = (&raw const OTHER_STACK).addr() as u64 + 2048;
         probe::install(|frame, _| {
             let at = GO_ON_AT.load(SeqCst);
             if at == 0 {
-                timer_set(Instant::now().as_nanos() + 100_000); // the code has yet to say where
+                // The code has yet to say where, and may need longer for that than an upcall takes to come.
+                timer_set(Instant::now().as_nanos() + DELAY.fetch_add(DELAY.load(SeqCst), SeqCst));
             } else {
                 frame.rip = at;
                 frame.rsp = (&raw const OTHER_STACK).addr() as u64 + 2048;

@@ -298,6 +298,9 @@ guest_sdk::tests! {
         one.step();
         let mut moved = context(TEXT);
         moved.xstate_valid = 0;
+        if one.program.context.xstate_valid == 1 {
+            area(&moved).copy_from_slice(area(&one.program.context)); // the state is in memory, and moves with it
+        }
         one.program.context.xstate = moved.xstate; // another area, from the next entry on
         one.step();
         one.check();
@@ -344,11 +347,12 @@ guest_sdk::tests! {
         assert_eq!(release(&mut context), Err(Status::BAD_ARGUMENT));
         let mut one = Patterned::new(1);
         one.step();
+        let good = one.program.context.xstate_valid;
         for valid in [2, u32::MAX] {
             one.program.context.xstate_valid = valid;
             assert_eq!(release(&mut one.program.context), Err(Status::BAD_ARGUMENT), "{valid}");
         }
-        one.program.context.xstate_valid = 0;
+        one.program.context.xstate_valid = good;
         one.step();
         one.check();
     }

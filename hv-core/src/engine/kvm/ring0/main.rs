@@ -63,6 +63,7 @@ core::arch::global_asm!(
     USER_CODE = const layout::selector::USER_CODE,
     USER_DATA = const layout::selector::USER_DATA,
     GATE_VECTOR = const layout::vector::GATE,
+    GATE = const layout::GATE,
     GATE_BEHIND = const layout::GATE + 2,
     V_UPCALL = const 0,
     V_UPCALL_ENTRY = const 8,

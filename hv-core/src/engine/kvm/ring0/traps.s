@@ -100,6 +100,8 @@ hv_exception:
     cld
     test    byte ptr [rsp + 24], 3
     jz      hv_kernel_exception
+    cmp     qword ptr [rsp + 16], {GATE}        // it has called the gate, and is let come there: a step, at the most
+    je      3f
     swapgs
     mov     gs:[{E_SCRATCH}], rax
 hv_from_program:                                // RAX is in the scratch word
@@ -136,6 +138,9 @@ hv_from_program:                                // RAX is in the scratch word
     mov     [rax + {C_ACCESS}], ecx
     mov     r12d, {TRAP_PAGE_FAULT}
     jmp     hv_came_back
+3:
+    add     rsp, 16
+    iretq
 
 // Copies a word of the frame, as hv_kernel_exception has it, to the trap's record at RAX, or back. Loses RCX.
 .macro hv_trap_word record, frame
@@ -224,6 +229,8 @@ hv_upcall:
     cld
     test    byte ptr [rsp + 8], 3
     jz      1f
+    cmp     qword ptr [rsp], {GATE}             // it has called the gate, which is as good
+    je      4f
     swapgs
     mov     gs:[{E_SCRATCH}], rax
     push    0
@@ -268,6 +275,7 @@ hv_upcall:
     pop     rdx
     pop     rcx
     pop     rax
+4:
     iretq
     .globl hv_upcall_end
 hv_upcall_end:
