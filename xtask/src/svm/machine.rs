@@ -76,7 +76,7 @@ impl Machine<'_> {
 
     fn start(&self) -> Result<Child, Error> {
         let mut qemu = Command::new(&self.packages.qemu);
-        if let Some(libraries) = &self.packages.libraries {
+        if let Some(libraries) = self.packages.libraries() {
             qemu.env("LD_LIBRARY_PATH", libraries);
         }
         for data in &self.packages.data {
@@ -86,7 +86,10 @@ impl Machine<'_> {
         qemu.args(["-nographic", "-no-reboot", "-nic", "none"]);
         qemu.arg("-kernel").arg(&self.packages.kernel).arg("-initrd").arg(self.image);
         qemu.args(["-append", "console=ttyS0 quiet panic=-1"]);
-        qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        qemu.stdin(Stdio::null()).stdout(Stdio::piped());
+        let complaints = File::create(self.log.with_extension("qemu"))
+            .map_err(cannot("making a file for QEMU's complaints"))?;
+        qemu.stderr(complaints);
         qemu.spawn().map_err(cannot("starting QEMU"))
     }
 

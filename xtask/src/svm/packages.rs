@@ -3,15 +3,16 @@
 //! Start at [`Packages::get`].
 
 use super::{Error, cannot};
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// What the machine is made of.
 pub(super) struct Packages {
-    /// What `qemu-system-x86_64` is started with; empty variables if it is installed.
     pub qemu: PathBuf,
-    pub libraries: Option<PathBuf>,
+    /// Where its libraries are, if it is not installed.
+    pub libraries: Vec<PathBuf>,
     /// Where QEMU's own files are.
     pub data: Vec<PathBuf>,
     pub kernel: PathBuf,
@@ -43,6 +44,11 @@ impl Packages {
         }))
     }
 
+    /// As the loader of programs has them in its environment.
+    pub(super) fn libraries(&self) -> Option<OsString> {
+        std::env::join_paths(&self.libraries).ok().filter(|paths| !paths.is_empty())
+    }
+
     fn find(root: &Path) -> Option<Self> {
         let kernel = first(&root.join("boot"), |name| name.starts_with("vmlinuz-"))?;
         let release = kernel.file_name()?.to_str()?.strip_prefix("vmlinuz-")?.to_owned();
@@ -50,14 +56,14 @@ impl Packages {
         let find = |name: &&str| tree.iter().find_map(|tree| find_below(tree, name));
         let modules: Vec<PathBuf> = MODULES.iter().filter_map(find).collect();
         let own = root.join("usr/bin/qemu-system-x86_64");
-        let libraries = own.exists().then(|| root.join("usr/lib/x86_64-linux-gnu"));
-        let qemu = if libraries.is_some() { own } else { in_path("qemu-system-x86_64")? };
-        let data = ["usr/share/qemu", "usr/share/seabios"].map(|data| root.join(data));
+        let unpacked = |path: &str| Some(root.join(path)).filter(|path| own.exists() && path.exists());
+        let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].into_iter().filter_map(unpacked);
+        let data = ["usr/share/qemu", "usr/share/seabios"].into_iter().filter_map(unpacked);
         let busybox = ["bin/busybox", "usr/bin/busybox"].map(|path| root.join(path));
         Some(Self {
-            qemu,
-            data: data.into_iter().filter(|data| libraries.is_some() && data.exists()).collect(),
-            libraries,
+            libraries: libraries.collect(),
+            data: data.collect(),
+            qemu: if own.exists() { own.clone() } else { in_path("qemu-system-x86_64")? },
             kernel,
             modules,
             busybox: busybox.into_iter().find(|path| path.exists())?,

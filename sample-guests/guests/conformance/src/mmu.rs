@@ -2,7 +2,6 @@
 
 #![expect(unsafe_code, reason = "a large page of the heap, and table entries by plain stores")]
 
-use crate::memory_size;
 use crate::phys;
 use crate::program::{CODE, DATA, HEAP, Page, Program, TABLE, TEXT, code, page, set, span, word};
 use guest_sdk::hv_abi::GuestPhys;

@@ -154,8 +154,10 @@ guest_sdk::tests! {
     "UPCALL-007 UPCALL_RETURN-002" fn df_is_clear_at_entry_and_the_flags_come_back() {
         probe::install(probe::nothing);
         Channel::TIMER.unmask();
+        let mut delay = 20_000; // and more, where the timer fires before the flags are set
         while SEEN.rflags.load(SeqCst) & DF == 0 {
-            timer_set(Instant::now().as_nanos() + 20_000);
+            delay += delay / 8;
+            timer_set(Instant::now().as_nanos() + delay);
             let flags: u64;
             // SAFETY: spins with DF and CF set, and clears DF again before any other code runs. `loop` changes no flag.
             unsafe {
