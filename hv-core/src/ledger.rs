@@ -118,7 +118,7 @@ impl Ledger {
             let Some(table) = tables.get_mut(&(page, level)) else { continue };
             let expected = std::mem::replace(&mut table.entries[index as usize], new);
             let (root, base) = (table.root, table.base + index * span(level));
-            if expected != old {
+            if !alike(expected, old) {
                 return Err(Bypass { root, entry: at.0, level, virt: base, expected, found: old });
             }
             if let Leaf::Table { table } = leaf(memory, Entry::from_bits_retain(old), level) {
@@ -138,6 +138,12 @@ impl Ledger {
     }
 }
 
+/// Whether two values of an entry differ by no more than what a processor that walks the table sets.
+fn alike(expected: u64, found: u64) -> bool {
+    let set_by_the_processor = Entry::ACCESSED | Entry::DIRTY;
+    (expected ^ found) & !set_by_the_processor.bits() == 0
+}
+
 /// Compares or notes a table and what it leads to; `seen` keeps it from going round.
 fn visit(
     tables: &mut BTreeMap<(u64, u32), Table>,
@@ -153,7 +159,7 @@ fn visit(
     let known = tables.entry((table, level)).or_insert(Table { entries, root, base });
     let pairs = (0..).zip(known.entries.iter().zip(&entries));
     if let Some((index, (expected, found))) =
-        pairs.into_iter().find(|(_, (expected, found))| expected != found)
+        pairs.into_iter().find(|(_, (expected, found))| !alike(**expected, **found))
     {
         let (entry, virt) = (table + index * 8, base + index * span(level));
         return Err(Bypass { root, entry, level, virt, expected: *expected, found: *found });
