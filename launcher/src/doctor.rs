@@ -10,6 +10,7 @@ use crate::exit_code::Cause;
 use crate::failure::Failure;
 use crate::output::{self, Style};
 use crate::units::show_duration;
+use hv_core::EngineKind;
 use measure::Measured;
 use serde::Serialize;
 use std::fmt::Write;
@@ -85,7 +86,11 @@ pub(crate) fn examine(options: &DoctorOptions) -> Result<u8, Failure> {
             None
         }
     };
-    let findings = Findings { engine: measured.as_ref().map(|_| "process"), checks, measured };
+    let engine = match hv_core::engine::automatic() {
+        EngineKind::Kvm => "kvm",
+        _ => "process",
+    };
+    let findings = Findings { engine: measured.as_ref().map(|_| engine), checks, measured };
     output::print(&if options.json { json(&findings) } else { text(&findings, &Style::stdout()) })?;
     Ok(if findings.engine.is_some() { 0 } else { Cause::CannotStart.code() })
 }

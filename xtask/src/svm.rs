@@ -33,7 +33,7 @@ Examples:
 
 The first run downloads some 50 MiB of Debian packages; without apt-get it says that it is skipped.")]
 pub(crate) struct Options {
-    /// Only these: `conformance`, or a test file of tests/tests
+    /// Only these: `conformance`, `minios`, or a test file of tests/tests
     #[arg(long, value_name = "NAME")]
     test: Vec<String>,
     /// Which engine runs the guests
@@ -116,16 +116,25 @@ fn runs(options: &Options, programs: &Programs) -> Vec<Run> {
                 options.engine,
                 machine::quoted(&NOT_EMULATED.join(","))
             ),
-            _ => format!(
-                "HV_ENGINE={} {name} --test-threads 1 {}",
-                options.engine,
-                skipped(&name, &options.engine)
-            ),
+            _ => format!("HV_ENGINE={} {name} --test-threads 1", options.engine),
         };
         Run { name, command }
     };
-    programs.of_guests.iter().map(of).collect()
+    let minios = options.test.is_empty() || options.test.iter().any(|test| test == "minios");
+    let minios = MINIOS.iter().filter(|_| minios).map(|(name, words)| Run {
+        name: (*name).to_owned(),
+        command: format!("hv run --engine {} --timeout 5m {words}", options.engine),
+    });
+    programs.of_guests.iter().map(of).chain(minios).collect()
 }
+
+/// minios on one vCPU and on several: its own demonstration, and what is hard on address spaces.
+const MINIOS: &[(&str, &str)] = &[
+    ("minios", "minios -- -v demo"),
+    ("minios on 4 vCPUs", "--cpus 4 minios -- -v demo"),
+    ("bombs", "--cpus 4 minios -- -c 'forkbomb; cowtest 7; threads 4 1000; par 1000 4'"),
+    ("checked tables", "--check-tables minios -- -c 'primes 1000 | wc; cowtest'"),
+];
 
 /// Tests of the conformance suite for which the emulated processor is not enough of one: it checks no alignment, has no exceptions of
 /// SSE and none of the stack segment's, and calls the fault of an instruction that reads and writes a read. Each fails on the process
@@ -142,16 +151,6 @@ const NOT_EMULATED: &[&str] = &[
     // Emulated well enough, and for minutes: 65,536 roots are as many exits, and those are slow there.
     "there_are_so_many_roots_and_no_more",
 ];
-
-/// Tests that are of another engine than the one that is tried, as arguments.
-fn skipped(file: &str, engine: &str) -> String {
-    let of_processes: &[&str] = match (file, engine) {
-        (_, "process") => &[],
-        ("stopping", _) => &["a_stop_returns_though_the_vcpu_is_in_a_long_call"],
-        _ => &[],
-    };
-    of_processes.iter().map(|name| format!("--skip {name} ")).collect()
-}
 
 /// Says how it went; whether all is well.
 fn summary(outcomes: &[Outcome], command: &[String], log: &std::path::Path) -> bool {

@@ -91,11 +91,17 @@ pub(crate) struct Setup<'a> {
     pub sees_entries: bool,
 }
 
+/// What [`EngineKind::Auto`] is on this host.
+pub fn automatic() -> EngineKind {
+    let on_kvm = kvm::probe().is_ok_and(|probe| probe.is_hardware());
+    if on_kvm { EngineKind::Kvm } else { EngineKind::Process }
+}
+
 /// The engine for a VM. One that is to be held by a debugger is for the process engine.
 pub(crate) fn choose(kind: EngineKind, debug: bool) -> Result<&'static dyn Engine, EngineError> {
     let on_kvm = match kind {
         EngineKind::Process => false,
-        EngineKind::Auto => !debug && kvm::probe().is_ok_and(|probe| probe.is_hardware()),
+        EngineKind::Auto => !debug && automatic() == EngineKind::Kvm,
         EngineKind::Kvm if debug => {
             let why =
                 "gdb holds guests of the process engine alone: leave the engine to hv, or name that one";

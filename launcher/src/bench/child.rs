@@ -199,7 +199,8 @@ impl Group {
     fn spawn(suite: Suite, phase: Phase, quick: bool, scratch: &Path) -> std::io::Result<Self> {
         let phase = phase.to_possible_value().expect("no phase is left out");
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["bench", suite.name(), "--phase", phase.get_name()]);
+        let engine = super::guest::engine().to_possible_value().expect("no engine is left out");
+        command.args(["bench", suite.name(), "--phase", phase.get_name(), "--engine", engine.get_name()]);
         command.args(quick.then_some("--quick"));
         command.env("TMPDIR", scratch).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::piped());

@@ -2,7 +2,8 @@
 
 use crate::bench::host::warmed;
 use crate::bench::idle::{self, Idle, Waiting};
-use crate::bench::{Figure, Phase};
+use crate::bench::{Figure, Phase, guest};
+use clap::ValueEnum;
 use std::fs;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -13,9 +14,11 @@ fn hv() -> Command {
 
 /// `hv run hello`, from its start until it is gone.
 pub(super) fn run_hello(phase: Phase) -> Figure {
+    let engine = guest::engine().to_possible_value().expect("no engine is left out");
     let once = || {
         let start = Instant::now();
-        let output = hv().args(["run", "hello"]).output().expect("hv can be run");
+        let output =
+            hv().args(["run", "hello", "--engine", engine.get_name()]).output().expect("hv can be run");
         assert!(output.status.success(), "hv run hello failed");
         start.elapsed().as_nanos() as f64 / 1e3
     };

@@ -2,12 +2,14 @@
 
 use crate::bench::host::{to_ns, warmed};
 use crate::bench::{Figure, Phase};
+use crate::cli::Engine;
 use hv_abi::GuestPhys;
 use hv_core::Breakpoints;
 use hv_core::devices::DeviceStats;
 use hv_core::engine::Counters;
 use hv_core::{Config, DeviceConfig, End, Image, Vm};
 use std::io::Write;
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -25,6 +27,19 @@ impl Write for Lines {
     }
 }
 
+/// The engine of all guests that are measured, once it was said.
+static ENGINE: OnceLock<Engine> = OnceLock::new();
+
+/// Has guests run on an engine, from here on.
+pub(super) fn use_engine(engine: Engine) {
+    let _ = ENGINE.set(engine); // one process measures one
+}
+
+/// Which that is.
+pub(super) fn engine() -> Engine {
+    *ENGINE.get_or_init(|| Engine::Auto)
+}
+
 /// A built-in guest with arguments, and where what it writes comes out.
 pub(crate) fn config(guest: &str, arguments: &[&str]) -> (Config, Receiver<(Instant, Vec<u8>)>) {
     let image = sample_guests::find(guest).expect("a guest that is built in").image;
@@ -33,6 +48,7 @@ pub(crate) fn config(guest: &str, arguments: &[&str]) -> (Config, Receiver<(Inst
     config.console = Box::new(Lines(lines));
     config.command_line = arguments.iter().map(|a| (*a).to_string()).collect();
     config.breakpoints = Breakpoints::Continue;
+    config.engine = engine().into();
     (config, output)
 }
 

@@ -68,6 +68,7 @@ fn run_suite(suite: Suite, options: &SuiteOptions) -> Result<u8, Failure> {
         let message = format!("the suite `{}` has no quick form: leave out `--quick`", suite.name());
         return Err(Failure::new(Cause::CannotStart, message));
     }
+    guest::use_engine(options.engine);
     if let Some(phase) = options.phase {
         return child::measure_here(suite, phase, options.quick);
     }

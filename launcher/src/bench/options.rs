@@ -1,6 +1,7 @@
 //! The command line of `hv bench`.
 
 use crate::bench::{Phase, Suite};
+use crate::cli::Engine;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -64,6 +65,9 @@ pub(crate) struct SuiteOptions {
     /// Take few samples: rough figures, in a few seconds. Not for `crossing`
     #[arg(long)]
     pub(crate) quick: bool,
+    /// Which engine runs the guests
+    #[arg(long, value_name = "ENGINE", default_value = "auto")]
+    pub(crate) engine: Engine,
     /// One phase, in this process, as lines of JSON: how the benchmark runs itself.
     #[arg(long, hide = true)]
     pub(crate) phase: Option<Phase>,

@@ -2,6 +2,8 @@
 
 use super::{Check, Status};
 use crate::lockdown::Landlocked;
+use crate::units::show_duration;
+use hv_core::engine::kvm;
 use std::path::Path;
 
 /// All checks, the ones that matter most first.
@@ -135,11 +137,22 @@ fn user() -> Check {
     Check::unless(!uid.is_root(), "user", found, Status::Warn, advice)
 }
 
-/// For information only.
+/// Tried, and timed: a KVM may be software. Guests run without it.
 fn kvm() -> Check {
-    let there = Path::new("/dev/kvm").exists();
-    let found =
-        if there { "present; not used yet, there is no KVM engine" } else { "not present; not needed" };
+    let found = match kvm::probe() {
+        _ if !Path::new("/dev/kvm").exists() => "not present; not needed".into(),
+        Err(why) => format!("present, and not used: {why}"),
+        Ok(probe) => format!(
+            "an instruction of ring 0 takes {:.2} ns, leaving the guest and coming back {}: {}",
+            probe.instruction.as_secs_f64() * 1e9,
+            show_duration(probe.exit),
+            if probe.is_hardware() {
+                "hardware, which `--engine auto` takes"
+            } else {
+                "software, and slower than the process engine"
+            }
+        ),
+    };
     Check::ok("/dev/kvm", found)
 }
 

@@ -64,6 +64,15 @@ pub(crate) fn prepare() {
     let _ = host(); // that it cannot be used is told when it is wanted
 }
 
+/// Whether guests can run on KVM here, fast or slowly.
+///
+/// # Errors
+///
+/// Why they cannot.
+pub fn usable() -> Result<(), &'static NoKvm> {
+    host().map(drop)
+}
+
 impl From<&'static NoKvm> for EngineError {
     fn from(why: &'static NoKvm) -> Self {
         Self::NoKvm(why.to_string())

@@ -18,6 +18,7 @@ mod cpu;
 mod device_calls;
 mod device_faults;
 mod devices;
+mod digest;
 mod entries;
 mod events;
 mod first;
