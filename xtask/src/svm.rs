@@ -116,7 +116,7 @@ fn runs(options: &Options, programs: &Programs) -> Vec<Run> {
                 options.engine,
                 machine::quoted(&NOT_EMULATED.join(","))
             ),
-            _ => format!("HV_ENGINE={} {name} --test-threads 1", options.engine),
+            _ => format!("HV_ENGINE={} {name} --test-threads 1 --nocapture", options.engine),
         };
         Run { name, command }
     };

@@ -32,6 +32,8 @@ pub struct Counters {
     pub upcalls: u64,
     /// Times the monitor's thread went to sleep.
     pub sleeps: u64,
+    /// Times the vCPU left the guest for the monitor, for whatever reason: on the KVM engine, where each costs the same.
+    pub exits: u64,
     /// Nanoseconds that the monitor's thread span for requests, about.
     pub host_spin_ns: u64,
     /// Nanoseconds that the vCPU's thread span for answers, about, as it says.
@@ -102,6 +104,7 @@ impl Sum for Counters {
             not_rewritten: a.not_rewritten.wrapping_add(b.not_rewritten),
             upcalls: a.upcalls.wrapping_add(b.upcalls),
             sleeps: a.sleeps.wrapping_add(b.sleeps),
+            exits: a.exits.wrapping_add(b.exits),
             host_spin_ns: a.host_spin_ns.wrapping_add(b.host_spin_ns),
             guest_spin_ns: a.guest_spin_ns.saturating_add(b.guest_spin_ns), // the guest says so
         })

@@ -69,6 +69,7 @@ pub(crate) struct Tally {
     pub rewritten: Count,
     pub not_rewritten: Count,
     pub sleeps: Count,
+    pub exits: Count,
     /// Turns of the spinning loop.
     pub host_spins: Count,
 }
@@ -81,6 +82,7 @@ impl Default for Tally {
             rewritten: Count::default(),
             not_rewritten: Count::default(),
             sleeps: Count::default(),
+            exits: Count::default(),
             host_spins: Count::default(),
         }
     }
@@ -100,6 +102,7 @@ impl Tally {
             rewritten: self.rewritten.get(),
             not_rewritten: self.not_rewritten.get(),
             sleeps: self.sleeps.get(),
+            exits: self.exits.get(),
             host_spin_ns: spin::to_ns(self.host_spins.get()),
             guest_spin_ns: spin::to_ns(guest_spins),
         }

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 /// Test files whose tests boot guests, and do so through `HV_ENGINE`.
 const TESTS: &[&str] =
-    &["digest", "devices", "devices_balloon", "devices_console", "devices_net", "devices_vsock"];
+    &["digest", "exits", "devices", "devices_balloon", "devices_console", "devices_net", "devices_vsock"];
 
 /// A program, and what it is called in the machine.
 pub(super) struct Program {

@@ -195,6 +195,7 @@ impl Vcpu {
         (self.in_call, self.trapped) = (false, false);
         let exit = self.fd.as_mut().expect("it is given back at its end").run();
         seat.exit();
+        vm.of(self.vcpu).tally.exits.add(1);
         let came = match exit {
             Ok(VcpuExit::IoOut(at, _)) => return self.left_by(at),
             Ok(VcpuExit::IrqWindowOpen) => Came::Again,

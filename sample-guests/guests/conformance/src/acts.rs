@@ -5,7 +5,7 @@
 #![expect(unsafe_code, reason = "crashing takes it")]
 
 use crate::registers::{enter, good};
-use crate::{devices, digest, direct, first, in_a_storm, kernel_space, pages, phys, raw, typed};
+use crate::{cost, devices, digest, direct, first, in_a_storm, kernel_space, pages, phys, raw, typed};
 use alloc::vec::Vec;
 use guest_sdk::boot::info;
 use guest_sdk::console::write;
@@ -32,6 +32,7 @@ const ACTS: &[Act] = &[
     ("boot", |_| boot()),
     ("clock", |_| clock()),
     ("count", |_| in_a_storm(|| (0..3000).for_each(|i| println!("{i}")))),
+    ("cost", |arguments| cost::of(arguments[0], number(arguments[1]))),
     ("digest", |_| println!("{:016x}", digest::digest())),
     ("entries", |_| entries()),
     ("balloon", |_| pages::follow_balloon()),

@@ -14,6 +14,7 @@ extern crate alloc;
 mod acts;
 mod boot;
 mod calls;
+mod cost;
 mod cpu;
 mod device_calls;
 mod device_faults;
