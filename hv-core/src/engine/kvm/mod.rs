@@ -20,6 +20,8 @@ mod registers;
 #[expect(dead_code, reason = "a part of it is for ring 0")]
 #[path = "ring0/tables.rs"]
 mod tables;
+#[cfg(test)]
+mod tables_tests;
 mod vcpu;
 
 pub use host::NoKvm;
