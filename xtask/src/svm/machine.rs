@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 /// The processor. Debian's QEMU looks at the stack of a program's IRETQ as the kernel does, which SMAP forbids, so that is
 /// left away.
 const PROCESSOR: &str = "EPYC,+svm,+npt,-smap,-smep";
-/// One: with several, QEMU now and then shows a guest of the guest's page tables that are not there.
+/// One: with several, a guest of the guest now and then finds its page tables to have reserved bits set, which they have not; with
+/// one, too, once in some hundred VMs.
 const PROCESSORS: &str = "1";
 const MEMORY: &str = "2048";
 

@@ -39,8 +39,8 @@ impl Programs {
             let mut arguments = vec!["test", "--no-run", "--package", "conformance"];
             files.iter().for_each(|file| arguments.extend(["--test", file]));
             let built = cargo(&[&arguments[..], profile].concat())?;
-            of_guests.extend(built.into_iter().map(|(name, path)| Program { name, path }));
-            of_guests.retain(|program| program.name == "conformance" || files.contains(&&*program.name));
+            let built = built.into_iter().filter(|(name, _)| files.contains(&&**name));
+            of_guests.extend(built.map(|(name, path)| Program { name, path }));
         }
         of_guests.retain(|program| !command.is_empty() || wanted(&program.name));
         Ok(Self { of_guests, hv: find("hv")? })

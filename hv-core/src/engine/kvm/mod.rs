@@ -346,8 +346,10 @@ impl Control for Virtual {
     }
 
     fn request_stop(&self, vcpu: u32) {
-        self.of(vcpu).stop.store(true, SeqCst);
-        self.rouse(vcpu, wanted::LOOK);
+        // It stays wanted until the request is taken back. To call it again before it has come would keep it from coming.
+        if !self.of(vcpu).stop.swap(true, SeqCst) {
+            self.rouse(vcpu, wanted::LOOK);
+        }
     }
 
     fn cancel_stop(&self, vcpu: u32) {
@@ -361,8 +363,9 @@ impl Control for Virtual {
     }
 
     fn request_sample(&self, vcpu: u32) {
-        self.of(vcpu).sample.store(true, SeqCst);
-        self.rouse(vcpu, wanted::LOOK);
+        if !self.of(vcpu).sample.swap(true, SeqCst) {
+            self.rouse(vcpu, wanted::LOOK);
+        }
     }
 
     fn kill(&self) {
