@@ -37,11 +37,13 @@ impl Packages {
             if let Err(why) = download(directory, &root)? {
                 return Ok(Err(why));
             }
-            fs::write(&complete, "").map_err(cannot("noting that all is there"))?;
         }
-        Ok(Self::find(&root).ok_or_else(|| {
-            Unavailable(format!("{} is not what it should be: remove it and try again", directory.display()))
-        }))
+        let Some(packages) = Self::find(&root) else {
+            let why = format!("{} is not what it should be: remove it and try again", directory.display());
+            return Ok(Err(Unavailable(why)));
+        };
+        fs::write(&complete, "").map_err(cannot("noting that all is there"))?;
+        Ok(Ok(packages))
     }
 
     /// As the loader of programs has them in its environment.
@@ -55,6 +57,10 @@ impl Packages {
         let tree = [root.join("lib/modules"), root.join("usr/lib/modules")].map(|tree| tree.join(&release));
         let find = |name: &&str| tree.iter().find_map(|tree| find_below(tree, name));
         let modules: Vec<PathBuf> = MODULES.iter().filter_map(find).collect();
+        let has = |name: &str| modules.iter().any(|module| module.ends_with(name));
+        if !has("kvm.ko") || !has("kvm-amd.ko") {
+            return None; // compressed ones are not unpacked
+        }
         let own = root.join("usr/bin/qemu-system-x86_64");
         let unpacked = |path: &str| Some(root.join(path)).filter(|path| own.exists() && path.exists());
         let libraries = ["usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu"].into_iter().filter_map(unpacked);

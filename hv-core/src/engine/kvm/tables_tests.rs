@@ -29,7 +29,7 @@ impl Made {
             space.cr3.store(0x1_0000_0000 + place * SPACE_PAGES * PAGE, Relaxed);
         }
         for table in 1..4 {
-            made.store(table, 0, (table + 1) * PAGE | LINK);
+            made.store(table, 0, ((table + 1) * PAGE) | LINK);
         }
         made
     }
@@ -83,13 +83,13 @@ impl Made {
 #[test]
 fn a_copy_has_the_guests_entries_and_the_hypervisors() {
     let made = Made::new();
-    made.store(1, 7, 5 * PAGE | LINK);
-    made.store(4, 40, 6 * PAGE | LINK | NO_EXECUTE);
-    made.store(4, 3, 6 * PAGE | LINK); // below what a program can map
+    made.store(1, 7, (5 * PAGE) | LINK);
+    made.store(4, 40, (6 * PAGE) | LINK | NO_EXECUTE);
+    made.store(4, 3, (6 * PAGE) | LINK); // below what a program can map
     let place = made.place();
-    assert_eq!(made.copied(place, 0, 7), 5 * PAGE | LINK);
+    assert_eq!(made.copied(place, 0, 7), (5 * PAGE) | LINK);
     assert_eq!((made.copied(place, 0, 255), made.copied(place, 0, 256)), (SLOT_255, 0));
-    assert_eq!(made.copied(place, 3, 40), 6 * PAGE | LINK | NO_EXECUTE);
+    assert_eq!(made.copied(place, 3, 40), (6 * PAGE) | LINK | NO_EXECUTE);
     assert_eq!((made.copied(place, 3, 3), made.copied(place, 3, GATE / PAGE)), (0, GATE_PAGE));
     let own = made.shared().spaces[place].cr3.load(Relaxed);
     assert_eq!(made.copied(place, 0, 0), (own + PAGE) | LINK);
@@ -99,13 +99,13 @@ fn a_copy_has_the_guests_entries_and_the_hypervisors() {
 #[test]
 fn rights_above_hold_below_and_what_breaks_a_rule_is_absent() {
     let made = Made::new();
-    made.store(1, 0, 2 * PAGE | PRESENT | USER | NO_EXECUTE);
-    made.store(4, 40, 6 * PAGE | LINK);
-    made.store(2, 5, 6 * PAGE | LINK | LARGE);
+    made.store(1, 0, (2 * PAGE) | PRESENT | USER | NO_EXECUTE);
+    made.store(4, 40, (6 * PAGE) | LINK);
+    made.store(2, 5, (6 * PAGE) | LINK | LARGE);
     made.store(1, 9, MEMORY | LINK);
-    made.store(1, 10, 5 * PAGE | LINK | 1 << 8);
+    made.store(1, 10, (5 * PAGE) | LINK | (1 << 8));
     let place = made.place();
-    assert_eq!(made.copied(place, 3, 40), 6 * PAGE | PRESENT | USER | NO_EXECUTE);
+    assert_eq!(made.copied(place, 3, 40), (6 * PAGE) | PRESENT | USER | NO_EXECUTE);
     assert_eq!([made.copied(place, 1, 5), made.copied(place, 0, 9), made.copied(place, 0, 10)], [0; 3]);
     assert_eq!(
         made.copied(place, 3, GATE / PAGE),
@@ -127,12 +127,12 @@ fn a_change_of_a_copied_table_makes_the_copy_anew_and_no_other_does() {
     let made = Made::new();
     let place = made.place();
     let stale = || made.shared().spaces[place].stale.load(SeqCst);
-    assert_eq!(made.update(9 * PAGE, 6 * PAGE | LINK), (0, 0));
+    assert_eq!(made.update(9 * PAGE, (6 * PAGE) | LINK), (0, 0));
     assert_eq!(stale(), 0, "a table that is not copied");
-    assert_eq!(made.update(4 * PAGE + 40 * 8, 6 * PAGE | LINK), (0, 0));
+    assert_eq!(made.update(4 * PAGE + 40 * 8, (6 * PAGE) | LINK), (0, 0));
     assert_eq!(stale(), 1);
     made.tables().refresh(place);
-    assert_eq!((stale(), made.copied(place, 3, 40)), (0, 6 * PAGE | LINK));
+    assert_eq!((stale(), made.copied(place, 3, 40)), (0, (6 * PAGE) | LINK));
 }
 
 #[test]
@@ -142,15 +142,15 @@ fn updates_are_checked_and_a_roots_upper_entries_are_refused() {
     tables.frame(PAGE).fetch_or(frame::ROOT, SeqCst);
     const BAD_ARGUMENT: (u64, u64) = (0, 2);
     const BAD_ADDRESS: (u64, u64) = (0, 3);
-    assert_eq!(made.update(PAGE + 255 * 8, 6 * PAGE | LINK), BAD_ARGUMENT);
+    assert_eq!(made.update(PAGE + 255 * 8, (6 * PAGE) | LINK), BAD_ARGUMENT);
     assert_eq!(made.update(9 * PAGE + 4, 0), BAD_ADDRESS);
     assert_eq!(made.update(MEMORY, 0), BAD_ADDRESS);
     assert_eq!(made.update(9 * PAGE, MEMORY | LINK), BAD_ADDRESS);
-    assert_eq!(made.update(9 * PAGE, 6 * PAGE | LINK | 1 << 8), BAD_ARGUMENT);
-    assert_eq!(made.update(9 * PAGE, 6 * PAGE | LINK | LARGE), BAD_ARGUMENT, "not aligned to its size");
+    assert_eq!(made.update(9 * PAGE, (6 * PAGE) | LINK | (1 << 8)), BAD_ARGUMENT);
+    assert_eq!(made.update(9 * PAGE, (6 * PAGE) | LINK | LARGE), BAD_ARGUMENT, "not aligned to its size");
     tables.frame(10 * PAGE).fetch_or(frame::KERNEL_ROOT, SeqCst);
-    assert_eq!(made.update(10 * PAGE + 32 * 8, 6 * PAGE | LINK), BAD_ARGUMENT);
-    assert_eq!(made.update(10 * PAGE + 33 * 8, 6 * PAGE | LINK), (0, 0));
+    assert_eq!(made.update(10 * PAGE + 32 * 8, (6 * PAGE) | LINK), BAD_ARGUMENT);
+    assert_eq!(made.update(10 * PAGE + 33 * 8, (6 * PAGE) | LINK), (0, 0));
     let behind = (FRAMES + SHARED_PAGES + 1) * PAGE + 33 * 8;
-    assert_eq!(made.file.at::<AtomicU64>(behind).load(Relaxed), 6 * PAGE | LINK, "it is in force at once");
+    assert_eq!(made.file.at::<AtomicU64>(behind).load(Relaxed), (6 * PAGE) | LINK, "it is in force at once");
 }
