@@ -33,10 +33,10 @@ impl Packages {
     pub(super) fn get(directory: &Path) -> Result<Result<Self, Unavailable>, Error> {
         let root = directory.join("root");
         let complete = directory.join("complete");
-        if !complete.exists() {
-            if let Err(why) = download(directory, &root)? {
-                return Ok(Err(why));
-            }
+        if !complete.exists()
+            && let Err(why) = download(directory, &root)?
+        {
+            return Ok(Err(why));
         }
         let Some(packages) = Self::find(&root) else {
             let why = format!("{} is not what it should be: remove it and try again", directory.display());
