@@ -137,8 +137,8 @@ const MINIOS: &[(&str, &str)] = &[
 ];
 
 /// Tests of the conformance suite for which the emulated processor is not enough of one: it checks no alignment, has no exceptions of
-/// SSE and none of the stack segment's, and calls the fault of an instruction that reads and writes a read. Each fails on the process
-/// engine there, too, which runs programs without any virtualisation.
+/// SSE and none of the stack segment's, and calls the fault of an instruction that reads and writes a read. Six of them were seen to fail
+/// on the process engine there, too, which runs programs without any virtualisation; two more fail for the last of these reasons.
 const NOT_EMULATED: &[&str] = &[
     "a_misaligned_access_with_ac_is_vector_17",
     "a_page_fault_tells_address_and_access",
